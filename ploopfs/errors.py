@@ -1,0 +1,198 @@
+"""Every expected failure, each a class with its errno.
+
+`str(error)` is the reason in words, for logs and `last_error`; `errno` is what the caller of the tree sees.
+An exception that is not a `PloopError` is a bug. Knows nothing of the rest of the project.
+"""
+
+import errno as _errno
+import os
+
+
+class PloopError(Exception):
+    """Base of every failure that this project expects."""
+
+    errno: int = _errno.EIO
+
+
+# --- images and descriptors ---------------------------------------------------------------------------------------
+
+
+class BadImage(PloopError):
+    """An image breaks a rule of the format; names the file, the field and the value."""
+
+    errno = _errno.EINVAL
+
+    def __init__(self, path: str, field: str, value: object, expected: str) -> None:
+        super().__init__(f"{path}: {field} is {value}, expected {expected}")
+        self.path, self.field, self.value, self.expected = path, field, value, expected
+
+
+class BadDescriptor(PloopError):
+    """A DiskDescriptor.xml breaks a rule; `line` is 0 where no single line is to blame."""
+
+    errno = _errno.EINVAL
+
+    def __init__(self, path: str, reason: str, *, line: int = 0) -> None:
+        super().__init__(f"{path}:{line}: {reason}" if line else f"{path}: {reason}")
+        self.path, self.reason, self.line = path, reason, line
+
+
+class ImageNotClosed(PloopError):
+    """The in-use mark is set: the image is open elsewhere or was not closed."""
+
+    errno = _errno.EBUSY
+
+
+class ImageConverting(PloopError):
+    """A format conversion of this image was interrupted (mark and CIF_FmtVersionConvert set)."""
+
+    errno = _errno.EBUSY
+
+
+class ImageLocked(PloopError):
+    """Another process (a second daemon, QEMU) holds the image."""
+
+    errno = _errno.EBUSY
+
+
+class ImageFull(PloopError):
+    """No cluster number is left in this image's block map."""
+
+    errno = _errno.E2BIG
+
+
+class ImageMismatch(PloopError):
+    """An image does not fit the stack or the device that it is to join."""
+
+    errno = _errno.EINVAL
+
+
+# --- storage ------------------------------------------------------------------------------------------------------
+
+
+class BackendError(PloopError):
+    """The storage below an image answered an operation with an errno: the only failure that can mean standby."""
+
+    def __init__(
+        self, errno: int, operation: str, path: str, *, offset: int = 0, length: int = 0
+    ) -> None:
+        super().__init__(errno, operation, path)
+        self.errno = errno
+        self.operation, self.path, self.offset, self.length = operation, path, offset, length
+
+    def __str__(self) -> str:
+        where = f" {self.length} bytes at {self.offset}" if self.length else ""
+        name = _errno.errorcode.get(self.errno, str(self.errno))
+        return f"{self.path}: {self.operation}{where}: {name} ({os.strerror(self.errno)})"
+
+
+class TruncatedImage(PloopError):
+    """A mapped cluster ends before its length: somebody shortened the file under us. Not an answer of the storage."""
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+class InStandby(PloopError):
+    """Refused at the gate: the device is in standby."""
+
+
+class DeviceAborted(PloopError):
+    """A write refused at the gate: vz7's aborted state."""
+
+
+class RequestFailed(PloopError):
+    """A request met a storage error; `errno` is what its flavour reports for it."""
+
+    def __init__(self, errno: int, reason: str) -> None:
+        super().__init__(reason)
+        self.errno = errno
+
+
+class QueueFull(PloopError):
+    """The bound on requests in a device's queue is reached."""
+
+
+class ParkTimeout(PloopError):
+    """A request waited in a quiesced queue for longer than the bound."""
+
+
+class QuiesceTimeout(PloopError):
+    """Requests in flight did not end within the bound, so the stack cannot be swapped."""
+
+    errno = _errno.EBUSY
+
+
+class StorageTimeout(PloopError):
+    """The storage neither answered nor failed within the bound."""
+
+    errno = _errno.ETIMEDOUT
+
+
+class BeyondEnd(PloopError):
+    """A write at or past the end of the device, as a block device answers it."""
+
+    errno = _errno.ENOSPC
+
+
+class ReadOnly(PloopError):
+    """A write to a read-only device."""
+
+    errno = _errno.EROFS
+
+
+# --- devices, tree, configuration ---------------------------------------------------------------------------------
+
+
+class BadValue(PloopError):
+    """A value that an attribute, a control file or an argument does not take."""
+
+    errno = _errno.EINVAL
+
+
+class NoSuchDevice(PloopError):
+    """No device (any more) of that name."""
+
+    errno = _errno.ENODEV
+
+
+class NoSuchEntry(PloopError):
+    """No delta, node or entry of that name."""
+
+    errno = _errno.ENOENT
+
+
+class AlreadyExists(PloopError):
+    """The name, number or file is taken."""
+
+    errno = _errno.EEXIST
+
+
+class Busy(PloopError):
+    """Another operation of the same kind is under way, or the object is in use."""
+
+    errno = _errno.EBUSY
+
+
+class PermissionDenied(PloopError):
+    """An attribute was opened in a direction that it does not have; even for root, as in kernfs."""
+
+    errno = _errno.EACCES
+
+
+class NotPermitted(PloopError):
+    """A change of the namespace, which a sysfs-like tree never allows."""
+
+    errno = _errno.EPERM
+
+
+class ConfigError(PloopError):
+    """A configuration breaks a rule; names file, line, the path of the key and what was expected."""
+
+    errno = _errno.EINVAL
+
+
+class MountError(PloopError):
+    """A mountpoint cannot be used; says why and what would help."""
+
+    errno = _errno.EBUSY

@@ -1,0 +1,35 @@
+"""Rules that hold for every test: an undeclared WARNING fails it, and Hypothesis draws the same examples each time."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A run that fails must fail again: no clock decides (deadline, too_slow), and the examples are those of the last run.
+settings.register_profile(
+    "ploopfs", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ploopfs")
+
+
+class _Recorder(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(level=logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def undeclared_warnings_fail(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A record at WARNING or above means trouble: a test in which trouble is expected says so with a mark."""
+    recorder = _Recorder()
+    logger = logging.getLogger("ploopfs")
+    logger.addHandler(recorder)
+    yield
+    logger.removeHandler(recorder)
+    if recorder.messages and request.node.get_closest_marker("expects_warnings") is None:
+        logged = "\n".join(recorder.messages)
+        pytest.fail(f"logged, and the test is not marked expects_warnings:\n{logged}", pytrace=False)

@@ -1,0 +1,66 @@
+"""What a test of the real thing needs of the machine: programs, /dev/fuse, loop devices, root.
+
+A test says `need(commands=("qemu-img",), fuse=True)` before it starts; where the machine lacks a part the test is
+skipped with the name of that part. With PLOOPFS_REQUIRE_REAL=1 (set by tools/test in CI) the same lack is a failure: a
+green run must not be one that skipped what it is there to prove. tests/test_tidy.py forbids every other way to skip.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+CAP_SYS_ADMIN = 21
+"""The bit of mount(2) and of LOOP_SET_FD's callers, capabilities(7)."""
+
+
+def real_or_skip(reason: str) -> NoReturn:
+    """Ends the test (or the module, when called while it is imported): skipped, or failed where parts are required."""
+    if os.environ.get("PLOOPFS_REQUIRE_REAL") == "1":
+        pytest.fail(f"{reason}, and PLOOPFS_REQUIRE_REAL=1 forbids to skip", pytrace=False)
+    pytest.skip(reason, allow_module_level=True)
+
+
+def need(*, commands: tuple[str, ...] = (), fuse: bool = False, loop: bool = False, root: bool = False) -> None:
+    """Returns if the machine has every part asked for; names all that it lacks otherwise."""
+    lacks = [f"the program {command}" for command in commands if shutil.which(command) is None]
+    if root and os.geteuid() != 0:
+        lacks.append("root")
+    if fuse:
+        lacks.extend(_lacks_of_fuse())
+    if loop:
+        lacks.extend(_lacks_of_loop())
+    if lacks:
+        real_or_skip(f"this machine lacks {', '.join(lacks)}")
+
+
+def _lacks_of_fuse() -> Iterator[str]:
+    if not _opens("/dev/fuse"):
+        yield "/dev/fuse"
+    if not _may_mount() and shutil.which("fusermount3") is None:
+        yield "the right to mount (CAP_SYS_ADMIN or fusermount3)"
+
+
+def _lacks_of_loop() -> Iterator[str]:
+    if not _opens("/dev/loop-control"):
+        yield "/dev/loop-control"
+    if not _may_mount():
+        yield "the right to set up loop devices (CAP_SYS_ADMIN)"
+
+
+def _opens(path: str) -> bool:
+    """A container may show a device node that it is not allowed to open: only opening it tells."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _may_mount() -> bool:
+    status = Path("/proc/self/status").read_text()
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> CAP_SYS_ADMIN & 1)
