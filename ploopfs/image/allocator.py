@@ -1,0 +1,54 @@
+"""Which clusters of the top file are free: first fit from the lowest number, then the end of the file.
+
+Pure. Two rules keep other people's data out of a new cluster. A cluster below the file's end may hold old bytes, so
+the plan scrubs it before use. A freed cluster is handed out again only after `release`, which its caller calls when
+the map entry that named it is gone from stable storage and no request that might still use it is in flight."""
+
+import heapq
+from collections import deque
+
+import numpy as np
+
+from ploopfs.errors import ImageFull
+from ploopfs.image.bat import Entries
+
+MAX_ENTRY = 0xFFFFFFFE
+"""0xFFFFFFFF means "known empty" inside the kernel and never stands on disk."""
+
+
+class Allocator:
+    """Clusters of one file. Gaps are kept as ranges: a hostile sparse file costs no more memory than its map."""
+
+    __slots__ = ("_gaps", "_limit", "_next", "_released")
+
+    def __init__(self, used: Entries, *, first_cluster: int, file_clusters: int, entry_unit: int) -> None:
+        """`used` holds the file clusters that the map names. Others inside the file are free."""
+        taken = np.unique(used).astype(np.int64)
+        edges = np.concatenate(([first_cluster - 1], taken, [max(file_clusters, first_cluster)]))
+        gap_starts = np.flatnonzero(np.diff(edges) > 1)
+        self._gaps = deque((int(edges[at]) + 1, int(edges[at + 1])) for at in gap_starts)
+        self._released: list[int] = []
+        self._next = int(edges[-1])
+        self._limit = MAX_ENTRY // entry_unit
+
+    @property
+    def end_cluster(self) -> int:
+        """The first cluster that was never part of the file or handed out."""
+        return self._next
+
+    def allocate(self) -> tuple[int, bool]:
+        """(cluster, may hold old bytes). Raises ImageFull when the map cannot name another cluster."""
+        if self._released and (not self._gaps or self._released[0] < self._gaps[0][0]):
+            return heapq.heappop(self._released), True
+        if self._gaps:
+            start, stop = self._gaps.popleft()
+            if start + 1 < stop:
+                self._gaps.appendleft((start + 1, stop))
+            return start, True
+        if self._next > self._limit:
+            raise ImageFull(f"the map cannot name a cluster above {self._limit}")
+        self._next += 1
+        return self._next - 1, False
+
+    def release(self, cluster: int) -> None:
+        heapq.heappush(self._released, cluster)

@@ -1,0 +1,80 @@
+"""The merged map of a whole stack: which level owns a cluster of the disk, and where it lies in that level's file.
+
+Two flat arrays, so a lookup costs the same at depth 1 and at depth 100. Invariant: the highest level that has a cluster
+owns it. Knows nothing of files.
+"""
+
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+
+from ploopfs.image.bat import Bat
+
+HOLE_LEVEL = 255
+"""In the level array only: no level has this cluster. Plans say `Hole`."""
+MAX_DELTAS = 127
+
+
+@dataclass(frozen=True, slots=True)
+class RawLevel:
+    """A raw base: cluster n of the disk is cluster n of the file, up to the file's end."""
+
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class Map:
+    """`levels[slot]` and `clusters[slot]` describe cluster `slot` of the disk. `raw_size_bytes` bounds a raw level
+    0."""
+
+    cluster_bytes: int
+    top_level: int
+    levels: bytearray
+    clusters: "array[int]"
+    raw_size_bytes: int | None
+
+    @classmethod
+    def empty(cls, *, cluster_bytes: int, disk_clusters: int) -> "Map":
+        """A disk without any delta: all holes."""
+        levels = bytearray(bytes([HOLE_LEVEL])) * disk_clusters
+        return cls(cluster_bytes, -1, levels, array("I", bytes(4 * disk_clusters)), None)
+
+    def stacked(self, layer: Bat | RawLevel) -> "Map":
+        """A new map with one more delta on top; this one is left alone, so a top can be exchanged over the same lower
+        map.
+
+        `layer` may be shorter than the disk (its delta is older than a grow) or longer (the disk keeps its size).
+        """
+        level = self.top_level + 1
+        levels, clusters = bytearray(self.levels), array("I", self.clusters)
+        level_view, cluster_view = np.frombuffer(levels, np.uint8), np.frombuffer(clusters, np.uint32)
+        if isinstance(layer, RawLevel):
+            count = min(len(levels), -(-layer.size_bytes // self.cluster_bytes))
+            level_view[:count] = level
+            cluster_view[:count] = np.arange(count, dtype=np.uint32)
+            return Map(self.cluster_bytes, level, levels, clusters, layer.size_bytes)
+        entries = layer.view()[: len(levels)]
+        owned = np.flatnonzero(entries)
+        level_view[owned] = level
+        cluster_view[owned] = entries[owned]
+        return Map(self.cluster_bytes, level, levels, clusters, self.raw_size_bytes)
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def owned_by_top(self, slot: int) -> bool:
+        return self.levels[slot] == self.top_level
+
+    def is_hole(self, slot: int) -> bool:
+        return self.levels[slot] == HOLE_LEVEL
+
+    def assign(self, slot: int, cluster: int) -> None:
+        """The top has written its own copy of a cluster."""
+        self.levels[slot] = self.top_level
+        self.clusters[slot] = cluster
+
+    def clear(self, slot: int) -> None:
+        """The only delta of a stack has given a cluster back."""
+        self.levels[slot] = HOLE_LEVEL
+        self.clusters[slot] = 0
