@@ -1,0 +1,192 @@
+"""Making images and snapshots on the machine's own file system: what `ploopfs create` and `ploopfs snapshot` do.
+
+Blocking, for a command line. Invariant: a file appears whole and durable or not at all, and a descriptor names only
+files that exist: the new delta first, then the descriptor through a rename; after the rename nothing is taken back.
+"""
+
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from ploopfs.engine import lock
+from ploopfs.engine.opening import DESCRIPTOR_NAME
+from ploopfs.errors import AlreadyExists, BackendError, Busy, ImageNotClosed
+from ploopfs.image.descriptor import MAX_DESCRIPTOR_BYTES, Descriptor, new_descriptor, parse, serialise, with_snapshot
+from ploopfs.image.header import HEADER_BYTES, SECTOR_BYTES, V2, Header, Version
+
+BASE_IMAGE_NAME = "root.hds"
+_IMAGE_MODE = 0o600
+_DESCRIPTOR_MODE = 0o644
+
+
+def create_image(path: str, *, size_sectors: int, cluster_sectors: int, version: Version) -> Header:
+    """An empty image; the size is rounded up to whole clusters. Raises AlreadyExists, BadImage, BackendError."""
+    header = Header.new(size_sectors=size_sectors, cluster_sectors=cluster_sectors, version=version, path=path)
+    with _new_image(path, header):
+        return header
+
+
+def create_disk(directory: str, *, size_sectors: int, cluster_sectors: int, version: Version) -> str:
+    """A directory with one empty image and its DiskDescriptor.xml; returns the descriptor's path."""
+    descriptor_path = posixpath.join(directory, DESCRIPTOR_NAME)
+    image_path = posixpath.join(directory, BASE_IMAGE_NAME)
+    header = Header.new(
+        size_sectors=size_sectors, cluster_sectors=cluster_sectors, version=version, path=image_path
+    )
+    descriptor = new_descriptor(
+        descriptor_path,
+        disk_size_sectors=header.size_sectors,
+        cylinders=header.cylinders,
+        heads=header.heads,
+        cluster_sectors=cluster_sectors,
+        file=BASE_IMAGE_NAME,
+    )
+    with _mapped("create", directory):
+        os.makedirs(directory, exist_ok=True)
+        _sync_directory_of(os.path.abspath(directory))
+    if os.path.lexists(descriptor_path):
+        raise AlreadyExists(f"{descriptor_path}: exists")
+    with _new_image(image_path, header):
+        _replace_file(descriptor_path, serialise(descriptor))
+    _make_rename_durable(descriptor_path)
+    return descriptor_path
+
+
+def snapshot_disk(descriptor_path: str) -> tuple[str, str]:
+    """Freeze the top of a disk that nobody uses and put an empty delta on it; returns (snapshot GUID, new file).
+
+    Raises BackendError, BadDescriptor, BadImage, Busy, ImageLocked, ImageNotClosed.
+    """
+    data = _read_file(descriptor_path)
+    descriptor = parse(data, descriptor_path)
+    snapshot_guid = _new_guid()
+    new_file = f"{_without_guid(descriptor.images[0].file)}.{_new_guid()}"
+    text = with_snapshot(data, descriptor_path, snapshot_guid=snapshot_guid, new_file=new_file)
+    new_path = parse(text, descriptor_path).chain()[-1].path
+    with _unused(descriptor.chain()[-1].path) as fd:
+        # Another snapshot may have been taken before the lock was ours; its delta must not drop out of the descriptor.
+        if _read_file(descriptor_path) != data:
+            raise Busy(f"{descriptor_path}: another operation has just changed it")
+        with _new_image(new_path, _delta_header(fd, descriptor)):
+            _replace_file(descriptor_path, text)
+        _make_rename_durable(descriptor_path)
+    return snapshot_guid, new_path
+
+
+def _delta_header(fd: int, descriptor: Descriptor) -> Header:
+    """The header of an empty delta above the open top: same cluster, size and version; v2 above a raw base."""
+    chain = descriptor.chain()
+    path = chain[-1].path
+    if descriptor.raw_base and len(chain) == 1:
+        with _mapped("stat", path):
+            size_sectors = os.fstat(fd).st_size // SECTOR_BYTES
+        return Header.new(size_sectors=size_sectors, cluster_sectors=descriptor.cluster_sectors, version=V2, path=path)
+    with _mapped("read", path):
+        data = os.pread(fd, HEADER_BYTES, 0)
+    top = Header.parse(data, path)
+    if top.is_marked_in_use:
+        raise ImageNotClosed(f"{path}: m_DiskInUse is {top.in_use:#x}: the image is in use or was not closed")
+    return Header.new(
+        size_sectors=top.disk_clusters * top.cluster_sectors,
+        cluster_sectors=top.cluster_sectors,
+        version=top.version,
+        path=path,
+    )
+
+
+@contextmanager
+def _unused(path: str) -> Iterator[int]:
+    """The image, open and locked as for writing, so that nobody serves it meanwhile."""
+    with _mapped("open", path):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        with _mapped("lock", path):
+            lock.claim(fd, path, writable=True)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _new_image(path: str, header: Header) -> Iterator[None]:
+    """An empty image where nothing was, durable when the block starts; gone again if the block fails."""
+    try:
+        with _mapped("create", path):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _IMAGE_MODE)
+    except BackendError as error:
+        if error.errno == AlreadyExists.errno:
+            raise AlreadyExists(f"{path}: exists") from error
+        raise
+    try:
+        with _mapped("write", path):
+            _write_and_close(fd, header.raw, size_bytes=header.bat_area_bytes)
+            _sync_directory_of(path)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _replace_file(path: str, data: bytes) -> None:
+    """Through PATH.tmp, fsync and rename, as the original tools store a descriptor; a failure leaves PATH as it was."""
+    temporary = f"{path}.tmp"
+    with _mapped("write", temporary):
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _DESCRIPTOR_MODE)
+        try:
+            _write_and_close(fd, data, size_bytes=len(data))
+            os.rename(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def _make_rename_durable(path: str) -> None:
+    """Not part of the replacement: a failure here leaves both the new name and what it names in place."""
+    with _mapped("fsync", path):
+        _sync_directory_of(path)
+
+
+def _write_and_close(fd: int, data: bytes, *, size_bytes: int) -> None:
+    """`data`, then zeroes up to `size_bytes`, on stable storage."""
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        os.ftruncate(fd, size_bytes)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_file(path: str) -> bytes:
+    with _mapped("read", path), open(path, "rb") as file:
+        return file.read(MAX_DESCRIPTOR_BYTES + 1)
+
+
+def _sync_directory_of(path: str) -> None:
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _mapped(operation: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BackendError(error.errno or BackendError.errno, operation, path) from error
+
+
+def _new_guid() -> str:
+    return f"{{{uuid.uuid4()}}}"
+
+
+def _without_guid(file: str) -> str:
+    stem, brace, rest = file.rpartition(".{")
+    return stem if brace and rest.endswith("}") else file

@@ -1,0 +1,235 @@
+"""One open delta: its file, its header, and the in-use mark around everything that is written.
+
+Invariants. The mark is on stable storage before the first write and is cleared only by a close that has flushed. A
+sync that failed once fails for ever: the kernel may have dropped the pages, so a later success would be a lie. Only a
+delta that was opened for writing ever writes. """
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ploopfs.engine.file import Buffer, File, Files
+from ploopfs.errors import BackendError, BadImage, ImageNotClosed, PloopError, StorageTimeout
+from ploopfs.image.bat import Bat
+from ploopfs.image.check import Verdict, check_image, extension_offset_bytes
+from ploopfs.image.header import CLOSED, MUTABLE_START, Header
+from ploopfs.image.map import RawLevel
+from ploopfs.image.stacking import Layer
+
+log = logging.getLogger(__name__)
+
+MAX_MAP_BYTES = 1 << 28
+"""Bound on the header and map that are read into memory: 64 Mi clusters, a disk of 64 TiB at the default cluster."""
+
+_KERNEL_IO_ENGINES = {"nfs": "nfs", "nfs4": "nfs"}
+
+AcceptMark = Callable[[Header, Bat], bool]
+"""Decides whether an in-use mark that is already set is our own (see device/replace.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """One file of a stack, as a user or a descriptor names it."""
+
+    path: str
+    raw: bool = False
+
+
+class Delta:
+    """Made by `open_delta`. `header` is None and `bat` is None for a raw base. `file_size` is the size as we know
+    it."""
+
+    def __init__(
+        self, file: File, *, header: Header | None, bat: Bat | None, file_size: int, trusted_size: int
+    ) -> None:
+        self.file = file
+        self.header = header
+        self.bat = bat
+        self.file_size = file_size
+        self.trusted_size = trusted_size
+        self.marked = False
+        self.uncertain_slots: set[int] = set()
+        self._closing_header = header
+        self._modified = False
+        self._sync_error: BackendError | None = None
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    @property
+    def writable(self) -> bool:
+        return self.file.writable
+
+    @property
+    def format(self) -> str:
+        return "ploop1" if self.header else "raw"
+
+    @property
+    def inode(self) -> int:
+        return self.file.identity.inode
+
+    @property
+    def device_number(self) -> int:
+        return self.file.identity.device_number
+
+    @property
+    def io_engine(self) -> str:
+        """The kernel's name for the way it would reach this image: kaio for FUSE, nfs, else direct."""
+        filesystem = self.file.identity.filesystem
+        return "kaio" if filesystem.startswith("fuse") else _KERNEL_IO_ENGINES.get(filesystem, "direct")
+
+    @property
+    def layer(self) -> Layer:
+        return Layer(self.path, self.header, self.file_size)
+
+    @property
+    def map_level(self) -> Bat | RawLevel:
+        if self.header is None:
+            return RawLevel(self.file_size)
+        assert self.bat is not None
+        return self.bat
+
+    async def mark_in_use(self) -> None:
+        """Put the mark on stable storage; everything else of the image is as it was."""
+        if self.header is None:
+            return
+        self.header = self.header.marked_in_use()
+        await self._write_header()
+        self.marked = True
+
+    async def note_modified(self) -> None:
+        """Before the first change: a format extension (dirty bitmap) no longer describes the image and goes."""
+        if self._modified or self.header is None:
+            return
+        self._modified = True
+        if self.header.extension_sectors:
+            log.info("%s: the format extension (dirty bitmap) is dropped, as the image is about to change", self.path)
+            self.header = self.header.changed(in_use=self.header.in_use, flags=self.header.flags, extension_sectors=0)
+            await self._write_header()
+
+    async def sync(self) -> None:
+        failed = self._sync_error
+        if failed is not None:
+            raise BackendError(failed.errno, failed.operation, failed.path) from failed
+        try:
+            await self.file.sync()
+        except BackendError as error:
+            self._sync_error = error
+            raise
+
+    async def grow(self, size: int) -> None:
+        """The caller serializes calls, so that a smaller size can never follow a larger one."""
+        if size > self.file_size:
+            await self.file.truncate(size)
+            self.file_size = size
+
+    async def write_map(self, changes: dict[int, int]) -> None:
+        """Write the map pages that carry `changes` (slot -> cluster), then take them into memory.
+
+        After a failure memory is as it was, and what the file says of these slots is uncertain until they are written
+        again. """
+        assert self.bat is not None
+        self.uncertain_slots.update(changes)
+        for page in self.bat.pages(changes):
+            await self.file.write(page.offset, page.data)
+        self.uncertain_slots.difference_update(changes)
+        for slot, cluster in changes.items():
+            self.bat.clusters[slot] = cluster
+
+    async def aclose(self, *, clean: bool) -> None:
+        """Close; `clean` settles first and raises what that raises. Not clean: the storage is not written to at all."""
+        try:
+            if clean and self.writable:
+                await self.settle()
+        finally:
+            await self.file.aclose()
+
+    async def settle(self) -> None:
+        """Flush, give back what lies past the last cluster, clear the mark. Raises PloopError, the mark still set."""
+        if self.file.abandoned:
+            raise StorageTimeout(f"{self.path}: an operation on it was given up and may yet happen")
+        await self.sync()
+        if self.header is None or not self.marked:
+            return
+        assert self.bat is not None
+        assert self._closing_header is not None
+        if self._modified:
+            if self.uncertain_slots:
+                await self.write_map({slot: self.bat.clusters[slot] for slot in self.uncertain_slots})
+                await self.sync()  # before the file is cut: the entry that may stand there names a cluster past the cut
+            end = max(self.header.first_cluster, int(self.bat.used().max(initial=0)) + 1) * self.header.cluster_bytes
+            if end < self.file_size:
+                await self.file.truncate(end)
+                self.file_size = end
+            closed = self.header.changed(in_use=CLOSED, flags=self.header.flags, extension_sectors=0)
+        else:
+            closed = self._closing_header
+        # The order is the promise: nothing that the cleared mark vouches for may still be on its way.
+        await self.sync()
+        self.header = closed
+        await self._write_header()
+        self.marked = False
+
+    async def _write_header(self) -> None:
+        assert self.header is not None
+        data: Buffer = self.header.raw[MUTABLE_START:]
+        await self.file.write(MUTABLE_START, data)
+        await self.sync()
+
+
+async def open_delta(files: Files, spec: ImageSpec, *, writable: bool) -> Delta:
+    """Open, lock, read and check one image; nothing is written yet. Raises as `load_delta`."""
+    return await load_delta(await files.open(spec.path, writable=writable), raw=spec.raw)
+
+
+async def load_delta(file: File, *, raw: bool, accept_mark: AcceptMark | None = None) -> Delta:
+    """Lock, read and check the image in an open file, which is closed again if that fails.
+
+    Raises BackendError, ImageLocked, BadImage, ImageConverting, and ImageNotClosed for an image whose mark is set and
+    that is to be written, unless `accept_mark` says that the mark is ours. """
+    try:
+        await file.lock()
+        size = await file.size()
+        if raw:
+            return Delta(file, header=None, bat=None, file_size=size, trusted_size=size)
+        return await _read_image(file, size, accept_mark)
+    except BaseException:
+        await file.aclose()
+        raise
+
+
+async def _read_image(file: File, size: int, accept_mark: AcceptMark | None) -> Delta:
+    path = file.path
+    header = Header.parse(bytes(await file.read(0, min(size, MUTABLE_START * 2))), path)
+    if header.bat_area_bytes > MAX_MAP_BYTES:
+        raise BadImage(
+            path, "m_FirstBlockOffset", header.first_block_sectors, f"a map of at most {MAX_MAP_BYTES} bytes"
+        )
+    area = bytes(await file.read(0, min(size, header.bat_area_bytes)))
+    report = check_image(header, area, size, path, await _read_extension(file, header, size))
+    match report.verdict:
+        case Verdict.BROKEN | Verdict.CONVERTING:
+            _log_further(report.problems)
+            raise report.problems[0]
+        case Verdict.NOT_CLOSED if file.writable:
+            bat = Bat(header, area)
+            if accept_mark is None or not accept_mark(header, bat):
+                raise ImageNotClosed(
+                    f"{path}: m_DiskInUse is {header.in_use:#x}: the image is in use or was not closed"
+                )
+    # An image that was not closed may end inside a cluster; what the interrupted growth did not write reads as zeroes.
+    whole = -(-size // header.cluster_bytes) * header.cluster_bytes
+    return Delta(file, header=header, bat=Bat(header, area), file_size=size, trusted_size=whole)
+
+
+async def _read_extension(file: File, header: Header, size: int) -> bytes:
+    offset = extension_offset_bytes(header)
+    if not offset or offset + header.cluster_bytes > size:
+        return b""
+    return bytes(await file.read(offset, header.cluster_bytes))
+
+
+def _log_further(problems: tuple[PloopError, ...]) -> None:
+    for problem in problems[1:]:
+        log.info("%s", problem)

@@ -1,0 +1,244 @@
+"""One open image file: async I/O, and the only place where the operating system's errors become ours.
+
+`File` is what the engine needs; `OsFile` is the real one, and ploopfs.testing ships the fakes. Knows nothing of image
+formats. Invariant: nothing above this module sees OSError. The page cache answers at once where it can (RWF_NOWAIT);
+everything else is one hop to a worker thread of this device's own limiter, so a hung mount holds up nobody else. A hop
+is abandoned only when the process gives up on its storage, and a file with an abandoned hop is never closed: the
+number could be reused under it. """
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+import trio
+
+from ploopfs.engine import lock
+from ploopfs.errors import BackendError, BadImage
+
+T = TypeVar("T")
+
+CLOSE_TIMEOUT_S = 5
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+_WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
+_NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which file this is, as `pdelta/<n>/image_info` shows it. `filesystem` is the type's name, e.g. `fuse.bindfs`."""
+
+    device_number: int
+    inode: int
+    filesystem: str
+
+
+class File(Protocol):
+    """Offsets and lengths are bytes. Every method that touches the storage raises BackendError with its errno."""
+
+    path: str
+    writable: bool
+    identity: Identity
+    abandoned: bool
+    """An operation was given up while the storage still had it: it may yet happen, so nothing here can be vouched
+    for."""
+
+    def read_nowait(self, offset: int, length: int) -> bytearray | None:
+        """All `length` bytes if they are at hand without waiting, else None."""
+
+    async def read(self, offset: int, length: int) -> bytearray:
+        """Short only at the end of the file."""
+
+    def write_nowait(self, offset: int, data: Buffer) -> int:
+        """How many bytes could be written without waiting; 0 is an answer."""
+
+    async def write(self, offset: int, data: Buffer) -> None: ...
+
+    async def sync(self) -> None:
+        """Data, and the metadata needed to find them, are on stable storage (fdatasync)."""
+
+    async def size(self) -> int: ...
+
+    async def truncate(self, size: int) -> None: ...
+
+    async def punch(self, offset: int, length: int) -> None:
+        """Make a hole, file size unchanged; EOPNOTSUPP where the storage cannot."""
+
+    async def lock(self) -> None:
+        """Claim the image against other processes, for writing if the file is open for writing. Raises ImageLocked."""
+
+    async def unlock(self) -> None: ...
+
+    async def aclose(self) -> None:
+        """Close without flushing; never fails."""
+
+
+class Files(Protocol):
+    """Where images are opened."""
+
+    async def open(self, path: str, *, writable: bool) -> File: ...
+
+    async def is_directory(self, path: str) -> bool: ...
+
+
+class OsFiles:
+    """Files of this machine. `threads` bounds the worker threads that may wait for the storage at the same time."""
+
+    def __init__(self, threads: int = 64) -> None:
+        self._limiter = trio.CapacityLimiter(threads)
+
+    async def open(self, path: str, *, writable: bool) -> "OsFile":
+        return await _hop(partial(OsFile, path, writable, self._limiter), self._limiter, "open", path)
+
+    async def is_directory(self, path: str) -> bool:
+        return stat.S_ISDIR((await _hop(partial(os.stat, path), self._limiter, "stat", path)).st_mode)
+
+
+class OsFile:
+    """A regular file through a descriptor. The constructor blocks: it runs in a worker thread."""
+
+    def __init__(self, path: str, writable: bool, limiter: trio.CapacityLimiter) -> None:
+        self.path = path
+        self.writable = writable
+        self._limiter = limiter
+        self.abandoned = False
+        self._read_nowait = self._write_nowait = True
+        # O_NONBLOCK: a FIFO in the place of an image must be refused, not waited for.
+        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(self._fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImage(path, "file type", f"{stat.S_IFMT(status.st_mode):#o}", "a regular file")
+            self.identity = Identity(status.st_dev, status.st_ino, _filesystem_of(status.st_dev))
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def read_nowait(self, offset: int, length: int) -> bytearray | None:
+        if not self._read_nowait:
+            return None
+        data = bytearray(length)
+        try:
+            count = os.preadv(self._fd, [data], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            self._read_nowait = self._may_retry_nowait(error, "read", offset, length)
+            return None
+        return data if count == length else None
+
+    async def read(self, offset: int, length: int) -> bytearray:
+        return await self._hop(partial(_read_fully, self._fd, offset, length), "read", offset, length)
+
+    def write_nowait(self, offset: int, data: Buffer) -> int:
+        if not self._write_nowait:
+            return 0
+        try:
+            return os.pwritev(self._fd, [data], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            self._write_nowait = self._may_retry_nowait(error, "write", offset, len(data))
+            return 0
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        await self._hop(partial(_write_fully, self._fd, offset, data), "write", offset, len(data))
+
+    async def sync(self) -> None:
+        await self._hop(partial(os.fdatasync, self._fd), "fsync")
+
+    async def size(self) -> int:
+        return (await self._hop(partial(os.fstat, self._fd), "stat")).st_size
+
+    async def truncate(self, size: int) -> None:
+        await self._hop(partial(os.ftruncate, self._fd, size), "truncate", size)
+
+    async def punch(self, offset: int, length: int) -> None:
+        await self._hop(partial(_punch, self._fd, offset, length), "punch hole", offset, length)
+
+    async def lock(self) -> None:
+        await self._hop(partial(lock.claim, self._fd, self.path, writable=self.writable), "lock")
+
+    async def unlock(self) -> None:
+        await self._hop(partial(lock.release, self._fd), "unlock")
+
+    async def aclose(self) -> None:
+        if self.abandoned or self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        # Bounded: close on a hung mount waits for it, and nobody is to wait for a file that is done with. What close
+        # could report was settled by the last fsync, and the descriptor is gone whatever it says.
+        with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(OSError):
+            await trio.to_thread.run_sync(os.close, fd, limiter=self._limiter, abandon_on_cancel=True)
+
+    async def _hop(self, work: Callable[[], T], operation: str, offset: int = 0, length: int = 0) -> T:
+        try:
+            return await _hop(work, self._limiter, operation, self.path, offset, length)
+        except trio.Cancelled:
+            self.abandoned = True
+            raise
+
+    def _may_retry_nowait(self, error: OSError, operation: str, offset: int, length: int) -> bool:
+        """False: this file system never answers without waiting. Raises if the storage has answered with an error."""
+        if error.errno in _WOULD_BLOCK:
+            return True
+        if error.errno in _NO_NOWAIT:
+            return False
+        raise BackendError(error.errno or errno.EIO, operation, self.path, offset=offset, length=length) from error
+
+
+async def _hop(
+    work: Callable[[], T], limiter: trio.CapacityLimiter, operation: str, path: str, offset: int = 0, length: int = 0
+) -> T:
+    try:
+        return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
+    except OSError as error:
+        raise BackendError(error.errno or errno.EIO, operation, path, offset=offset, length=length) from error
+
+
+def _read_fully(fd: int, offset: int, length: int) -> bytearray:
+    data = bytearray(length)
+    view = memoryview(data)
+    done = 0
+    while done < length:
+        count = os.preadv(fd, [view[done:]], offset + done)
+        if count == 0:
+            view.release()
+            del data[done:]
+            break
+        done += count
+    return data
+
+
+def _write_fully(fd: int, offset: int, data: Buffer) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view = view[count:]
+        offset += count
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def _punch(fd: int, offset: int, length: int) -> None:
+    if _libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _filesystem_of(device_number: int) -> str:
+    """The type of the mount that a device number belongs to, from the mount table; empty if it is not listed."""
+    wanted = f"{os.major(device_number)}:{os.minor(device_number)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if fields[2] == wanted:
+                return fields[fields.index("-") + 1]
+    return ""

@@ -1,0 +1,76 @@
+"""Locks that keep two writers off one image: open-file-description locks in QEMU's layout.
+
+Byte 100+i is read-locked by who uses permission i, byte 200+i by who does not share it; nobody write-locks, they only
+test. So two daemons, and a daemon and any QEMU tool, see each other. Blocking: runs in a worker thread. OFD locks
+belong to the open file, not to the process, and so survive that another descriptor of the file is closed. Knows
+nothing of images. """
+
+import errno
+import fcntl
+import os
+import struct
+from enum import IntEnum
+
+from ploopfs.errors import ImageLocked
+
+_USED = 100
+_UNSHARED = 200
+_FLOCK = struct.Struct("@hhqqi0q")
+
+
+class Permission(IntEnum):
+    """QEMU's permission bits; the number is the offset within both ranges."""
+
+    CONSISTENT_READ = 0
+    WRITE = 1
+    RESIZE = 3
+
+
+_WRITER_USES = (Permission.CONSISTENT_READ, Permission.WRITE, Permission.RESIZE)
+_READER_USES = (Permission.CONSISTENT_READ,)
+_NOT_SHARED = (Permission.WRITE, Permission.RESIZE)
+"""Neither a writer nor a reader stands a second writer beside it: a lower delta must not change under its upper."""
+
+
+def claim(fd: int, path: str, *, writable: bool) -> None:
+    """Take the locks, then look for a conflict; raises ImageLocked and leaves nothing locked if there is one.
+
+    A storage without locks (ENOLCK, EOPNOTSUPP) is used without them: the in-use mark still stands.
+    """
+    uses = _WRITER_USES if writable else _READER_USES
+    try:
+        for permission in uses:
+            _set(fd, fcntl.F_RDLCK, _USED + permission)
+        for permission in _NOT_SHARED:
+            _set(fd, fcntl.F_RDLCK, _UNSHARED + permission)
+        conflicts = [p.name for p in uses if _is_locked(fd, _UNSHARED + p)]
+        conflicts += [p.name for p in _NOT_SHARED if _is_locked(fd, _USED + p)]
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            return
+        raise
+    if conflicts:
+        release(fd)
+        purpose = "writing" if writable else "reading"
+        raise ImageLocked(
+            f"{path}: cannot be opened for {purpose}: another process holds its {conflicts[0].lower()} lock"
+        )
+
+
+def release(fd: int) -> None:
+    try:
+        _set(fd, fcntl.F_UNLCK, 0, length=0)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
+def _set(fd: int, kind: int, start: int, length: int = 1) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+
+
+def _is_locked(fd: int, byte: int) -> bool:
+    """Whether somebody else's lock on this byte would refuse a write lock."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    kind: int = _FLOCK.unpack(answer)[0]
+    return kind != fcntl.F_UNLCK

@@ -1,0 +1,130 @@
+"""From what a user names (a descriptor, its directory, files) to an open stack.
+
+Nothing is written before every image of the stack has passed every check. Knows nothing of devices.
+"""
+
+import logging
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ploopfs.engine.counters import Counters
+from ploopfs.engine.delta import Delta, ImageSpec, open_delta
+from ploopfs.engine.file import Files
+from ploopfs.engine.stack import Stack
+from ploopfs.errors import BadImage, ImageNotClosed
+from ploopfs.image.descriptor import MAX_DESCRIPTOR_BYTES, Descriptor, parse
+from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, SECTOR_BYTES
+from ploopfs.image.map import Map
+from ploopfs.image.stacking import check_stack
+
+log = logging.getLogger(__name__)
+
+DESCRIPTOR_NAME = "DiskDescriptor.xml"
+RAW_PREFIX = "raw@"
+
+
+@dataclass(frozen=True, slots=True)
+class StackSpec:
+    """`images` is base first. `cluster_sectors` is what a descriptor (or the user, for a raw image) says; None: the
+    images decide."""
+
+    images: tuple[ImageSpec, ...]
+    cluster_sectors: int | None = None
+
+
+async def resolve(files: Files, image: str | Sequence[str], *, cluster_sectors: int | None = None) -> StackSpec:
+    """`image` is a DiskDescriptor.xml, the directory that holds it, one image, or several, base first; `raw@` marks a
+    raw base."""
+    if isinstance(image, str):
+        if not image.startswith(RAW_PREFIX) and await files.is_directory(image):
+            image = posixpath.join(image, DESCRIPTOR_NAME)
+        if image.endswith(".xml"):
+            return spec_of(await read_descriptor(files, image))
+        image = [image]
+    return StackSpec(tuple(_spec_of_file(path) for path in image), cluster_sectors)
+
+
+async def read_descriptor(files: Files, path: str) -> Descriptor:
+    return parse(await read_descriptor_bytes(files, path), path)
+
+
+async def read_descriptor_bytes(files: Files, path: str) -> bytes:
+    """The whole text, unless it is longer than any real descriptor (`parse` refuses that)."""
+    file = await files.open(path, writable=False)
+    try:
+        return bytes(await file.read(0, MAX_DESCRIPTOR_BYTES + 1))
+    finally:
+        await file.aclose()
+
+
+def spec_of(descriptor: Descriptor) -> StackSpec:
+    """The running stack of a disk: the chain that ends at its top."""
+    images = tuple(
+        ImageSpec(entry.path, raw=descriptor.raw_base and level == 0) for level, entry in enumerate(descriptor.chain())
+    )
+    return StackSpec(images, descriptor.cluster_sectors)
+
+
+async def open_stack(files: Files, spec: StackSpec, *, read_only: bool, counters: Counters) -> Stack:
+    """Open every delta, lower ones read-only, and mark the top in use.
+
+    A stack in which an image was not closed is opened read-only, with a warning. Raises BackendError, ImageLocked,
+    BadImage, ImageMismatch, ImageConverting. """
+    if not read_only:
+        try:
+            return await _open(files, spec, read_only=False, counters=counters)
+        except ImageNotClosed as error:
+            log.warning("%s; the device is opened read-only", error)
+    return await _open(files, spec, read_only=True, counters=counters)
+
+
+async def _open(files: Files, spec: StackSpec, *, read_only: bool, counters: Counters) -> Stack:
+    deltas: list[Delta] = []
+    try:
+        last = len(spec.images) - 1
+        for level, image in enumerate(spec.images):
+            deltas.append(await open_delta(files, image, writable=level == last and not read_only))
+        stack = assemble(deltas, spec.cluster_sectors, counters)
+        if not read_only:
+            _refuse_marked(deltas)
+            await stack.top.mark_in_use()
+    except BaseException:
+        for delta in deltas:
+            await delta.aclose(clean=False)
+        raise
+    return stack
+
+
+def assemble(deltas: Sequence[Delta], cluster_sectors: int | None, counters: Counters) -> Stack:
+    """Check that these deltas form a stack, and merge their maps."""
+    check_stack([delta.layer for delta in deltas])
+    top = deltas[-1]
+    if top.header is not None:
+        if cluster_sectors is not None and cluster_sectors != top.header.cluster_sectors:
+            raise BadImage(
+                top.path, "m_Sectors", top.header.cluster_sectors, f"{cluster_sectors}, the disk's Blocksize"
+            )
+        cluster_bytes, size_bytes = top.header.cluster_bytes, top.header.size_bytes
+    else:
+        cluster_bytes, size_bytes = (cluster_sectors or DEFAULT_CLUSTER_SECTORS) * SECTOR_BYTES, top.file_size
+    lower = Map.empty(cluster_bytes=cluster_bytes, disk_clusters=-(-size_bytes // cluster_bytes))
+    for delta in deltas[:-1]:
+        lower = lower.stacked(delta.map_level)
+        delta.bat = None  # its entries are in the merged map; a deep stack would hold them a second time
+    return Stack(deltas, lower=lower, size_bytes=size_bytes, counters=counters)
+
+
+def _refuse_marked(deltas: Sequence[Delta]) -> None:
+    """vz7 looks at the mark of every delta it opens: a lower one that somebody writes cannot be built upon."""
+    for delta in deltas[:-1]:
+        if delta.header is not None and delta.header.is_marked_in_use:
+            raise ImageNotClosed(
+                f"{delta.path}: m_DiskInUse is {delta.header.in_use:#x}: a lower delta is in use or was not closed"
+            )
+
+
+def _spec_of_file(path: str) -> ImageSpec:
+    if path.startswith(RAW_PREFIX):
+        return ImageSpec(path.removeprefix(RAW_PREFIX), raw=True)
+    return ImageSpec(path)

@@ -1,0 +1,112 @@
+"""An open stack of deltas as one disk: reads by plan here, changes through the top's writer.
+
+A stack never changes its deltas: replacing the top makes a new stack over the same lower deltas and the same lower
+map, so a request that has its stack cannot mix two images. Knows nothing of standby. """
+
+from collections.abc import Sequence
+
+from ploopfs.engine.counters import Counters
+from ploopfs.engine.delta import Delta
+from ploopfs.engine.epochs import Epochs
+from ploopfs.engine.file import Buffer
+from ploopfs.engine.writer import Writer
+from ploopfs.errors import TruncatedImage
+from ploopfs.image.map import Map
+from ploopfs.image.plan import Hole, Run, Segment, plan_read
+
+
+class Stack:
+    """`deltas` is base first. `lower` is the merged map of all deltas below the top, `map` that of the whole stack.
+
+    Offsets and lengths are bytes within the disk; any alignment is served.
+    """
+
+    def __init__(self, deltas: Sequence[Delta], *, lower: Map, size_bytes: int, counters: Counters) -> None:
+        self.deltas = tuple(deltas)
+        self.top = self.deltas[-1]
+        self.lower = lower
+        self.map = lower.stacked(self.top.map_level)
+        self.size_bytes = size_bytes
+        self.cluster_bytes = lower.cluster_bytes
+        self._counters = counters
+        self._epochs = Epochs()
+        self._writer = Writer(self.top, self.map, self._epochs, self._read_segments, counters)
+
+    @property
+    def format_version(self) -> int:
+        """1 or 2; 0 for a raw image alone."""
+        return self.top.header.version.number if self.top.header else 0
+
+    @property
+    def read_only(self) -> bool:
+        return not self.top.writable
+
+    def level_of(self, path: str) -> int | None:
+        """The level whose file has this path."""
+        return next((level for level, delta in enumerate(self.deltas) if delta.path == path), None)
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        """Exactly `length` bytes."""
+        plan = plan_read(self.map, offset, length)
+        epoch = self._epochs.enter()
+        try:
+            if len(plan) == 1:
+                return await self._read_segment(plan[0])
+            self._counters.bio_splits += 1
+            return await self._read_segments(plan)
+        finally:
+            self._epochs.leave(epoch)
+
+    async def write(self, offset: int, data: bytes, *, fua: bool = False, check_zeros: bool = True) -> None:
+        """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""
+        epoch = self._epochs.enter()
+        try:
+            await self._writer.write(offset, data, check_zeros=check_zeros)
+        finally:
+            self._epochs.leave(epoch)
+        if fua:
+            self._counters.bio_fua_out += 1
+            await self.flush()
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Whole clusters that the top owns read as zeroes afterwards; anything smaller succeeds without effect."""
+        await self._writer.discard(offset, length)
+
+    async def flush(self) -> None:
+        """Every write acknowledged before the call is on stable storage. A read-only stack has nothing to flush."""
+        if self.read_only:
+            self._counters.bio_flush_skip += 1
+            return
+        self._counters.bio_flush_out += 1
+        await self._writer.sync()
+
+    async def aclose(self, *, clean: bool) -> None:
+        """Close every delta; raises what closing the top raised (its mark is then still set)."""
+        try:
+            await self.top.aclose(clean=clean)
+        finally:
+            for delta in self.deltas[:-1]:
+                await delta.aclose(clean=False)
+
+    async def _read_segments(self, segments: Sequence[Segment]) -> bytearray:
+        return bytearray().join([await self._read_segment(segment) for segment in segments])
+
+    async def _read_segment(self, segment: Segment) -> Buffer:
+        match segment:
+            case Hole(length):
+                self._counters.bio_rzero += 1
+                return bytes(length)
+            case Run(level, offset, length):
+                return await _read_run(self.deltas[level], offset, length)
+
+
+async def _read_run(delta: Delta, offset: int, length: int) -> Buffer:
+    data = delta.file.read_nowait(offset, length)
+    if data is None:
+        data = await delta.file.read(offset, length)
+    if len(data) < length:
+        # What the file had when it was opened must still be there; only what an interrupted growth left unwritten is zero.
+        if offset + len(data) < delta.file_size or offset + length > delta.trusted_size:
+            raise TruncatedImage(f"{delta.path}: ends at {offset + len(data)}, expected {length} bytes at {offset}")
+        data.extend(bytes(length - len(data)))
+    return data

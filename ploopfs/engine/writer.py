@@ -1,0 +1,214 @@
+"""Everything that changes a top delta: in-place writes, allocation, copy-up, freeing, the map, and its sync.
+
+Lock protocol: a cluster of the disk that is being allocated or freed is in `_claimed`; who needs to do either waits
+for its event and plans again. Between planning and claiming nothing is awaited. In-place writes need no lock. Map
+pages are written by one round at a time (`_map_writer`), and the memory of the map changes only after its page was
+written: it never names a cluster that the file does not. """
+
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+import trio
+
+from ploopfs.engine.combine import Combiner
+from ploopfs.engine.counters import Counters
+from ploopfs.engine.delta import Delta
+from ploopfs.engine.epochs import Epochs
+from ploopfs.engine.file import Buffer
+from ploopfs.errors import BackendError
+from ploopfs.image.allocator import Allocator
+from ploopfs.image.map import Map
+from ploopfs.image.plan import (
+    Barrier,
+    CopyUp,
+    Grow,
+    Scrub,
+    Segment,
+    Step,
+    Write,
+    WriteMap,
+    WritePlan,
+    plan_discard,
+    plan_write,
+    slots_to_allocate,
+)
+
+_CANNOT_PUNCH = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
+_SURELY_NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+ReadSegments = Callable[[Sequence[Segment]], Awaitable[bytearray]]
+
+
+class Writer:
+    """The writer of one top delta; `read_segments` reads from the whole stack, for copy-up."""
+
+    def __init__(
+        self, top: Delta, stack_map: Map, epochs: Epochs, read_segments: ReadSegments, counters: Counters
+    ) -> None:
+        self._top = top
+        self._map = stack_map
+        self._epochs = epochs
+        self._read_segments = read_segments
+        self._counters = counters
+        self._allocator = _allocator_of(top)
+        self._claimed: dict[int, trio.Event] = {}
+        self._growing = trio.Lock()
+        self._syncer: Combiner[None] = Combiner(self._sync_once)
+        self._map_writer: Combiner[dict[int, int]] = Combiner(self._write_map_once)
+
+    async def write(self, offset: int, data: bytes, *, check_zeros: bool) -> None:
+        await self._top.note_modified()
+        while await self._wait_unclaimed(slots_to_allocate(self._map, offset, len(data))):
+            self._counters.bio_lockouts += 1
+        plan = plan_write(self._map, self._allocator, offset, data, check_zeros=check_zeros)
+        new_clusters = plan.new_clusters
+        if not new_clusters:
+            self._counters.bio_wzero += plan.zero_clusters
+            await self._run(plan, data)
+            return
+        self._count(plan)
+        async with self._claim(new_clusters):
+            try:
+                await self._run(plan, data)
+            except BackendError as error:
+                # Only an answer that excludes a late arrival of the bytes makes these clusters free again; otherwise
+                # they stay taken for as long as this stack lives, and are at worst leaked.
+                if error.errno in _SURELY_NOT_WRITTEN and not self._top.uncertain_slots.intersection(new_clusters):
+                    self._release(new_clusters.values())
+                raise
+
+    async def discard(self, offset: int, length: int) -> None:
+        await self._top.note_modified()
+        single = self._map.top_level == 0 and self._top.bat is not None
+        plan = plan_discard(self._map, offset, length, single=single)
+        while await self._wait_unclaimed(plan.free_slots):
+            plan = plan_discard(self._map, offset, length, single=single)
+        for punch in plan.punches:
+            await self._top.file.punch(punch.offset, punch.length)
+        if plan.free_slots:
+            async with self._claim(plan.free_slots):
+                await self._free(plan.free_slots)
+
+    async def sync(self) -> None:
+        """All that was written before the call is on stable storage; concurrent callers share one fsync."""
+        await self._syncer.submit(None)
+
+    # --- the interpreter of write plans ---------------------------------------------------------------------------
+
+    async def _run(self, plan: WritePlan, data: bytes) -> None:
+        for step in plan.steps:
+            await self._step(step, data)
+
+    async def _step(self, step: Step, data: bytes) -> None:
+        match step:
+            case Write(offset, start, stop):
+                await self._write(offset, data if stop - start == len(data) else memoryview(data)[start:stop])
+            case CopyUp(offset, source, within, start, stop):
+                cluster = await self._read_segments(source)
+                cluster[within : within + stop - start] = memoryview(data)[start:stop]
+                await self._write(offset, cluster)
+            case Grow(size):
+                async with self._growing:
+                    await self._top.grow(size)
+            case Scrub(offset, length):
+                await self._scrub(offset, length)
+            case Barrier():
+                await self.sync()
+            case WriteMap(entries):
+                await self._map_writer.submit(entries)
+
+    async def _write(self, offset: int, data: Buffer) -> None:
+        done = self._top.file.write_nowait(offset, data)
+        if done < len(data):
+            await self._top.file.write(offset + done, memoryview(data)[done:] if done else data)
+
+    async def _scrub(self, offset: int, length: int) -> None:
+        try:
+            await self._top.file.punch(offset, length)
+        except BackendError as error:
+            if error.errno not in _CANNOT_PUNCH:
+                raise
+            await self._top.file.write(offset, bytes(length))
+
+    # --- the map --------------------------------------------------------------------------------------------------
+
+    async def _write_map_once(self, changes: list[dict[int, int]]) -> None:
+        assert self._top.bat is not None
+        merged = {slot: cluster for entries in changes for slot, cluster in entries.items()}
+        if len(changes) == 1:
+            self._counters.map_single_writes += 1
+        else:
+            self._counters.map_multi_writes += 1
+            self._counters.map_multi_updates += len(changes)
+        await self._top.write_map(merged)
+        for slot, cluster in merged.items():
+            if cluster:
+                self._map.assign(slot, cluster)
+            else:
+                self._map.clear(slot)
+
+    async def _free(self, slots: Sequence[int]) -> None:
+        """Clear the entries, make that durable, give the space back; only then may the clusters serve somebody else."""
+        clusters = [self._map.clusters[slot] for slot in slots]
+        await self._map_writer.submit(dict.fromkeys(slots, 0))
+        await self.sync()
+        for cluster in clusters:
+            try:
+                await self._top.file.punch(cluster * self._map.cluster_bytes, self._map.cluster_bytes)
+            except BackendError as error:
+                if error.errno not in _CANNOT_PUNCH:
+                    raise
+        self._epochs.retire(lambda: self._release(clusters))
+
+    def _release(self, clusters: Iterable[int]) -> None:
+        for cluster in clusters:
+            self._allocator.release(cluster)
+
+    # --- claims, syncing, counting --------------------------------------------------------------------------------
+
+    async def _wait_unclaimed(self, slots: Iterable[int]) -> bool:
+        """True if somebody held one of these clusters: things may have changed, plan again."""
+        for slot in slots:
+            if slot in self._claimed:
+                await self._claimed[slot].wait()
+                return True
+        return False
+
+    @asynccontextmanager
+    async def _claim(self, slots: Iterable[int]) -> AsyncIterator[None]:
+        done = trio.Event()
+        claimed = tuple(slots)
+        self._claimed.update(dict.fromkeys(claimed, done))
+        try:
+            yield
+        finally:
+            for slot in claimed:
+                del self._claimed[slot]
+            done.set()
+
+    async def _sync_once(self, _waiting: list[None]) -> None:
+        self._counters.bio_fsync += 1
+        await self._top.sync()
+
+    def _count(self, plan: WritePlan) -> None:
+        self._counters.bio_wzero += plan.zero_clusters
+        self._counters.bio_alloc += len(plan.new_clusters)
+        for step in plan.steps:
+            match step:
+                case CopyUp():
+                    self._counters.bio_cows += 1
+                case Write(_, start, stop) if stop - start == self._map.cluster_bytes:
+                    self._counters.bio_alloc_whole += 1
+
+
+def _allocator_of(top: Delta) -> Allocator:
+    if top.header is None or top.bat is None:
+        return Allocator(np.zeros(0, np.uint32), first_cluster=0, file_clusters=0, entry_unit=1)
+    return Allocator(
+        top.bat.used(),
+        first_cluster=top.header.first_cluster,
+        file_clusters=-(-top.file_size // top.header.cluster_bytes),
+        entry_unit=top.header.entry_unit,
+    )

@@ -1,0 +1,139 @@
+"""Files in memory, for tests without a disk.
+
+Fault model: none. Every operation succeeds at once, writes are visible at once, and nothing is ever lost; put
+`FaultyFiles` around it for the rest. Locks follow engine/lock.py: one writer, or any number of readers. """
+
+import errno
+import itertools
+from dataclasses import dataclass, field
+
+import trio
+
+from ploopfs.engine.file import Buffer, Identity
+from ploopfs.errors import BackendError, ImageLocked
+
+_DEVICE_NUMBER = 0x700
+
+
+@dataclass(slots=True)
+class MemoryImage:
+    """The bytes of one file; `writers` and `readers` are the open files that hold its lock."""
+
+    data: bytearray
+    inode: int
+    writers: set[int] = field(default_factory=set)
+    readers: set[int] = field(default_factory=set)
+
+
+class MemoryFiles:
+    """`images` maps paths to images; a test may put bytes in with `put` and look at them with `bytes_of`."""
+
+    def __init__(self, *, answers_at_once: bool = True) -> None:
+        self.images: dict[str, MemoryImage] = {}
+        self.answers_at_once = answers_at_once
+        self._inodes = itertools.count(1)
+
+    def put(self, path: str, data: bytes) -> None:
+        self.images[path] = MemoryImage(bytearray(data), next(self._inodes))
+
+    def bytes_of(self, path: str) -> bytes:
+        return bytes(self.images[path].data)
+
+    async def open(self, path: str, *, writable: bool) -> "MemoryFile":
+        await trio.lowlevel.checkpoint()
+        if path not in self.images:
+            raise BackendError(errno.ENOENT, "open", path)
+        return MemoryFile(path, self.images[path], writable=writable, answers_at_once=self.answers_at_once)
+
+    async def is_directory(self, path: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        if path in self.images:
+            return False
+        if any(name.startswith(f"{path.rstrip('/')}/") for name in self.images):
+            return True
+        raise BackendError(errno.ENOENT, "stat", path)
+
+
+class MemoryFile:
+    """One open descriptor of a MemoryImage."""
+
+    def __init__(self, path: str, image: MemoryImage, *, writable: bool, answers_at_once: bool) -> None:
+        self.path = path
+        self.writable = writable
+        self.identity = Identity(_DEVICE_NUMBER, image.inode, "memory")
+        self.closed = False
+        self.abandoned = False
+        self._image = image
+        self._answers_at_once = answers_at_once
+
+    def read_nowait(self, offset: int, length: int) -> bytearray | None:
+        self._check_open("read")
+        data = self._image.data[offset : offset + length]
+        return data if self._answers_at_once and len(data) == length else None
+
+    async def read(self, offset: int, length: int) -> bytearray:
+        await trio.lowlevel.checkpoint()
+        self._check_open("read")
+        return self._image.data[offset : offset + length]
+
+    def write_nowait(self, offset: int, data: Buffer) -> int:
+        self._check_writable("write")
+        if not self._answers_at_once:
+            return 0
+        self._put(offset, data)
+        return len(data)
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_writable("write")
+        self._put(offset, data)
+
+    async def sync(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_open("fsync")
+
+    async def size(self) -> int:
+        await trio.lowlevel.checkpoint()
+        return len(self._image.data)
+
+    async def truncate(self, size: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_writable("truncate")
+        del self._image.data[size:]
+        self._image.data.extend(bytes(size - len(self._image.data)))
+
+    async def punch(self, offset: int, length: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_writable("punch hole")
+        length = max(0, min(length, len(self._image.data) - offset))
+        self._image.data[offset : offset + length] = bytes(length)
+
+    async def lock(self) -> None:
+        await trio.lowlevel.checkpoint()
+        image, me = self._image, id(self)
+        others = image.writers - {me} | (image.readers - {me} if self.writable else set())
+        if others:
+            raise ImageLocked(f"{self.path}: another open file holds its lock")
+        (image.writers if self.writable else image.readers).add(me)
+
+    async def unlock(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._image.writers.discard(id(self))
+        self._image.readers.discard(id(self))
+
+    async def aclose(self) -> None:
+        await self.unlock()
+        self.closed = True
+
+    def _put(self, offset: int, data: Buffer) -> None:
+        self._image.data.extend(bytes(max(0, offset - len(self._image.data))))
+        self._image.data[offset : offset + len(data)] = data
+
+    def _check_open(self, operation: str) -> None:
+        if self.closed:
+            raise BackendError(errno.EBADF, operation, self.path)
+
+    def _check_writable(self, operation: str) -> None:
+        self._check_open(operation)
+        if not self.writable:
+            raise BackendError(errno.EBADF, operation, self.path)
