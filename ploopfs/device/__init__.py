@@ -1,0 +1,1 @@
+"""What makes a stack of deltas a block device: the queue with its gate, standby, statistics, replacing the top."""

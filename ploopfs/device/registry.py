@@ -1,0 +1,86 @@
+"""All devices of one daemon: it opens them, names them, and closes them.
+
+Owns the devices' lifetimes and the global standby key. Knows nothing of the tree. Invariant: a device that is in
+`devices` is open; `aclose` ends every one, and says which it could not close."""
+
+import logging
+from collections.abc import Sequence
+
+import trio
+
+from ploopfs.device.device import Device
+from ploopfs.device.flavour import Flavour
+from ploopfs.device.queue import DEFAULT_BOUNDS, Bounds
+from ploopfs.device.signal import Signal
+from ploopfs.device.standby import StandbyKey
+from ploopfs.engine.counters import Counters
+from ploopfs.engine.file import Files
+from ploopfs.engine.opening import open_stack, resolve
+from ploopfs.errors import AlreadyExists, BadValue, PloopError
+
+log = logging.getLogger(__name__)
+
+
+class Registry:
+    """`devices` maps names to devices in the order in which they were added; `changed` fires when one comes or goes.
+    `pid` is the process that serves them."""
+
+    def __init__(self, *, pid: int = 0) -> None:
+        self.pid = pid
+        self.devices: dict[str, Device] = {}
+        self.key = StandbyKey()
+        self.changed = Signal()
+
+    async def add(
+        self,
+        name: str,
+        *,
+        flavour: Flavour,
+        image: str | Sequence[str],
+        files: Files,
+        read_only: bool = False,
+        cluster_sectors: int | None = None,
+        bounds: Bounds = DEFAULT_BOUNDS,
+    ) -> Device:
+        """Open an image (as `engine.opening.resolve` takes it) as a device. Raises PloopError, nothing left open."""
+        if flavour.device_name.fullmatch(name) is None:
+            raise BadValue(f"{name!r} is not a {flavour.name} device name, expected {flavour.device_name.pattern}")
+        if name in self.devices:
+            raise AlreadyExists(f"{name}: a device of that name exists")
+        counters = Counters()
+        spec = await resolve(files, image, cluster_sectors=cluster_sectors)
+        stack = await open_stack(files, spec, read_only=read_only, counters=counters)
+        if name in self.devices:
+            # Somebody else's was opened meanwhile.
+            await stack.aclose(clean=True)
+            raise AlreadyExists(f"{name}: a device of that name exists")
+        device = Device(name, flavour=flavour, key=self.key, stack=stack, files=files, counters=counters, bounds=bounds)
+        self.devices[name] = device
+        self.changed.fire()
+        log.info("%s: %d bytes, %d deltas, top %s", name, device.size_bytes, len(stack.deltas), stack.top.path)
+        return device
+
+    async def aclose(self, *, deadline_s: float = 30) -> bool:
+        """Close every device; False if one could not be flushed (its image keeps the in-use mark)."""
+        names = tuple(self.devices)
+        results: dict[str, bool] = {}
+        async with trio.open_nursery() as nursery:
+            for name in names:
+                nursery.start_soon(self._close, name, deadline_s, results)
+        return all(results.values())
+
+    async def _close(self, name: str, deadline_s: float, results: dict[str, bool]) -> None:
+        device = self.devices.pop(name)
+        results[name] = False
+        with trio.move_on_after(deadline_s) as deadline:
+            try:
+                results[name] = await device.aclose()
+                if not results[name]:
+                    log.error("%s: the storage of %s is lost; it stays marked in use", name, device.stack.top.path)
+            except PloopError as error:
+                log.error("%s: not closed cleanly: %s", name, error)
+        if deadline.cancelled_caught:
+            log.error(
+                "%s: %s did not answer within %s s; it stays marked in use", name, device.stack.top.path, deadline_s
+            )
+        self.changed.fire()
