@@ -1,0 +1,1 @@
+"""A tree of values that behaves as sysfs: nodes, attribute tables, and what an open attribute file does."""

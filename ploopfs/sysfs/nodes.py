@@ -1,0 +1,95 @@
+"""The kinds of node in the tree: directory, attribute, link, disk.
+
+A node object is the identity of a file: whoever serves the tree gives one inode number to one node object, so a
+directory returns the same child object as long as that child exists, and a new one after it was removed and added
+again.
+Knows nothing of FUSE or of what the values mean.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ploopfs.device.signal import Signal
+
+Show = Callable[[], str | None]
+Store = Callable[[str], Awaitable[None]]
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(eq=False, slots=True)
+class Directory:
+    """`children()` maps names to nodes, in listing order; it never waits."""
+
+    children: Callable[[], Mapping[str, "Node"]]
+
+    mode = 0o755
+
+
+@dataclass(eq=False, slots=True)
+class Link:
+    """A symbolic link; `target` is relative to the link's own directory, as in sysfs."""
+
+    target: str
+
+    mode = 0o777
+
+
+@dataclass(eq=False, slots=True)
+class Attribute:
+    """One value.
+
+    `show` is sync and never waits; its text is without the final newline, which the open file adds; None shows as an
+    empty file. It raises `PloopError` for the reader's errno. `store` gets the text of one write(2); its `PloopError`
+    is the writer's errno. `signal` is set on attributes that notify pollers. `removed` tells an open file that its
+    object is gone.
+    """
+
+    show: Show | None
+    store: Store | None = None
+    signal: Signal | None = None
+    removed: Callable[[], bool] = _never
+
+    @property
+    def mode(self) -> int:
+        return (0o444 if self.show else 0) | (0o200 if self.store else 0)
+
+
+class BlockDevice(Protocol):
+    """What a disk file needs of a device. Offsets and lengths are bytes; any alignment is served."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def read_only(self) -> bool: ...
+
+    async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+        """Exactly the bytes that exist in the range: short or empty at the end of the device."""
+
+    async def write(self, offset: int, data: bytes, *, fua: bool = False) -> int:
+        """The number of bytes written: short where the device ends, `BeyondEnd` at or past the end."""
+
+    async def flush(self) -> None: ...
+
+    def opened(self) -> None:
+        """An open file of the disk came into being (counts into pstate/open_count)."""
+
+    def released(self) -> None: ...
+
+
+@dataclass(eq=False, slots=True)
+class Disk:
+    """The disk itself, as a regular file of the device's size."""
+
+    device: BlockDevice
+
+    @property
+    def mode(self) -> int:
+        return 0o440 if self.device.read_only else 0o660
+
+
+Node = Directory | Link | Attribute | Disk

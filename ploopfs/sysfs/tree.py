@@ -1,0 +1,92 @@
+"""The whole tree of one registry: `sys/` as a real one is laid out, and `dev/` with the disks.
+
+Directories are computed from the registry each time they are looked at, so devices may come and go; the nodes of a
+device are the same objects for as long as it stays registered.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ploopfs import __version__
+from ploopfs.device.device import Device
+from ploopfs.device.registry import Registry
+from ploopfs.sysfs.block import BLOCK
+from ploopfs.sysfs.control import CONTROL
+from ploopfs.sysfs.nodes import Directory, Disk, Link, Node
+from ploopfs.sysfs.queue import QUEUE
+from ploopfs.sysfs.rows import Kept, Removed, Row, directory
+from ploopfs.sysfs.vz7 import GROUPS
+
+MODULE: tuple[Row[Registry], ...] = (
+    Row("version", lambda _: __version__),
+    Row("pid", lambda registry: str(registry.pid)),
+    Row("ploop_standby_check", lambda registry: str(int(registry.key.enabled))),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceNodes:
+    """Every node of one device outside its directory, and that directory. Equal links are still different files."""
+
+    device: Device
+    directory: Directory
+    disk: Disk
+    in_block: Link
+    in_class: Link
+    in_dev: Link
+
+
+def build(registry: Registry) -> Directory:
+    """The root directory."""
+
+    def make(name: str, device: Device) -> DeviceNodes:
+        return _device_nodes(device, lambda: registry.devices.get(name) is not device)
+
+    kept: Kept[Device, DeviceNodes] = Kept(make)
+
+    def per_device(entry: Callable[[DeviceNodes], tuple[str, Node]]) -> Directory:
+        return Directory(lambda: dict(map(entry, kept.of(registry.devices).values())))
+
+    devices = per_device(lambda nodes: (nodes.device.name, nodes.directory))
+    sys = {
+        "block": per_device(lambda nodes: (nodes.device.name, nodes.in_block)),
+        "class": _fixed({"block": per_device(lambda nodes: (nodes.device.name, nodes.in_class))}),
+        "dev": _fixed({"block": per_device(lambda nodes: (_numbers(nodes.device), nodes.in_dev))}),
+        "devices": _fixed({"virtual": _fixed({"block": devices})}),
+        "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False)}),
+    }
+    return _fixed({"sys": _fixed(sys), "dev": per_device(lambda nodes: (nodes.device.name, nodes.disk))})
+
+
+def _device_nodes(device: Device, removed: Removed) -> DeviceNodes:
+    from_block = f"../devices/virtual/block/{device.name}"
+    return DeviceNodes(
+        device=device,
+        directory=_device_directory(device, removed),
+        disk=Disk(device),
+        in_block=Link(from_block),
+        in_class=Link(f"../{from_block}"),
+        in_dev=Link(f"../{from_block}"),
+    )
+
+
+def _device_directory(device: Device, removed: Removed) -> Directory:
+    def others() -> dict[str, Node]:
+        return {
+            "subsystem": Link("../../../../class/block"),
+            "holders": _fixed({}),
+            "slaves": _fixed({}),
+            "queue": directory(QUEUE, device, removed),
+            **{name: make(device, removed) for name, make in GROUPS.items() if name in device.flavour.groups},
+            "ploopfs": directory(CONTROL, device, removed),
+        }
+
+    return directory(BLOCK, device, removed, others)
+
+
+def _fixed(children: Mapping[str, Node]) -> Directory:
+    return Directory(lambda: children)
+
+
+def _numbers(device: Device) -> str:
+    return f"{device.major}:{device.minor}"
