@@ -1,0 +1,55 @@
+"""The one way out of a handler: what it raised becomes an errno.
+
+Knows no handler. Invariant: nothing but a `FUSEError` or a cancellation gets past it, since pyfuse3 ends its main loop,
+and with that the mount, at any other exception.
+"""
+
+import errno
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+
+from ploopfs.errors import PloopError
+
+log = logging.getLogger("ploopfs.fuse.operations")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# The kernel takes only these from a server and leaves a request with any other for ever without an answer. Network file
+# systems do leak numbers above it (524), which arrive here as a backend's errno.
+_ERRNOS = range(1, 512)
+
+
+def answers(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """An expected failure is its errno; any other is a bug, which costs this request an EIO and is logged."""
+
+    @functools.wraps(handler)
+    async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except PloopError as error:
+            raise pyfuse3.FUSEError(error.errno if error.errno in _ERRNOS else errno.EIO) from error
+        except Exception:
+            log.exception("%s failed", handler.__qualname__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return answer
+
+
+def unanswered(handler: Callable[P, Awaitable[None]]) -> Callable[P, Coroutine[Any, Any, None]]:
+    """For a request that has no reply: pyfuse3 would not even catch a `FUSEError` here."""
+
+    @functools.wraps(handler)
+    async def answer(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            await handler(*args, **kwargs)
+        except Exception:
+            log.exception("%s failed", handler.__qualname__)
+
+    return answer

@@ -1,0 +1,118 @@
+"""What lies at a mountpoint: whether a tree can be mounted there, and the way out where a dead one is in the way.
+
+Knows the system's mount table and no session of ours. Invariant: it never unmounts anything but a ploopfs.
+"""
+
+import enum
+import errno
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ploopfs.errors import MountError
+
+FSTYPE = "fuse.ploopfs"
+
+# What stat(2) of a mountpoint says whose server is gone: died, or cut off through fusectl.
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+class State(enum.Enum):
+    FREE = "an empty directory"
+    MISSING = "does not exist"
+    NOT_A_DIRECTORY = "is not a directory"
+    NOT_EMPTY = "is not empty: a mount would hide its files"
+    STALE = "is a dead ploopfs mount, left by a daemon that was killed"
+    SERVING = "is already served by a running ploopfs"
+    OTHER_MOUNT = "is a mount of something else"
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo. `root` is `/` unless only a part of a file system is mounted (a bind mount)."""
+
+    root: str
+    mountpoint: str
+    fstype: str
+
+
+def parse_mountinfo(table: bytes) -> Iterator[Mount]:
+    """In the kernel's order: of several mounts on one directory, the last is the visible one."""
+    for line in table.splitlines():
+        place, _, kind = line.partition(b" - ")
+        fields = place.split()
+        yield Mount(_unescape(fields[3]), _unescape(fields[4]), _unescape(kind.split()[0]))
+
+
+def _unescape(field: bytes) -> str:
+    """The kernel writes blank, tab, newline and backslash as three octal digits."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda digits: bytes([int(digits[1], 8)]), field))
+
+
+def _mounts() -> list[Mount]:
+    with open("/proc/self/mountinfo", "rb") as table:
+        return list(parse_mountinfo(table.read()))
+
+
+def ploopfs_mounts() -> list[str]:
+    """Mountpoints of all trees, dead ones too, without bind mounts of their parts."""
+    return [mount.mountpoint for mount in _mounts() if mount.fstype == FSTYPE and mount.root == "/"]
+
+
+def inspect_mountpoint(path: str) -> State:
+    """Asks a live server one question, so it waits for as long as that server does."""
+    place = os.path.realpath(path)
+    fstypes = [mount.fstype for mount in _mounts() if mount.mountpoint == place]
+    try:
+        mode = os.stat(place).st_mode
+    except FileNotFoundError:
+        return State.MISSING
+    except NotADirectoryError:
+        return State.NOT_A_DIRECTORY
+    except OSError as error:
+        if error.errno in _DEAD and fstypes:
+            return State.STALE if fstypes[-1] == FSTYPE else State.OTHER_MOUNT
+        raise MountError(f"{path}: cannot be looked at: {error.strerror}") from error
+    if fstypes:
+        return State.SERVING if fstypes[-1] == FSTYPE else State.OTHER_MOUNT
+    if not stat.S_ISDIR(mode):
+        return State.NOT_A_DIRECTORY
+    return State.NOT_EMPTY if _has_entries(place) else State.FREE
+
+
+def _has_entries(directory: str) -> bool:
+    try:
+        with os.scandir(directory) as entries:
+            return any(True for _ in entries)
+    except OSError as error:
+        raise MountError(f"{directory}: cannot be listed: {error.strerror}") from error
+
+
+def check_mountpoint(path: str) -> None:
+    """Raise unless a tree can be mounted at `path`."""
+    state = inspect_mountpoint(path)
+    if state is not State.FREE:
+        raise MountError(f"{path} {state.value}")
+
+
+def replace_stale(path: str) -> None:
+    """Make a stale mountpoint a plain directory again. Whoever still uses files of the dead tree keeps their errors."""
+    state = inspect_mountpoint(path)
+    if state is not State.STALE:
+        raise MountError(f"{path} is not a dead ploopfs mount: {state.value}")
+    while state is State.STALE:
+        _detach(path)
+        state = inspect_mountpoint(path)
+
+
+def _detach(path: str) -> None:
+    """Lazily. fusermount3 first, which also serves a user without root; it is not installed everywhere."""
+    place = os.path.realpath(path)
+    lazily = ["fusermount3", "-u", "-z"] if shutil.which("fusermount3") else ["umount", "-l"]
+    done = subprocess.run([*lazily, "--", place], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise MountError(f"{path}: the dead mount cannot be removed: {done.stderr.strip()}")

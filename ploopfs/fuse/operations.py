@@ -1,0 +1,185 @@
+"""The requests of the kernel, each answered from the tree of nodes.
+
+Knows FUSE and the kinds of node, and nothing of what they mean. Invariants: every handler is wrapped by `answers`; none
+waits but reads, writes and flushes, whose waits are bounded by what they open.
+"""
+# ruff: noqa: ARG002 - pyfuse3 prescribes the arguments of handlers, and passes them by position.
+
+import errno
+import itertools
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Never, cast
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    PollHandle,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from ploopfs.errors import BadValue, NoSuchEntry, NotPermitted, PermissionDenied, PloopError
+from ploopfs.fuse.answers import answers, unanswered
+from ploopfs.fuse.entry import BLOCK_SIZE_BYTES, describe, remember
+from ploopfs.fuse.handles import DirectoryHandle, OpenFile, open_file
+from ploopfs.fuse.inodes import Inode, Inodes
+from ploopfs.sysfs.nodes import Directory, Disk, Link, Node
+
+NAME_MAX = 255
+
+
+def _refused(error: type[PloopError]) -> Callable[..., Coroutine[Any, Any, Never]]:
+    @answers
+    async def refuse(*_request: object) -> Never:
+        raise error("the tree does not change on request")
+
+    return refuse
+
+
+class Operations(pyfuse3.Operations):
+    """Extended attributes are left to the default, ENOSYS: the kernel remembers it and answers EOPNOTSUPP by itself."""
+
+    # An inode does not know its parent, so `..` could not be answered; only an NFS server asks.
+    supports_dot_lookup = False
+
+    def __init__(self, root: Directory) -> None:
+        super().__init__()
+        self._inodes = Inodes(root)
+        self._mounted_ns = time.time_ns()
+        self._handles = itertools.count(1)
+        self._files: dict[int, OpenFile] = {}
+        self._directories: dict[int, DirectoryHandle] = {}
+
+    # Names and inodes
+
+    @answers
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        parent = self._directory(parent_inode)
+        node = parent.children().get(os.fsdecode(name))
+        if node is None:
+            raise NoSuchEntry(os.fsdecode(name))
+        inode = self._inodes.of(node)
+        entry = self._describe(inode)
+        inode.lookups += 1
+        return entry
+
+    @unanswered
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, lookups in inode_list:
+            self._inodes.forget(number, lookups)
+
+    @answers
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._describe(self._inodes[inode])
+
+    @answers
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        changed = self._inodes[inode]
+        if fields.update_size:
+            _truncate(changed.node, attr.st_size)
+        remember(changed, attr, fields)
+        return self._describe(changed)
+
+    @answers
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        link = self._inodes[inode].node
+        if not isinstance(link, Link):
+            raise BadValue("not a link")
+        return os.fsencode(link.target)
+
+    @answers
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """All counts are 0, as in sysfs. That it answers at all makes a loop device believe in discard."""
+        statistics = StatvfsData()
+        statistics.f_bsize = statistics.f_frsize = BLOCK_SIZE_BYTES
+        statistics.f_namemax = NAME_MAX
+        return statistics
+
+    # Directories
+
+    @answers
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        handle = next(self._handles)
+        self._directories[handle] = DirectoryHandle(self._directory(inode))
+        return handle
+
+    @answers
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        for next_id, (name, node) in enumerate(self._directories[fh].entries(start_id), start_id + 1):
+            inode = self._inodes.of(node)
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), self._describe(inode), next_id):
+                return
+            inode.lookups += 1
+
+    @answers
+    async def releasedir(self, fh: int) -> None:
+        del self._directories[fh]
+
+    # Files
+
+    @answers
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        """direct_io: the page cache must neither answer for a device nor keep the value of an attribute."""
+        file = open_file(self._inodes[inode].node, flags)
+        handle = next(self._handles)
+        self._files[handle] = file
+        return FileInfo(fh=handle, direct_io=True, keep_cache=False)
+
+    @answers
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        # pyfuse3 copies from whatever has a buffer; only its annotation says bytes.
+        return cast(bytes, await self._files[fh].read(off, size))
+
+    @answers
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._files[fh].write(off, buf)
+
+    @answers
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._files[fh].fsync()
+
+    @answers
+    async def flush(self, fh: int) -> None:
+        """close(2) of a block device promises nothing. ENOSYS lets the kernel close without asking from now on."""
+        raise FUSEError(errno.ENOSYS)
+
+    @answers
+    async def poll(self, inode: int, fh: int, poll_handle: PollHandle | None, ctx: RequestContext) -> int:
+        return self._files[fh].poll(poll_handle)
+
+    @answers
+    async def release(self, fh: int) -> None:
+        self._files.pop(fh).release()
+
+    def release_all(self) -> None:
+        """The session ended: no release comes any more, and no poll handle may outlive the session."""
+        while self._files:
+            self._files.popitem()[1].release()
+
+    # Changes of the namespace: never, and with the errnos of sysfs
+
+    create = _refused(PermissionDenied)
+    mknod = mkdir = symlink = link = rename = unlink = rmdir = _refused(NotPermitted)
+
+    def _directory(self, number: int) -> Directory:
+        node = self._inodes[number].node
+        if not isinstance(node, Directory):
+            raise FUSEError(errno.ENOTDIR)
+        return node
+
+    def _describe(self, inode: Inode) -> EntryAttributes:
+        return describe(inode, self._mounted_ns)
+
+
+def _truncate(node: Node, size_bytes: int) -> None:
+    """No effect, as in sysfs and on a block device; but a size that a disk will not have must not look like success."""
+    if isinstance(node, Disk) and size_bytes not in (0, node.device.size_bytes):
+        raise BadValue(f"a disk of {node.device.size_bytes} bytes cannot be truncated to {size_bytes}")
