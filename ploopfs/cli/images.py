@@ -1,0 +1,121 @@
+"""The verbs that work on image files without a daemon: create, snapshot, info."""
+
+import argparse
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+
+import trio
+
+from ploopfs.cli.exits import Exit
+from ploopfs.engine.create import create_disk, create_image, snapshot_disk
+from ploopfs.engine.file import OsFiles
+from ploopfs.engine.inspect import ImageInfo, inspect_stack
+from ploopfs.engine.opening import DESCRIPTOR_NAME, resolve
+from ploopfs.errors import BadValue
+from ploopfs.image.header import SECTOR_BYTES, VERSIONS
+
+_UNITS = {"": SECTOR_BYTES, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([kKmMgGtT]?)")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """One line of `info`."""
+
+    path: str
+    format: str
+    version: int
+    cluster_bytes: int
+    size_bytes: int
+    file_bytes: int
+    allocated_clusters: int | None
+    in_use: bool
+    check: int | None
+    problems: tuple[str, ...]
+
+
+def sectors(text: str) -> int:
+    """NUMBER[KMGT], a bare number counting sectors, as the original tools take it."""
+    match = _SIZE.fullmatch(text)
+    size_bytes = int(match[1], 0 if match[1][:2].lower() == "0x" else 10) * _UNITS[match[2].upper()] if match else 0
+    if size_bytes < SECTOR_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 64M, 10G or a number of sectors")
+    return -(-size_bytes // SECTOR_BYTES)
+
+
+def create(arguments: argparse.Namespace) -> int:
+    """A directory with a disk; or one image file, if PATH has a suffix."""
+    path, version = arguments.path, VERSIONS[arguments.format_version]
+    cluster_sectors = arguments.cluster_size
+    if os.path.basename(path) == DESCRIPTOR_NAME:
+        path = os.path.dirname(path) or "."
+    elif os.path.splitext(path)[1] and not os.path.isdir(path) and not path.endswith("/"):
+        create_image(path, size_sectors=arguments.size, cluster_sectors=cluster_sectors, version=version)
+        _print_result(arguments, {"image": os.path.abspath(path)})
+        return Exit.OK
+    made = create_disk(path, size_sectors=arguments.size, cluster_sectors=cluster_sectors, version=version)
+    _print_result(arguments, {"descriptor": os.path.abspath(made)})
+    return Exit.OK
+
+
+def snapshot(arguments: argparse.Namespace) -> int:
+    path = arguments.path
+    if os.path.isdir(path):
+        path = os.path.join(path, DESCRIPTOR_NAME)
+    if not path.endswith(".xml"):
+        raise BadValue(f"{path}: a snapshot is taken of a disk, expected its {DESCRIPTOR_NAME} or its directory")
+    guid, new_top = snapshot_disk(os.path.abspath(path))
+    _print_result(arguments, {"snapshot": guid, "top": new_top})
+    return Exit.OK
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """The stack that PATHs make up, top first."""
+    image = arguments.paths[0] if len(arguments.paths) == 1 else arguments.paths
+    layers = trio.run(_inspect, image)
+    shown = [_layer(one) for one in layers]
+    if arguments.json:
+        print(json.dumps([asdict(one) for one in shown], indent=2))
+        return Exit.OK
+    for level, one in reversed(list(enumerate(shown))):
+        print(f"level {level}: {one.path}")
+        state = "in use or not closed" if one.in_use else "closed"
+        if one.version:
+            print(f"  ploop version {one.version}, {state}, original check exits {one.check}")
+            clusters = f"cluster {one.cluster_bytes}, {one.allocated_clusters} clusters allocated"
+            print(f"  disk {one.size_bytes} bytes, {clusters}")
+        else:
+            print(f"  raw, {one.file_bytes} bytes")
+        for problem in one.problems:
+            print(f"  {problem}")
+    return Exit.OK
+
+
+async def _inspect(image: str | list[str]) -> list[ImageInfo]:
+    files = OsFiles()
+    return await inspect_stack(files, await resolve(files, image))
+
+
+def _layer(one: ImageInfo) -> LayerInfo:
+    header = one.header
+    return LayerInfo(
+        path=one.path,
+        format="ploop1" if header else "raw",
+        version=header.version.number if header else 0,
+        cluster_bytes=header.cluster_bytes if header else 0,
+        size_bytes=header.size_bytes if header else one.file_size_bytes,
+        file_bytes=one.file_size_bytes,
+        allocated_clusters=one.allocated_clusters,
+        in_use=bool(header and header.is_marked_in_use),
+        check=one.exit_code,
+        problems=one.problems,
+    )
+
+
+def _print_result(arguments: argparse.Namespace, facts: dict[str, str]) -> None:
+    if arguments.json:
+        print(json.dumps(facts))
+    else:
+        print("\n".join(facts.values()))

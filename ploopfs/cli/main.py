@@ -1,0 +1,210 @@
+"""`ploopfs`: the verbs, their arguments, and how their failures become messages and exit codes."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from ploopfs import __version__
+from ploopfs.cli import client, images, serve
+from ploopfs.cli.exits import EPILOG, Exit
+from ploopfs.device.standby import State
+from ploopfs.errors import ConfigError, MountError, PloopError
+from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, VERSIONS, is_valid_cluster_size
+
+MOUNT_OPTIONS = ("allow_other",)
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code."""
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except BaseExceptionGroup as group:
+        expected = group.subgroup((PloopError, OSError))
+        if expected is None or expected.exceptions != group.exceptions:
+            raise
+        return _failed(_first(expected))
+    except (PloopError, OSError) as error:
+        return _failed(error)
+    except KeyboardInterrupt:
+        return Exit.FAILED
+
+
+def _failed(error: BaseException) -> int:
+    message = error.strerror if isinstance(error, OSError) and error.filename is None else error
+    print(f"ploopfs: {message}", file=sys.stderr)
+    match error:
+        case ConfigError():
+            return Exit.CONFIG
+        case MountError():
+            return Exit.NO_MOUNT
+        case _:
+            return Exit.FAILED
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ploopfs",
+        description="Serve ploop images as block devices with a sysfs-like tree and the kernel's standby mode.",
+        epilog=f"example:\n  ploopfs mount config/vz7.yaml /mnt/ploop\n\n{EPILOG}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ploopfs {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_mount(verbs)
+    _add_client_verbs(verbs)
+    _add_image_verbs(verbs)
+    return parser
+
+
+def _verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    example: str,
+    *,
+    json: bool = False,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}\n\n{EPILOG}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _add_mount(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    mount = _verb(
+        verbs,
+        "mount",
+        serve.mount,
+        "serve a configuration's devices at a mountpoint",
+        "ploopfs mount config/vz7.yaml /mnt/ploop",
+    )
+    mount.add_argument("config", metavar="CONFIG", help="the YAML configuration")
+    mount.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    mount.add_argument(
+        "-d", "--daemon", action="store_true", help="return when the tree is there; serve in the background"
+    )
+    mount.add_argument(
+        "--replace-stale", action="store_true", help="clear the mount of a daemon that died at MOUNTPOINT"
+    )
+    mount.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        choices=MOUNT_OPTIONS,
+        help="mount option: allow_other lets other users in, as far as the modes allow",
+    )
+    mount.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="default: info")
+    mount.add_argument("--log-file", metavar="FILE", help="default: standard error; with -d the system log")
+    umount = _verb(
+        verbs,
+        "umount",
+        client.umount,
+        "unmount a tree and wait for its images to be closed",
+        "ploopfs umount /mnt/ploop",
+    )
+    umount.add_argument("mountpoint", metavar="MOUNTPOINT")
+    umount.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds to wait, default 60")
+
+
+def _add_client_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    _verb(verbs, "list", client.list_devices, "list the devices of all mounted trees", "ploopfs list --json", json=True)
+    status = _verb(
+        verbs, "status", client.status, "what a device is in, since when, and why", "ploopfs status ploop0", json=True
+    )
+    status.add_argument("device", metavar="DEV", nargs="?", help="default: every device")
+    replace = _verb(
+        verbs,
+        "replace",
+        client.replace,
+        "put another image in the place of the top delta",
+        "ploopfs replace ploop0 /copy/top.hds",
+    )
+    replace.add_argument("device", metavar="DEV")
+    replace.add_argument("path", metavar="PATH", help="the new top")
+    reopen = _verb(verbs, "reopen", client.reopen, "open the top delta's own path again", "ploopfs reopen ploop0")
+    reopen.add_argument("device", metavar="DEV")
+    wait = _verb(
+        verbs,
+        "wait",
+        client.wait,
+        "wait until queue/standby reads a state",
+        "ploopfs wait ploop0 --for off --timeout 60",
+    )
+    wait.add_argument("device", metavar="DEV")
+    wait.add_argument(
+        "--for",
+        dest="state",
+        required=True,
+        choices=[state.value for state in State],
+        metavar="STATE",
+        help="on, off or 'not supported'",
+    )
+    wait.add_argument("--timeout", type=float, metavar="S", help="seconds; default: for ever")
+    for parser in (status, replace, reopen, wait):
+        parser.add_argument("-m", "--mount", metavar="MOUNTPOINT", help="needed if several trees are mounted")
+
+
+def _add_image_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    create = _verb(
+        verbs,
+        "create",
+        images.create,
+        "make an empty disk (a directory) or, if PATH has a suffix, one image file",
+        "ploopfs create 10G /vz/disk",
+        json=True,
+    )
+    create.add_argument("size", metavar="SIZE", type=images.sectors, help="NUMBER[KMGT]; a bare number counts sectors")
+    create.add_argument(
+        "path", metavar="PATH", help="a directory, its DiskDescriptor.xml, or an image file such as top.hds"
+    )
+    create.add_argument(
+        "--cluster-size",
+        type=_cluster_sectors,
+        default=DEFAULT_CLUSTER_SECTORS,
+        metavar="SIZE",
+        help="32K to 64M, a power of two; default 1M",
+    )
+    create.add_argument("--format-version", type=int, choices=sorted(VERSIONS), default=2, help="default 2")
+    snapshot = _verb(
+        verbs,
+        "snapshot",
+        images.snapshot,
+        "freeze the top of a disk and put an empty delta on it",
+        "ploopfs snapshot /vz/disk",
+        json=True,
+    )
+    snapshot.add_argument("path", metavar="PATH", help="the disk's directory or its DiskDescriptor.xml")
+    info = _verb(
+        verbs, "info", images.info, "what the images of a stack say of themselves", "ploopfs info /vz/disk", json=True
+    )
+    info.add_argument(
+        "paths", metavar="PATH", nargs="+", help="a disk's directory or DiskDescriptor.xml, or image files, base first"
+    )
+
+
+def _cluster_sectors(text: str) -> int:
+    count = images.sectors(text)
+    if not is_valid_cluster_size(count):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a power of two from 32K to 64M")
+    return count
+
+
+if __name__ == "__main__":
+    sys.exit(main())

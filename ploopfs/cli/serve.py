@@ -1,0 +1,168 @@
+"""`ploopfs mount`: configuration to registry to mounted tree, and an orderly end.
+
+The end: no new requests, those under way finish, every image is flushed and closed. Storage that does not let go
+within the deadline is named, its image stays marked in use, and the exit code says so."""
+
+import argparse
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import trio
+
+from ploopfs.cli.exits import Exit
+from ploopfs.config import Config, load
+from ploopfs.device.flavour import FLAVOURS
+from ploopfs.device.queue import Bounds
+from ploopfs.device.registry import Registry
+from ploopfs.engine.file import OsFiles
+from ploopfs.errors import ConfigError, MountError, PloopError
+from ploopfs.fuse.mountpoint import State, check_mountpoint, inspect_mountpoint, replace_stale
+from ploopfs.scst import Scst
+from ploopfs.sysfs.nodes import Directory
+from ploopfs.sysfs.tree import build
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_DEADLINE_S = 30
+STATUS_TASKS = 256
+"""FUSE tasks beyond all that devices can hold, so that status and control files are always served."""
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def mount(arguments: argparse.Namespace) -> int:
+    config = load(arguments.config)
+    mountpoint = os.path.abspath(arguments.mountpoint)
+    log_file = os.path.abspath(arguments.log_file) if arguments.log_file else None
+    if inspect_mountpoint(mountpoint) is State.STALE:
+        if not arguments.replace_stale:
+            raise MountError(f"{mountpoint} {State.STALE.value}; --replace-stale clears it")
+        replace_stale(mountpoint)
+    check_mountpoint(mountpoint)
+    if arguments.daemon:
+        ready = _daemonize().ready
+        _log_to(_daemon_handler(log_file), arguments.log_level)
+    else:
+        ready = partial(print, f"ploopfs: {mountpoint} is ready", file=sys.stderr, flush=True)
+        _log_to(logging.FileHandler(log_file) if log_file else logging.StreamHandler(), arguments.log_level)
+    return trio.run(serve, config, mountpoint, "allow_other" in arguments.options, ready)
+
+
+async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Callable[[], None]) -> int:
+    """Serve until unmounted or signalled; `ready` is called when the tree answers. The exit code."""
+    registry = Registry(pid=os.getpid())
+    try:
+        await _add_devices(registry, config)
+        max_tasks = len(registry.devices) * config.limits.requests_per_device + STATUS_TASKS
+        await _serve_tree(build(registry), mountpoint, allow_other=allow_other, max_tasks=max_tasks, ready=ready)
+    finally:
+        with trio.CancelScope(shield=True):
+            clean = await registry.aclose(deadline_s=SHUTDOWN_DEADLINE_S)
+    return Exit.OK if clean else Exit.NOT_CLOSED
+
+
+async def _add_devices(registry: Registry, config: Config) -> None:
+    scst = Scst(registry.key)
+    if config.scst.loaded:
+        scst.load()
+    limits = config.limits
+    bounds = Bounds(limits.requests_per_device, limits.park_timeout_s, limits.quiesce_timeout_s)
+    for index, wanted in enumerate(config.devices):
+        try:
+            device = await registry.add(
+                wanted.name,
+                flavour=FLAVOURS[wanted.flavour],
+                image=wanted.image,
+                files=OsFiles(limits.threads_per_device),
+                read_only=wanted.read_only,
+                cluster_sectors=wanted.cluster_sectors,
+                bounds=bounds,
+            )
+        except PloopError as error:
+            raise ConfigError(f"{config.path}: devices[{index}] ({wanted.name}): {error}") from error
+        if wanted.standby:
+            scst.attach(device)
+
+
+async def _serve_tree(
+    tree: Directory, mountpoint: str, *, allow_other: bool, max_tasks: int, ready: Callable[[], None]
+) -> None:
+    # pyfuse3 is loaded only by the process that serves, and only after it has forked.
+    from ploopfs.fuse import mount as fuse_mount  # noqa: PLC0415
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal, nursery.cancel_scope, fuse_mount.terminate)
+
+        async def session(task_status: trio.TaskStatus[None]) -> None:
+            await fuse_mount.serve(
+                tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks, task_status=task_status
+            )
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(session)
+        ready()
+
+
+async def _end_on_signal(everything: trio.CancelScope, terminate: Callable[[], None]) -> None:
+    """The first signal lets requests finish, up to the deadline; a second one, or the deadline, cuts them off."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("%s: ending", signal.Signals(number).name)
+            terminate()
+            break
+        with trio.move_on_after(SHUTDOWN_DEADLINE_S) as deadline:
+            async for _second in signals:
+                break
+    if deadline.cancelled_caught:
+        log.error("requests did not end within %s s and are cut off", SHUTDOWN_DEADLINE_S)
+    everything.cancel()
+
+
+# --- going to the background --------------------------------------------------------------------------------------
+
+
+class _Parent:
+    """The waiting parent of a daemon, through a pipe: it is told `ready`, or why not and with which exit code."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def ready(self) -> None:
+        """From here on nobody reads our standard streams."""
+        os.write(self._fd, b"\0")
+        os.close(self._fd)
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+
+
+def _daemonize() -> _Parent:
+    """Fork. The parent never returns: it exits when the child is ready or has ended."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        is_ready = os.read(reading, 1) == b"\0"
+        if is_ready:
+            os._exit(Exit.OK)
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status))
+    os.close(reading)
+    os.setsid()
+    os.chdir("/")
+    return _Parent(writing)
+
+
+def _log_to(handler: logging.Handler, level: str) -> None:
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def _daemon_handler(log_file: str | None) -> logging.Handler:
+    if log_file:
+        return logging.FileHandler(log_file)
+    return logging.handlers.SysLogHandler("/dev/log") if os.path.exists("/dev/log") else logging.StreamHandler()

@@ -1,0 +1,142 @@
+"""A mounted tree as a client sees it: plain files, read and written as any shell script would.
+
+Knows nothing of the daemon behind it. Paths are those of the tree's sysfs layout.
+"""
+
+import os
+import select
+import subprocess
+import time
+from dataclasses import dataclass
+
+from ploopfs.errors import BadValue, MountError, NoSuchDevice
+from ploopfs.fuse.mountpoint import State, inspect_mountpoint, ploopfs_mounts
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """What `status` and `list` show; sizes in bytes, times in seconds since the epoch."""
+
+    device: str
+    mountpoint: str
+    disk: str
+    size_bytes: int
+    read_only: bool
+    standby: str
+    since_s: float | None
+    reason: str
+    generation: int
+    aborted: bool
+    last_error: str
+    deltas: list[str]
+
+
+class Tree:
+    """One mounted tree."""
+
+    def __init__(self, mountpoint: str) -> None:
+        self.mountpoint = os.path.abspath(mountpoint)
+
+    @classmethod
+    def find(cls, mountpoint: str | None) -> "Tree":
+        """The tree at `mountpoint`, or the only one there is. Raises MountError."""
+        if mountpoint is not None:
+            state = inspect_mountpoint(mountpoint)
+            if state is not State.SERVING:
+                raise MountError(f"{mountpoint}: no running ploopfs there: {state.value}")
+            return cls(mountpoint)
+        mounts = ploopfs_mounts()
+        if len(mounts) != 1:
+            found = ", ".join(mounts) or "none"
+            raise MountError(f"--mount is needed unless exactly one ploopfs is mounted (mounted: {found})")
+        return cls(mounts[0])
+
+    @property
+    def pid(self) -> int:
+        return int(self._read("sys/fs/ploopfs/pid"))
+
+    def devices(self) -> list[str]:
+        return sorted(os.listdir(self._path("sys/block")), key=lambda name: (len(name), name))
+
+    def status(self, device: str) -> DeviceStatus:
+        since = self.attribute(device, "ploopfs/standby_since")
+        levels = sorted(int(level) for level in os.listdir(self._attribute_path(device, "pdelta")))
+        return DeviceStatus(
+            device=device,
+            mountpoint=self.mountpoint,
+            disk=self._path(f"dev/{device}"),
+            size_bytes=int(self.attribute(device, "size")) * 512,
+            read_only=self.attribute(device, "ro") == "1",
+            standby=self.attribute(device, "queue/standby"),
+            since_s=float(since) if since else None,
+            reason=self.attribute(device, "ploopfs/standby_reason"),
+            generation=int(self.attribute(device, "ploopfs/generation")),
+            aborted=self.attribute(device, "pstate/aborted") == "1",
+            last_error=self.attribute(device, "ploopfs/last_error"),
+            deltas=[self.attribute(device, f"pdelta/{level}/image") for level in levels],
+        )
+
+    def attribute(self, device: str, name: str) -> str:
+        """The value without its newline."""
+        self._check_device(device)
+        return self._read(f"sys/block/{device}/{name}")
+
+    def store(self, device: str, name: str, value: str) -> None:
+        """One write(2). Raises OSError with the errno of the store, its reason from `last_error` in the arguments."""
+        self._check_device(device)
+        fd = os.open(self._attribute_path(device, name), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, os.fsencode(f"{value}\n"))
+        except OSError as error:
+            reason = self.attribute(device, "ploopfs/last_error")
+            raise OSError(error.errno, reason or error.strerror) from error
+        finally:
+            os.close(fd)
+
+    def wait(self, device: str, state: str, timeout_s: float | None) -> bool:
+        """Wait by poll(2) until `queue/standby` reads `state`; False if the time ran out."""
+        self._check_device(device)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        fd = os.open(self._attribute_path(device, "queue/standby"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            poller = select.poll()
+            poller.register(fd, select.POLLPRI | select.POLLERR)
+            while os.pread(fd, 4096, 0).decode().rstrip("\n") != state:
+                left_ms = None if deadline is None else max(0, deadline - time.monotonic()) * 1000
+                if not poller.poll(left_ms) and left_ms is not None:
+                    return False
+        finally:
+            os.close(fd)
+        return True
+
+    def unmount(self, timeout_s: float) -> bool:
+        """Unmount, and wait until the daemon has closed its images; False if it is still at it. Raises MountError."""
+        daemon = os.pidfd_open(self.pid)
+        try:
+            done = subprocess.run(
+                ["fusermount3", "-u", "--", self.mountpoint], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise MountError(f"{self.mountpoint}: {done.stderr.strip()}")
+            poller = select.poll()
+            poller.register(daemon, select.POLLIN)
+            return bool(poller.poll(timeout_s * 1000))
+        finally:
+            os.close(daemon)
+
+    def _check_device(self, device: str) -> None:
+        if not device or "/" in device or device.startswith("."):
+            raise BadValue(f"{device!r} is not a device name")
+        if not os.path.lexists(self._path(f"sys/block/{device}")):
+            known = ", ".join(self.devices()) or "none"
+            raise NoSuchDevice(f"{device}: no such device in {self.mountpoint} (there: {known})")
+
+    def _attribute_path(self, device: str, name: str) -> str:
+        return self._path(f"sys/block/{device}/{name}")
+
+    def _read(self, name: str) -> str:
+        with open(self._path(name), encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().removesuffix("\n")
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.mountpoint, name)
