@@ -23,17 +23,19 @@ class Allocator:
 
     def __init__(self, used: Entries, *, first_cluster: int, file_clusters: int, entry_unit: int) -> None:
         """`used` holds the file clusters that the map names. Others inside the file are free."""
+        self._limit = MAX_ENTRY // entry_unit
         taken = np.unique(used).astype(np.int64)
-        edges = np.concatenate(([first_cluster - 1], taken, [max(file_clusters, first_cluster)]))
+        # A file may be longer than its map can name; what lies beyond is no gap.
+        end = min(max(file_clusters, first_cluster), self._limit + 1)
+        edges = np.concatenate(([first_cluster - 1], taken, [end]))
         gap_starts = np.flatnonzero(np.diff(edges) > 1)
         self._gaps = deque((int(edges[at]) + 1, int(edges[at + 1])) for at in gap_starts)
         self._released: list[int] = []
-        self._next = int(edges[-1])
-        self._limit = MAX_ENTRY // entry_unit
+        self._next = end
 
     @property
     def end_cluster(self) -> int:
-        """The first cluster that was never part of the file or handed out."""
+        """The first cluster that was never part of the file or handed out, as far as the map can name one."""
         return self._next
 
     def allocate(self) -> tuple[int, bool]:

@@ -78,7 +78,7 @@ def _area_problems(header: Header, area: bytes, path: str) -> Iterator[BadImage]
             path, "m_SizeInSectors", header.size_sectors, f"at least one cluster of {header.cluster_sectors}"
         )
     if needed > header.bat_area_bytes:
-        expected = f"at least {needed // SECTOR_BYTES} sectors, for the map of {header.disk_clusters} clusters"
+        expected = f"at least {-(-needed // SECTOR_BYTES)} sectors, for the map of {header.disk_clusters} clusters"
         yield BadImage(path, "m_FirstBlockOffset", header.first_block_sectors, expected)
     elif len(area) < header.bat_area_bytes:
         expected = f"at least the header and map, {header.bat_area_bytes} bytes"

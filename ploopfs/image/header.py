@@ -118,6 +118,8 @@ class Header:
         entries = size_sectors // cluster_sectors
         first = first_block_sectors(entries, cluster_sectors)
         heads, cylinders = geometry(size_sectors)
+        # Informational, so a disk too large for the field is no error: the field has the low half.
+        cylinders &= 0xFFFFFFFF
         raw = _LAYOUT.pack(
             version.signature,
             IMAGE_TYPE_EXPANDING,

@@ -26,12 +26,13 @@ def check_stack(layers: Sequence[Layer]) -> None:
     """`layers` is base first. Raises ImageMismatch or BadImage."""
     if not 1 <= len(layers) <= MAX_DELTAS:
         raise ImageMismatch(f"a stack has {len(layers)} deltas, expected 1 to {MAX_DELTAS}")
+    for layer in layers[1:]:
+        if layer.header is None:
+            raise ImageMismatch(f"{layer.path}: a raw image can only be the base of a stack")
     top = layers[-1]
     if top.header is None:
         if top.file_size_bytes < SECTOR_BYTES or top.file_size_bytes % SECTOR_BYTES:
             raise BadImage(top.path, "raw size", f"{top.file_size_bytes} bytes", f"a multiple of {SECTOR_BYTES}")
-        if len(layers) > 1:
-            raise ImageMismatch(f"{top.path}: a raw image can only be the base of a stack")
         return
     for lower in layers[:-1]:
         if lower.header is not None:
