@@ -90,23 +90,30 @@ class Delta:
         assert self.bat is not None
         return self.bat
 
+    def through(self, file: File) -> "Delta":
+        """The same lower delta, read through another open file."""
+        return Delta(file, header=self.header, bat=None, file_size=self.file_size, trusted_size=self.trusted_size)
+
     async def mark_in_use(self) -> None:
-        """Put the mark on stable storage; everything else of the image is as it was."""
+        """Put the mark on stable storage; everything else of the image is as it was.
+
+        A format extension (dirty bitmap) stays in the file but is no longer named: beside the mark it would make the
+        image a broken one if we die (image-format.md 7.1, step 9). A clean close without a change names it again.
+        """
         if self.header is None:
             return
-        self.header = self.header.marked_in_use()
+        header = self.header.marked_in_use()
+        self.header = header.changed(in_use=header.in_use, flags=header.flags, extension_sectors=0)
         await self._write_header()
         self.marked = True
 
-    async def note_modified(self) -> None:
-        """Before the first change: a format extension (dirty bitmap) no longer describes the image and goes."""
-        if self._modified or self.header is None:
+    def note_modified(self) -> None:
+        """Before the first change: a format extension no longer describes the image and goes."""
+        if self._modified:
             return
         self._modified = True
-        if self.header.extension_sectors:
+        if self._closing_header is not None and extension_offset_bytes(self._closing_header):
             log.info("%s: the format extension (dirty bitmap) is dropped, as the image is about to change", self.path)
-            self.header = self.header.changed(in_use=self.header.in_use, flags=self.header.flags, extension_sectors=0)
-            await self._write_header()
 
     async def sync(self) -> None:
         failed = self._sync_error

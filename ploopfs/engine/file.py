@@ -177,6 +177,8 @@ class OsFile:
             await trio.to_thread.run_sync(os.close, fd, limiter=self._limiter, abandon_on_cancel=True)
 
     async def _hop(self, work: Callable[[], T], operation: str, offset: int = 0, length: int = 0) -> T:
+        if self._fd < 0:  # some functions of os answer -1 with a ValueError
+            raise BackendError(errno.EBADF, operation, self.path, offset=offset, length=length)
         try:
             return await _hop(work, self._limiter, operation, self.path, offset, length)
         except trio.Cancelled:
@@ -189,7 +191,7 @@ class OsFile:
             return True
         if error.errno in _NO_NOWAIT:
             return False
-        raise BackendError(error.errno or errno.EIO, operation, self.path, offset=offset, length=length) from error
+        raise _backend_error(error, operation, self.path, offset, length) from error
 
 
 async def _hop(
@@ -198,7 +200,14 @@ async def _hop(
     try:
         return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
     except OSError as error:
-        raise BackendError(error.errno or errno.EIO, operation, path, offset=offset, length=length) from error
+        raise _backend_error(error, operation, path, offset, length) from error
+
+
+def _backend_error(error: OSError, operation: str, path: str, offset: int, length: int) -> BackendError:
+    """The kernel answers what a FUSE server had when it died with ECONNABORTED, and everything later with ENOTCONN. It
+    is one event, the mount is gone, and it bears the name that the specification knows."""
+    number = errno.ENOTCONN if error.errno == errno.ECONNABORTED else error.errno or errno.EIO
+    return BackendError(number, operation, path, offset=offset, length=length)
 
 
 def _read_fully(fd: int, offset: int, length: int) -> bytearray:

@@ -12,9 +12,9 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta, ImageSpec, open_delta
 from ploopfs.engine.file import Files
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BadImage, ImageNotClosed
+from ploopfs.errors import BadImage, ImageMismatch, ImageNotClosed
 from ploopfs.image.descriptor import MAX_DESCRIPTOR_BYTES, Descriptor, parse
-from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, SECTOR_BYTES
+from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, HEADER_BYTES, SECTOR_BYTES
 from ploopfs.image.map import Map
 from ploopfs.image.stacking import check_stack
 
@@ -70,7 +70,7 @@ async def open_stack(files: Files, spec: StackSpec, *, read_only: bool, counters
     """Open every delta, lower ones read-only, and mark the top in use.
 
     A stack in which an image was not closed is opened read-only, with a warning. Raises BackendError, ImageLocked,
-    BadImage, ImageMismatch, ImageConverting. """
+    BadImage, ImageMismatch, ImageConverting."""
     if not read_only:
         try:
             return await _open(files, spec, read_only=False, counters=counters)
@@ -94,6 +94,24 @@ async def _open(files: Files, spec: StackSpec, *, read_only: bool, counters: Cou
             await delta.aclose(clean=False)
         raise
     return stack
+
+
+async def reopen_lower(files: Files, delta: Delta) -> Delta:
+    """The same lower delta through a fresh open of its path. Raises ImageMismatch if another image lies there now."""
+    file = await files.open(delta.path, writable=False)
+    try:
+        await file.lock()
+        size = await file.size()
+        if size != delta.file_size:
+            raise ImageMismatch(
+                f"{delta.path}: the file has {size} bytes, expected {delta.file_size} as when it was opened"
+            )
+        if delta.header is not None and bytes(await file.read(0, HEADER_BYTES)) != delta.header.raw:
+            raise ImageMismatch(f"{delta.path}: the header is not the one that was opened")
+    except BaseException:
+        await file.aclose()
+        raise
+    return delta.through(file)
 
 
 def assemble(deltas: Sequence[Delta], cluster_sectors: int | None, counters: Counters) -> Stack:

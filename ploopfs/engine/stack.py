@@ -105,7 +105,7 @@ async def _read_run(delta: Delta, offset: int, length: int) -> Buffer:
     if data is None:
         data = await delta.file.read(offset, length)
     if len(data) < length:
-        # What the file had when it was opened must still be there; only what an interrupted growth left unwritten is zero.
+        # What the file had when it was opened must still be there; only what an interrupted growth left out is zero.
         if offset + len(data) < delta.file_size or offset + length > delta.trusted_size:
             raise TruncatedImage(f"{delta.path}: ends at {offset + len(data)}, expected {length} bytes at {offset}")
         data.extend(bytes(length - len(data)))

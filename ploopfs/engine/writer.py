@@ -59,7 +59,7 @@ class Writer:
         self._map_writer: Combiner[dict[int, int]] = Combiner(self._write_map_once)
 
     async def write(self, offset: int, data: bytes, *, check_zeros: bool) -> None:
-        await self._top.note_modified()
+        self._top.note_modified()
         while await self._wait_unclaimed(slots_to_allocate(self._map, offset, len(data))):
             self._counters.bio_lockouts += 1
         plan = plan_write(self._map, self._allocator, offset, data, check_zeros=check_zeros)
@@ -80,7 +80,7 @@ class Writer:
                 raise
 
     async def discard(self, offset: int, length: int) -> None:
-        await self._top.note_modified()
+        self._top.note_modified()
         single = self._map.top_level == 0 and self._top.bat is not None
         plan = plan_discard(self._map, offset, length, single=single)
         while await self._wait_unclaimed(plan.free_slots):

@@ -94,6 +94,7 @@ class MemoryFile:
 
     async def size(self) -> int:
         await trio.lowlevel.checkpoint()
+        self._check_open("stat")
         return len(self._image.data)
 
     async def truncate(self, size: int) -> None:
@@ -110,6 +111,7 @@ class MemoryFile:
 
     async def lock(self) -> None:
         await trio.lowlevel.checkpoint()
+        self._check_open("lock")
         image, me = self._image, id(self)
         others = image.writers - {me} | (image.readers - {me} if self.writable else set())
         if others:

@@ -1,0 +1,44 @@
+"""What a disk should hold: its bytes, and who owns each cluster. Says nothing about how the engine gets there."""
+
+from enum import Enum
+
+CLUSTER_BYTES = 32768
+
+
+class Owner(Enum):
+    NOBODY = "nobody"
+    LOWER = "lower"
+    TOP = "top"
+
+
+class Model:
+    """`alone`: the top is the only image, so a discard gives a cluster back. A `raw` image alone owns everything."""
+
+    def __init__(self, content: bytes, owners: list[Owner], *, alone: bool, raw: bool) -> None:
+        self.content = bytearray(content)
+        self.owners = owners
+        self.alone = alone
+        self.raw = raw
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.content[offset : offset + len(data)] = data
+        for slot in range(offset // CLUSTER_BYTES, -(-(offset + len(data)) // CLUSTER_BYTES)):
+            start = max(0, slot * CLUSTER_BYTES - offset)
+            part = data[start : (slot + 1) * CLUSTER_BYTES - offset]
+            # Zeroes to a cluster that nobody has change nothing.
+            if self.owners[slot] is not Owner.NOBODY or any(part):
+                self.owners[slot] = Owner.TOP
+
+    def discard(self, offset: int, length: int) -> None:
+        for slot in range(-(-offset // CLUSTER_BYTES), (offset + length) // CLUSTER_BYTES):
+            if self.owners[slot] is Owner.TOP:
+                self.content[slot * CLUSTER_BYTES : (slot + 1) * CLUSTER_BYTES] = bytes(CLUSTER_BYTES)
+                if self.alone and not self.raw:
+                    self.owners[slot] = Owner.NOBODY
+
+    def snapshot(self) -> None:
+        self.owners = [Owner.NOBODY if owner is Owner.NOBODY else Owner.LOWER for owner in self.owners]
+        self.alone = self.raw = False

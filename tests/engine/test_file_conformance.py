@@ -1,0 +1,208 @@
+"""What every File must do, the real one and the fakes alike: the same tests for each."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from ploopfs.engine.file import File
+from ploopfs.errors import BackendError, ImageLocked
+from tests.engine.places import FaultyPlace, MemoryPlace, OsPlace, Place
+
+CONTENT = bytes(range(256)) * 64
+
+
+@pytest.fixture(params=["os", "memory", "faulty"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    places: dict[str, Place] = {"os": OsPlace(tmp_path), "memory": MemoryPlace(), "faulty": FaultyPlace()}
+    return places[request.param]
+
+
+@pytest.fixture
+def path(place: Place) -> str:
+    path = place.path("image")
+    place.put(path, CONTENT)
+    return path
+
+
+async def open_both(place: Place, path: str, *, writable: tuple[bool, bool]) -> tuple[File, File]:
+    return await place.files.open(path, writable=writable[0]), await place.files.open(path, writable=writable[1])
+
+
+async def test_a_read_gives_exactly_the_bytes_of_its_range(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=False)
+    assert await file.read(3, 1000) == CONTENT[3:1003]
+    assert await file.read(0, len(CONTENT)) == CONTENT
+
+
+async def test_a_read_is_short_only_at_the_end_of_the_file(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=False)
+    assert await file.read(len(CONTENT) - 10, 100) == CONTENT[-10:]
+    assert await file.read(len(CONTENT), 1) == b""
+    assert await file.read(len(CONTENT) + 5000, 1) == b""
+
+
+async def test_what_a_read_gives_may_be_changed_without_changing_the_file(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=False)
+    (await file.read(0, 16))[:] = b"x" * 16
+    assert await file.read(0, 16) == CONTENT[:16]
+
+
+async def test_a_read_without_waiting_gives_everything_or_none(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=False)
+    await file.read(0, len(CONTENT))
+    assert file.read_nowait(5, 500) in (None, CONTENT[5:505])
+    assert file.read_nowait(len(CONTENT) - 10, 100) is None
+
+
+async def test_a_write_is_seen_by_another_open_file(place: Place, path: str) -> None:
+    file, other = await open_both(place, path, writable=(True, False))
+    await file.write(100, memoryview(b"0123456789")[2:7])
+    assert await other.read(99, 7) == CONTENT[99:100] + b"23456" + CONTENT[105:106]
+
+
+async def test_a_write_without_waiting_writes_as_much_as_it_says(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=True)
+    done = file.write_nowait(200, b"abcdef")
+    assert 0 <= done <= 6
+    assert place.content(path) == CONTENT[:200] + b"abcdef"[:done] + CONTENT[200 + done :]
+
+
+async def test_a_write_past_the_end_leaves_zeroes_between(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=True)
+    await file.write(len(CONTENT) + 1000, b"end")
+    assert await file.size() == len(CONTENT) + 1003
+    assert place.content(path) == CONTENT + bytes(1000) + b"end"
+
+
+async def test_truncation_up_adds_zeroes_and_down_cuts(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=True)
+    await file.truncate(len(CONTENT) + 100)
+    assert place.content(path) == CONTENT + bytes(100)
+    await file.truncate(50)
+    assert (await file.size(), place.content(path)) == (50, CONTENT[:50])
+    await file.truncate(100)
+    assert place.content(path) == CONTENT[:50] + bytes(50)
+
+
+async def test_a_punched_hole_reads_as_zeroes_and_the_size_stays(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=True)
+    await file.punch(4096, 4096)
+    assert place.content(path) == CONTENT[:4096] + bytes(4096) + CONTENT[8192:]
+    await file.punch(len(CONTENT) - 10, 4096)
+    assert place.content(path)[-11:] == CONTENT[-11:-10] + bytes(10)
+    assert await file.size() == len(CONTENT)
+
+
+async def test_a_sync_of_a_healthy_file_succeeds(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=True)
+    await file.write(0, b"x")
+    await file.sync()
+
+
+async def test_a_missing_file_is_the_storage_saying_enoent(place: Place) -> None:
+    for writable in (False, True):
+        with pytest.raises(BackendError) as raised:
+            await place.files.open(place.path("missing"), writable=writable)
+        assert raised.value.errno == errno.ENOENT
+        assert place.path("missing") in str(raised.value)
+    with pytest.raises(BackendError) as raised:
+        await place.files.is_directory(place.path("missing"))
+    assert raised.value.errno == errno.ENOENT
+
+
+async def test_a_directory_is_told_from_a_file(place: Place, path: str) -> None:
+    assert not await place.files.is_directory(path)
+    assert await place.files.is_directory(path.rpartition("/")[0])
+
+
+async def test_two_opens_of_one_file_have_one_identity(place: Place, path: str) -> None:
+    file, again = await open_both(place, path, writable=(True, False))
+    place.put(place.path("other"), CONTENT)
+    other = await place.files.open(place.path("other"), writable=False)
+    assert file.identity == again.identity != other.identity
+    assert (file.path, file.writable, again.writable) == (path, True, False)
+
+
+async def test_a_file_opened_for_reading_cannot_be_changed(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=False)
+    with pytest.raises(BackendError) as raised:
+        await file.write(0, b"x")
+    assert raised.value.errno == errno.EBADF
+    with pytest.raises(BackendError):
+        await file.truncate(0)
+    with pytest.raises(BackendError):
+        await file.punch(0, 4096)
+    assert place.content(path) == CONTENT
+
+
+async def test_two_writers_exclude_each_other(place: Place, path: str) -> None:
+    first, second = await open_both(place, path, writable=(True, True))
+    await first.lock()
+    with pytest.raises(ImageLocked, match=path):
+        await second.lock()
+
+
+@pytest.mark.parametrize("writable", [(True, False), (False, True)])
+async def test_a_writer_and_a_reader_exclude_each_other(
+    place: Place, path: str, writable: tuple[bool, bool]
+) -> None:
+    first, second = await open_both(place, path, writable=writable)
+    await first.lock()
+    with pytest.raises(ImageLocked):
+        await second.lock()
+
+
+async def test_readers_share(place: Place, path: str) -> None:
+    first, second = await open_both(place, path, writable=(False, False))
+    await first.lock()
+    await second.lock()
+
+
+async def test_a_refused_lock_leaves_nothing_locked(place: Place, path: str) -> None:
+    first, second = await open_both(place, path, writable=(True, True))
+    await first.lock()
+    with pytest.raises(ImageLocked):
+        await second.lock()
+    await first.unlock()
+    third = await place.files.open(path, writable=True)
+    await third.lock()
+
+
+async def test_unlocking_lets_the_next_one_in_and_locking_twice_is_no_conflict(place: Place, path: str) -> None:
+    first, second = await open_both(place, path, writable=(True, True))
+    await first.lock()
+    await first.lock()
+    await first.unlock()
+    await second.lock()
+
+
+async def test_closing_releases_the_lock_of_this_file_alone(place: Place, path: str) -> None:
+    first, second = await open_both(place, path, writable=(True, True))
+    bystander = await place.files.open(path, writable=False)
+    await first.lock()
+    await bystander.aclose()
+    with pytest.raises(ImageLocked):
+        await second.lock()
+    await first.aclose()
+    await second.lock()
+
+
+async def test_a_closed_file_answers_ebadf_and_closes_again_quietly(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=True)
+    await file.aclose()
+    await file.aclose()
+    calls = (
+        lambda: file.read(0, 1),
+        lambda: file.write(0, b"x"),
+        lambda: file.truncate(1),
+        lambda: file.punch(0, 1),
+        file.sync,
+        file.size,
+        file.lock,
+    )
+    for call in calls:
+        with pytest.raises(BackendError) as raised:
+            await call()
+        assert raised.value.errno == errno.EBADF
+    assert place.content(path) == CONTENT

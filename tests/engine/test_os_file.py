@@ -1,0 +1,172 @@
+"""What only the real file can get wrong: odd file types, kernels and file systems without RWF_NOWAIT, short counts."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from ploopfs.engine.file import File, OsFiles
+from ploopfs.errors import BackendError, BadImage
+
+CONTENT = bytes(range(256)) * 64
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    (tmp_path / "image").write_bytes(CONTENT)
+    return str(tmp_path / "image")
+
+
+def failing(number: int) -> Callable[..., int]:
+    def fail(*_arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("writable", [False, True])
+async def test_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path: Path, writable: bool) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(BadImage, match=r"fifo: file type is 0o10000, expected a regular file"):
+        await OsFiles().open(str(tmp_path / "fifo"), writable=writable)
+
+
+async def test_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="file type"):
+        await OsFiles().open(str(tmp_path), writable=False)
+    with pytest.raises(BackendError) as raised:
+        await OsFiles().open(str(tmp_path), writable=True)
+    assert raised.value.errno == errno.EISDIR
+
+
+@pytest.mark.parametrize("writable", [False, True])
+async def test_a_device_node_is_refused(writable: bool) -> None:
+    with pytest.raises(BadImage, match="/dev/null: file type"):
+        await OsFiles().open("/dev/null", writable=writable)
+
+
+async def test_a_refused_file_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(BadImage):
+            await OsFiles().open(str(tmp_path), writable=False)
+    # The thread that opens and trio itself may hold one or two of their own, but nothing may add up.
+    assert len(set(os.listdir("/proc/self/fd")) - before) < 10
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+async def test_a_file_system_without_nowait_is_not_asked_again(
+    path: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await OsFiles().open(path, writable=True)
+    monkeypatch.setattr(os, "preadv", failing(number))
+    monkeypatch.setattr(os, "pwritev", failing(number))
+    assert (file.read_nowait(0, 10), file.write_nowait(0, b"x")) == (None, 0)
+    monkeypatch.undo()
+    assert (file.read_nowait(0, 10), file.write_nowait(0, b"x")) == (None, 0)
+
+
+async def test_what_would_block_now_is_asked_again_later(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def would_block(*_arguments: object) -> int:
+        asked.append("asked")
+        raise BlockingIOError(errno.EAGAIN, "not now")
+
+    file = await OsFiles().open(path, writable=True)
+    monkeypatch.setattr(os, "preadv", would_block)
+    monkeypatch.setattr(os, "pwritev", would_block)
+    for _ in range(2):
+        assert (file.read_nowait(0, 10), file.write_nowait(0, b"x")) == (None, 0)
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOTCONN, errno.EBUSY, errno.ENOSPC])
+async def test_an_answer_without_waiting_may_be_an_error_of_the_storage(
+    path: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await OsFiles().open(path, writable=True)
+    monkeypatch.setattr(os, "preadv", failing(number))
+    monkeypatch.setattr(os, "pwritev", failing(number))
+    with pytest.raises(BackendError) as raised:
+        file.read_nowait(4, 10)
+    assert (raised.value.errno, raised.value.offset, raised.value.length) == (number, 4, 10)
+    with pytest.raises(BackendError) as raised:
+        file.write_nowait(4, b"0123456789")
+    assert (raised.value.errno, raised.value.operation, raised.value.length) == (number, "write", 10)
+
+
+async def test_short_counts_of_the_system_are_gone_on_with(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = await OsFiles().open(path, writable=True)
+    read, write = os.preadv, os.pwrite
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: read(fd, [views[0][:7]], offset))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: write(fd, data[:7], offset))
+    assert await file.read(1, 100) == CONTENT[1:101]
+    assert await file.read(len(CONTENT) - 10, 100) == CONTENT[-10:]
+    await file.write(1, bytes(range(100)))
+    assert Path(path).read_bytes() == CONTENT[:1] + bytes(range(100)) + CONTENT[101:]
+
+
+@pytest.mark.parametrize(
+    ("of_os", "call"),
+    [
+        ("preadv", lambda file: file.read(0, 1)),
+        ("pwrite", lambda file: file.write(0, b"x")),
+        ("fdatasync", lambda file: file.sync()),
+        ("fstat", lambda file: file.size()),
+        ("ftruncate", lambda file: file.truncate(5)),
+    ],
+)
+async def test_an_error_in_a_worker_thread_is_a_backend_error(
+    path: str, of_os: str, call: Callable[[File], Awaitable[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await OsFiles().open(path, writable=True)
+    monkeypatch.setattr(os, of_os, failing(errno.ENOTCONN))
+    with pytest.raises(BackendError) as raised:
+        await call(file)
+    monkeypatch.undo()
+    assert raised.value.errno == errno.ENOTCONN
+    assert path in str(raised.value)
+    assert "ENOTCONN" in str(raised.value)
+
+
+async def test_a_close_that_fails_is_quiet(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = await OsFiles().open(path, writable=True)
+    close = os.close
+
+    def close_and_fail(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "late")
+
+    monkeypatch.setattr(os, "close", close_and_fail)
+    await file.aclose()
+
+
+async def test_the_identity_names_the_file_system(path: str) -> None:
+    file = await OsFiles().open(path, writable=False)
+    status = os.stat(path)
+    assert (file.identity.device_number, file.identity.inode) == (status.st_dev, status.st_ino)
+    listed = Path("/proc/self/mountinfo").read_text()
+    assert not file.identity.filesystem or f" {file.identity.filesystem} " in listed
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+async def test_a_storage_without_locks_is_used_without_them(
+    path: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await OsFiles().open(path, writable=True), await OsFiles().open(path, writable=True)
+    monkeypatch.setattr(fcntl, "fcntl", failing(number))
+    await first.lock()
+    await second.lock()
+    await first.unlock()
+
+
+async def test_a_storage_that_is_dead_when_it_is_locked_says_so(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = await OsFiles().open(path, writable=True)
+    monkeypatch.setattr(fcntl, "fcntl", failing(errno.ENOTCONN))
+    with pytest.raises(BackendError) as raised:
+        await file.lock()
+    assert (raised.value.errno, raised.value.operation) == (errno.ENOTCONN, "lock")
