@@ -23,6 +23,7 @@ ORDER = ("errors", "image", "engine", "device", "scst", "sysfs", "fuse", "cli")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **{part: ORDER[: place + 1] for place, part in enumerate(ORDER)},
     "cli": (*ORDER, "config"),
+    "__main__": ("cli",),
     "config": (*ORDER[: ORDER.index("fuse")], "config"),
     "testing": (*ORDER[: ORDER.index("device") + 1], "testing"),
     # `ploopfs/__init__.py` holds the version, which anybody may read because it imports nobody.

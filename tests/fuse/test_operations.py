@@ -1,0 +1,75 @@
+"""Lookup counts and handles of the request handlers, with the kernel's part played here."""
+
+import os
+from typing import cast
+
+import pyfuse3
+import pytest
+from pyfuse3 import ROOT_INODE, ReaddirToken, RequestContext
+
+from ploopfs.fuse.operations import Operations
+from ploopfs.sysfs.nodes import Directory, Disk, Link, Node
+from tests.fuse.toy import MemoryDisk
+
+CALLER = cast(RequestContext, None)
+TOKEN = cast(ReaddirToken, None)
+
+
+@pytest.fixture
+def device() -> MemoryDisk:
+    return MemoryDisk()
+
+
+@pytest.fixture
+def operations(device: MemoryDisk) -> Operations:
+    names: dict[str, Node] = {"disk": Disk(device), "link": Link("disk"), "other": Link("disk")}
+    return Operations(Directory(lambda: names))
+
+
+async def number_of(operations: Operations, name: bytes) -> int:
+    return (await operations.lookup(ROOT_INODE, name, CALLER)).st_ino
+
+
+async def test_each_lookup_counts(operations: Operations) -> None:
+    number = await number_of(operations, b"link")
+    assert await number_of(operations, b"link") == number
+    assert operations._inodes[number].lookups == 2
+    await operations.forget([(number, 2)])
+    assert operations._inodes[number].lookups == 0
+
+
+async def test_a_listing_counts_only_the_entries_that_the_kernel_took(
+    operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered: list[tuple[bytes, int, int]] = []
+
+    def reply(_token: object, name: bytes, entry: pyfuse3.EntryAttributes, next_id: int) -> bool:
+        offered.append((name, entry.st_ino, next_id))
+        return len(offered) != 2
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    handle = await operations.opendir(ROOT_INODE, CALLER)
+    await operations.readdir(handle, 0, TOKEN)
+    assert [(name, operations._inodes[number].lookups) for name, number, _ in offered] == [(b"disk", 1), (b"link", 0)]
+    _, _, next_id = offered[0]
+    await operations.readdir(handle, next_id, TOKEN)
+    await operations.releasedir(handle)
+    assert [name for name, _, _ in offered] == [b"disk", b"link", b"link", b"other"]
+    assert operations._inodes[offered[1][1]].lookups == 1
+
+
+async def test_a_disk_is_open_until_it_is_released(operations: Operations, device: MemoryDisk) -> None:
+    number = await number_of(operations, b"disk")
+    opened = await operations.open(number, os.O_RDWR, CALLER)
+    assert (opened.direct_io, opened.keep_cache, device.open_count) == (True, False, 1)
+    await operations.release(opened.fh)
+    assert device.open_count == 0
+
+
+async def test_the_end_of_the_session_releases_what_is_still_open(operations: Operations, device: MemoryDisk) -> None:
+    number = await number_of(operations, b"disk")
+    for _ in range(3):
+        await operations.open(number, os.O_RDONLY, CALLER)
+    assert device.open_count == 3
+    operations.release_all()
+    assert device.open_count == 0

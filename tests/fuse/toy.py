@@ -1,0 +1,162 @@
+"""A toy tree in a process of its own: `python -m tests.fuse.toy MOUNTPOINT` prints `ready` when it answers.
+
+SIGTERM terminates the session, SIGINT cancels it. One node for each rule that the tests of the mounted tree prove.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+
+import trio
+
+from ploopfs.device.signal import Signal
+from ploopfs.errors import BadValue, BeyondEnd, MountError
+from ploopfs.fuse.mount import serve, terminate
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node
+
+DISK_BYTES = 1 << 20
+MANY = 2000
+MAX_TASKS = 300
+
+
+class MemoryDisk:
+    """A disk that counts what is asked of it. `gate` is None, or an event that every read waits for."""
+
+    def __init__(self, *, read_only: bool = False, gate: trio.Event | None = None) -> None:
+        self.read_only, self._gate = read_only, gate
+        self._data = bytearray(DISK_BYTES)
+        self.flushes = self.fua_writes = self.writes = self.open_count = self.waiting = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._data)
+
+    async def read(self, offset: int, length: int) -> memoryview:
+        if self._gate is not None:
+            self.waiting += 1
+            await self._gate.wait()
+        return memoryview(self._data)[offset : offset + length]
+
+    async def write(self, offset: int, data: bytes, *, fua: bool = False) -> int:
+        await trio.lowlevel.checkpoint()
+        if offset >= self.size_bytes:
+            raise BeyondEnd("at the end")
+        taken = data[: self.size_bytes - offset]
+        self._data[offset : offset + len(taken)] = taken
+        self.writes += 1
+        self.fua_writes += fua
+        return len(taken)
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.flushes += 1
+
+    def opened(self) -> None:
+        self.open_count += 1
+
+    def released(self) -> None:
+        self.open_count -= 1
+
+    def counts(self) -> str:
+        return f"{self.writes} {self.fua_writes} {self.flushes}"
+
+
+class Toy:
+    def __init__(self) -> None:
+        self.shown, self.text, self.level = 0, "first", "off"
+        self.changed = Signal()
+        self.names: dict[str, Node] = {}
+        self.gate = trio.Event()
+        self.disk, self.stuck = MemoryDisk(), MemoryDisk(gate=self.gate)
+        self.many: dict[str, Node] = {f"entry{number:04}": Attribute(str) for number in range(MANY)}
+        self.nodes: dict[str, Node] = {
+            "counter": Attribute(self._count),
+            "text": Attribute(lambda: self.text, self._store_text),
+            "write_only": Attribute(None, self._store_text),
+            "long": Attribute(lambda: "x" * 5000),
+            "einval": Attribute(self._einval),
+            "bug": Attribute(self._bug, self._store_bug),
+            "level": Attribute(lambda: self.level, None, self.changed),
+            "toggle": Attribute(None, self._toggle),
+            "names": Attribute(None, self._name),
+            "counts": Attribute(self.disk.counts),
+            "opened": Attribute(lambda: str(self.disk.open_count)),
+            "waiting": Attribute(lambda: str(self.stuck.waiting)),
+            "unstick": Attribute(None, self._unstick),
+            "link": Link("dev/disk"),
+        }
+        devices: dict[str, Node] = {
+            "disk": Disk(self.disk),
+            "read_only": Disk(MemoryDisk(read_only=True)),
+            "stuck": Disk(self.stuck),
+        }
+        for name, children in {"dev": devices, "many": self.many, "changing": self.names}.items():
+            self.nodes[name] = Directory(lambda children=children: children)  # type: ignore[misc]
+        self.root = Directory(self._root)
+
+    def _root(self) -> Mapping[str, Node]:
+        return self.nodes
+
+    def _count(self) -> str:
+        self.shown += 1
+        return str(self.shown)
+
+    async def _store_text(self, text: str) -> None:
+        if text.startswith("bad"):
+            raise BadValue(text)
+        self.text = f"{len(text)}:{text[:20].rstrip()}"
+
+    def _einval(self) -> str:
+        raise BadValue("never a value")
+
+    def _bug(self) -> str:
+        raise RuntimeError("a bug in show")
+
+    async def _store_bug(self, _text: str) -> None:
+        raise ExceptionGroup("bugs", [ValueError("a bug in store")])
+
+    async def _toggle(self, text: str) -> None:
+        self.level = text.strip()
+        self.changed.fire()
+
+    async def _name(self, text: str) -> None:
+        """Make `changing` list exactly these names; those that stay keep their nodes."""
+        kept = {name: self.names.get(name) or Attribute(str) for name in text.split()}
+        self.names.clear()
+        self.names.update(kept)
+
+    async def _unstick(self, _text: str) -> None:
+        self.gate.set()
+
+
+async def main(mountpoint: str) -> None:
+    logging.basicConfig(level=logging.INFO)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_on_signals, nursery.cancel_scope)
+        tree = Toy().root
+
+        async def serving(task_status: trio.TaskStatus[None]) -> None:
+            await serve(tree, mountpoint, allow_other=False, max_tasks=MAX_TASKS, task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(serving)
+        print("ready", flush=True)
+
+
+async def _on_signals(scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        task_status.started()
+        async for number in received:
+            if number == signal.SIGTERM:
+                terminate()
+            else:
+                scope.cancel()
+
+
+if __name__ == "__main__":
+    try:
+        trio.run(main, os.fspath(sys.argv[1]))
+    except* MountError as group:
+        sys.exit(f"refused: {group.exceptions[0]}")

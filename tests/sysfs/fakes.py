@@ -1,0 +1,138 @@
+"""Devices without requests: values that the tree shows, and a record of what it asked for.
+
+The standby machine, signals, statistics and counters are the real ones, as they do not wait.
+"""
+
+from dataclasses import dataclass, field
+from typing import cast
+
+from ploopfs.device.flavour import VZ7, Flavour
+from ploopfs.device.limits import QueueSettings, Tune
+from ploopfs.device.registry import Registry
+from ploopfs.device.signal import Signal
+from ploopfs.device.standby import Standby, StandbyKey
+from ploopfs.device.stats import DiskStats
+from ploopfs.engine.counters import Counters
+from ploopfs.errors import PloopError
+from ploopfs.sysfs.nodes import Attribute, Directory, Node
+from ploopfs.sysfs.openfile import OpenAttribute, opening
+from ploopfs.sysfs.tree import build
+
+CLUSTER_BYTES = 1 << 20
+DEVICE = "sys/devices/virtual/block/ploop0"
+
+
+@dataclass(eq=False)
+class FakeDelta:
+    path: str
+    writable: bool = True
+    format: str = "ploop1"
+    io_engine: str = "kaio"
+    inode: int = 1234
+    device_number: int = 8 << 8 | 17
+
+
+@dataclass(eq=False)
+class FakeStack:
+    deltas: tuple[FakeDelta, ...]
+    cluster_bytes: int = CLUSTER_BYTES
+    format_version: int = 2
+
+
+@dataclass(eq=False)
+class FakeQueue:
+    standby: Standby
+    aborted: bool = False
+    generation: int = 1
+    parked: int = 0
+    changed: Signal = field(default_factory=Signal)
+
+    def set_aborted(self, value: bool) -> None:
+        self.aborted = value
+        self.changed.fire()
+
+
+@dataclass(eq=False)
+class FakeDevice:
+    stack: FakeStack
+    queue: FakeQueue
+    name: str = "ploop0"
+    minor: int = 0
+    flavour: Flavour = VZ7
+    major: int = VZ7.major
+    diskseq: int = 7
+    size_bytes: int = 64 * CLUSTER_BYTES
+    read_only: bool = False
+    open_count: int = 0
+    last_error: str = ""
+    stats: DiskStats = field(default_factory=DiskStats)
+    counters: Counters = field(default_factory=Counters)
+    settings: QueueSettings = field(default_factory=QueueSettings)
+    tune: Tune = field(default_factory=Tune)
+    asked: list[str] = field(default_factory=list)
+    refusal: PloopError | None = None
+
+    async def replace_top(self, path: str) -> None:
+        self._answer(f"replace {path}")
+
+    async def reopen(self) -> None:
+        self._answer("reopen")
+
+    def _answer(self, asked: str) -> None:
+        self.asked.append(asked)
+        if self.refusal is not None:
+            raise self.refusal
+
+
+@dataclass(eq=False)
+class FakeRegistry:
+    pid: int = 4711
+    devices: dict[str, FakeDevice] = field(default_factory=dict)
+    key: StandbyKey = field(default_factory=lambda: StandbyKey(enabled=True))
+    changed: Signal = field(default_factory=Signal)
+
+    def add(self, *deltas: FakeDelta, name: str = "ploop0") -> FakeDevice:
+        """A device whose two fuses are in, on the given deltas or on one."""
+        standby = Standby(name, self.key)
+        standby.attach()
+        stack = FakeStack(deltas or (FakeDelta("/images/disk.hds"),))
+        self.devices[name] = FakeDevice(stack, FakeQueue(standby), name, minor=VZ7.minor(name))
+        return self.devices[name]
+
+
+def tree_of(registry: FakeRegistry) -> Directory:
+    return build(cast(Registry, registry))
+
+
+def node_at(root: Directory, path: str) -> Node:
+    node: Node = root
+    for name in path.split("/"):
+        assert isinstance(node, Directory)
+        node = node.children()[name]
+    return node
+
+
+def opened(root: Directory, path: str, flags: int = 0) -> OpenAttribute:
+    node = node_at(root, path)
+    assert isinstance(node, Attribute)
+    return opening(node, flags)
+
+
+def text_of(root: Directory, path: str) -> str:
+    """What cat(1) prints."""
+    return opened(root, path).read(0, 1 << 16).decode()
+
+
+async def write(root: Directory, path: str, text: str) -> None:
+    """What printf(1) into the file does."""
+    await opened(root, path, 1).write(0, text.encode())
+
+
+def walk(root: Directory, prefix: str = "") -> list[tuple[str, Node]]:
+    """Every node below `root` with its path, sorted by path."""
+    found: list[tuple[str, Node]] = []
+    for name, node in root.children().items():
+        found.append((prefix + name, node))
+        if isinstance(node, Directory):
+            found += walk(node, f"{prefix}{name}/")
+    return sorted(found, key=lambda entry: entry[0])

@@ -1,0 +1,90 @@
+"""The whole tree against a listing that was written down before it: path, mode, and the exact bytes or the target.
+
+PLOOPFS_WRITE_GOLDEN=1 writes the listings anew; what then changed is for the reader of the difference to judge.
+"""
+
+import difflib
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from ploopfs.errors import PloopError
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node
+from ploopfs.sysfs.openfile import opening
+from tests.sysfs.fakes import FakeDelta, FakeRegistry, tree_of, walk
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+VOLATILE = [
+    # (end of the path, what must be there, what the listing has for it)
+    ("/stat", r"( *\d+){17}", "<17 columns>"),
+    ("/diskseq", r"\d+", "<number>"),
+    ("/uevent", r"(?<=DISKSEQ=)\d+", "<number>"),
+    ("/image_info", r"(?<=ino:)\d+", "<inode>"),
+    ("/image_info", r"(?<=sdev:)\d+:\d+", "<major>:<minor>"),
+    ("/version", r"\d+\.\d+\.\d+", "<version>"),
+    ("/pid", r"\d+", "<pid>"),
+]
+
+STACKS = {
+    "vz7-1-delta": [FakeDelta("/images/disk.hds")],
+    "vz7-3-deltas": [
+        FakeDelta("/images/base.raw", writable=False, format="raw", io_engine="direct"),
+        FakeDelta("/images/middle.hds", writable=False),
+        FakeDelta("/images/top.hds"),
+    ],
+}
+
+
+def masked(path: str, text: str) -> str:
+    for end, pattern, mask in VOLATILE:
+        if path.endswith(end):
+            text = re.sub(pattern, mask, text, count=1)
+    return text
+
+
+def value(path: str, attribute: Attribute) -> str:
+    if attribute.show is None:
+        return "(write-only)"
+    try:
+        text = opening(attribute, os.O_RDONLY).read(0, 4096).decode()
+    except PloopError as error:
+        return f"({errno.errorcode[error.errno]})"
+    return json.dumps(masked(path, text))
+
+
+def listed(path: str, node: Node) -> str:
+    match node:
+        case Directory():
+            return f"{node.mode:04o} {path}/"
+        case Link():
+            return f"{node.mode:04o} {path} -> {node.target}"
+        case Disk():
+            return f"{node.mode:04o} {path} (disk of {node.device.size_bytes} bytes)"
+        case Attribute():
+            return f"{node.mode:04o} {path} {value(path, node)}"
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_the_tree_is_the_golden_listing(name: str) -> None:
+    registry = FakeRegistry()
+    registry.add(*STACKS[name])
+    listing = [listed(path, node) for path, node in walk(tree_of(registry))]
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("PLOOPFS_WRITE_GOLDEN"):
+        file.write_text("\n".join([*listing, ""]))
+    golden = file.read_text().splitlines()
+    difference = "\n".join(difflib.unified_diff(golden, listing, str(file.name), "tree", lineterm=""))
+    assert not difference, f"the tree is not its golden listing:\n{difference}"
+
+
+def test_the_golden_listings_cover_every_group_of_the_flavour() -> None:
+    for name in STACKS:
+        listing = (GOLDEN / f"{name}.txt").read_text()
+        assert all(
+            f"/ploop0/{group}/" in listing for group in ("queue", "pstate", "pdelta", "pstat", "ptune", "ploopfs")
+        )
