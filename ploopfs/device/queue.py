@@ -31,6 +31,9 @@ from ploopfs.errors import (
     TruncatedImage,
 )
 
+_NO_FAULT = frozenset({errno.ENOSPC, errno.EOPNOTSUPP})
+"""Answers of a sound storage, which is full or cannot make holes: they change nothing on the queue."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -103,7 +106,7 @@ class RequestQueue:
         # Whoever asked for it: an fsync that failed is a failed flush, in a write's barrier or behind its FUA too.
         failed = Op.FLUSH if isinstance(error, BackendError) and error.operation == "fsync" else op
         request_errno = self._flavour.request_errno(failed, error.errno)
-        if generation == self.generation and request_errno != errno.ENOSPC:
+        if generation == self.generation and request_errno not in _NO_FAULT:
             means_standby = isinstance(error, BackendError) and self.standby.storage_lost(self._reason(error))
             if not means_standby and self._flavour.aborts:
                 self.set_aborted(True)

@@ -2,8 +2,9 @@
 
 Staged, with one commit point, `RequestQueue.swap`: quiesce; settle the old top if its storage is healthy; open, check
 and mark the new one; merge the maps; commit. Any failure before the commit leaves the old stack and standby as they
-were, and says why in `last_error`. Lower deltas and their merged map go over to the new stack untouched. The old image
-of a device in standby is never written to again: whoever stole its lease may be writing it."""
+were, and says why in `last_error`. The merged map of the lower deltas goes over to the new stack as it is. The old
+image of a device in standby is never written to again: whoever stole its lease may be writing it.
+"""
 
 import logging
 import posixpath
@@ -18,6 +19,7 @@ from ploopfs.device.stats import Op
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import AcceptMark, Delta, load_delta
 from ploopfs.engine.file import CLOSE_TIMEOUT_S, File, Files
+from ploopfs.engine.opening import reopen_lower
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, BadValue, ImageNotClosed, PloopError, StorageTimeout
 from ploopfs.image.bat import Bat
@@ -50,6 +52,11 @@ class Replacement:
         """Replace the top by a fresh open of its own path: sticky errors of a file descriptor die with it."""
         await self._recorded("reopen", self._queue.stack.top.path, _is_the_image)
 
+    @property
+    def _is_lost(self) -> bool:
+        """The old stack's storage has failed: nothing more is written to it."""
+        return self._queue.standby.refuses or self._queue.aborted
+
     async def _recorded(self, operation: str, path: str, is_ours: IsOurs) -> None:
         try:
             await self._replace(path, is_ours)
@@ -69,15 +76,21 @@ class Replacement:
                 file = await self._files.open(path, writable=old.top.writable)
                 async with _lock_handed_over(old.top.file, file):
                     new_top = await self._open(file, old, is_ours(old.top))
-                    stack = self._stack(old, new_top)
-                    if new_top.writable:
-                        await new_top.mark_in_use()
-                    self._queue.swap(stack)
-        await old.top.file.aclose()
+                    async with self._lower(old) as lower:
+                        stack = self._stack(old, lower, new_top)
+                        if new_top.writable:
+                            await new_top.mark_in_use()
+                        self._queue.swap(stack)
+        for delta in old.deltas:
+            if delta not in stack.deltas:
+                await delta.file.aclose()
 
     async def _open(self, file: File, old: Stack, accept_mark: AcceptMark) -> Delta:
         top = await load_delta(file, raw=old.top.header is None, accept_mark=accept_mark)
         _refuse_foreign_mark(top, accept_mark)
+        if top.header is not None and top.header.is_marked_in_use:
+            # Our own mark, under which we have written: a close must not put this header back.
+            top.note_modified()
         check_replacement(
             top.layer,
             cluster_bytes=old.cluster_bytes,
@@ -87,10 +100,29 @@ class Replacement:
         )
         return top
 
-    def _stack(self, old: Stack, new_top: Delta) -> Stack:
-        stack = Stack(
-            (*old.deltas[:-1], new_top), lower=old.lower, size_bytes=self._size_bytes, counters=self._counters
-        )
+    @asynccontextmanager
+    async def _lower(self, old: Stack) -> AsyncIterator[list[Delta]]:
+        """The lower deltas of the new stack. What took the top away took their open files too, as a rule, so after an
+        outage each is opened again; one that cannot be stays as it is, since only the top decides whether we
+        recover."""
+        lower = list(old.deltas[:-1])
+        try:
+            if self._is_lost:
+                for level, delta in enumerate(lower):
+                    try:
+                        lower[level] = await reopen_lower(self._files, delta)
+                    except PloopError as error:
+                        log.warning("%s: level %d is not opened again: %s", self._name, level, error)
+            yield lower
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                for delta in lower:
+                    if delta not in old.deltas:
+                        await delta.file.aclose()
+            raise
+
+    def _stack(self, old: Stack, lower: list[Delta], new_top: Delta) -> Stack:
+        stack = Stack((*lower, new_top), lower=old.lower, size_bytes=self._size_bytes, counters=self._counters)
         vanished = _vanished_entries(old.top.bat, new_top.bat)
         if vanished:
             log.warning("%s: %d map entries of the old top are not in %s", self._name, vanished, new_top.path)
@@ -100,7 +132,7 @@ class Replacement:
     async def _settled(self, top: Delta) -> AsyncIterator[None]:
         """A healthy top is flushed and its mark cleared before anything of the new one is read: both may be one file,
         reached by two paths. If the replacement fails, the mark is put back."""
-        if self._queue.standby.refuses or self._queue.aborted or not top.writable:
+        if self._is_lost or not top.writable:
             yield
             return
         try:
@@ -147,7 +179,7 @@ async def _lock_handed_over(old: File, new: File) -> AsyncIterator[None]:
         with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
             scope.shield = True
             if new.abandoned:
-                # It is never closed, so the lock would stay with it: nobody could open the image again, ourselves included.
+                # It is never closed, so the lock would stay with it: nobody, ourselves included, could open the image.
                 await _unlock(new)
             await new.aclose()
             if is_same:
@@ -196,9 +228,12 @@ def _is_copy_of(old: Delta) -> AcceptMark:
 def _marked_header(old: Delta) -> Header | None:
     """The old top's header as it is while marked; None if the mark is not there. After a settle that failed half-way
     the header in memory is already the closed one, and the mark still counts as set."""
-    if old.header is None or old.header.is_marked_in_use:
+    if old.header is None or not (old.header.is_marked_in_use or old.marked):
+        return None
+    if old.header.is_marked_in_use:
         return old.header
-    return old.header.marked_in_use() if old.marked else None
+    marked = old.header.marked_in_use()
+    return marked.changed(in_use=marked.in_use, flags=marked.flags, extension_sectors=0)
 
 
 def _refuse_foreign_mark(top: Delta, accept: AcceptMark) -> None:

@@ -1,0 +1,167 @@
+"""The registry: names, what is refused, and closing everything within a deadline."""
+
+import errno
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ploopfs.device.device import Device
+from ploopfs.device.flavour import VZ7
+from ploopfs.device.registry import Registry
+from ploopfs.errors import AlreadyExists, BackendError, BadValue
+from ploopfs.image.header import HEADER_BYTES, IN_USE, Header
+from ploopfs.testing.faulty import Faults, FaultyFiles
+from ploopfs.testing.files import MemoryFiles
+from tests.device.rig import CLUSTER, Asked, image
+
+FIRST, SECOND = "/store/first.hds", "/store/second.hds"
+
+
+class Disks:
+    """A registry over a store of two images."""
+
+    def __init__(self) -> None:
+        self.store, self.faults = MemoryFiles(), Faults()
+        for path in (FIRST, SECOND):
+            self.store.put(path, image({0: b"d"}).build())
+        self.registry = Registry(pid=42)
+
+    async def add(self, name: str, path: str) -> Device:
+        return await self.registry.add(name, flavour=VZ7, image=path, files=FaultyFiles(self.store, self.faults))
+
+    def is_marked(self, path: str) -> bool:
+        return Header.parse(self.store.bytes_of(path)[:HEADER_BYTES], path).is_marked_in_use
+
+    def is_held(self, path: str) -> bool:
+        return bool(self.store.images[path].writers or self.store.images[path].readers)
+
+
+@pytest.fixture
+def disks() -> Disks:
+    return Disks()
+
+
+async def test_devices_stand_in_the_order_in_which_they_came(disks: Disks) -> None:
+    seen = disks.registry.changed.version
+    second = await disks.add("ploop7", SECOND)
+    first = await disks.add("ploop0", FIRST)
+    assert list(disks.registry.devices.items()) == [("ploop7", second), ("ploop0", first)]
+    assert (second.major, second.minor, first.minor) == (182, 112, 0)
+    assert disks.registry.changed.version == seen + 2
+    assert disks.registry.pid == 42
+
+
+async def test_all_devices_share_the_one_global_key(disks: Disks) -> None:
+    devices = [await disks.add("ploop0", FIRST), await disks.add("ploop1", SECOND)]
+    disks.registry.key.enabled = True
+    for device in devices:
+        device.queue.standby.attach()
+    assert all(device.queue.standby.armed for device in devices)
+
+
+@pytest.mark.parametrize("name", ["disk", "ploop01", "", "ploop0/"])
+async def test_a_name_that_is_none_of_the_flavour_is_refused_before_anything_is_opened(disks: Disks, name: str) -> None:
+    with pytest.raises(BadValue, match="not a vz7 device name"):
+        await disks.add(name, FIRST)
+    assert disks.faults.log == []
+
+
+async def test_a_name_is_given_once(disks: Disks) -> None:
+    await disks.add("ploop0", FIRST)
+    with pytest.raises(AlreadyExists):
+        await disks.add("ploop0", SECOND)
+    assert not disks.is_held(SECOND)
+    assert not disks.is_marked(SECOND)
+
+
+async def test_of_two_that_ask_for_one_name_at_once_one_gets_it_and_the_other_image_is_closed(disks: Disks) -> None:
+    opened = disks.faults.on(FIRST, disks.faults.pause("open")).released
+    assert opened is not None
+    async with trio.open_nursery() as nursery:
+        late = Asked(nursery, disks.add("ploop0", FIRST))
+        await wait_all_tasks_blocked()
+        device = await disks.add("ploop0", SECOND)
+        opened.set()
+    assert isinstance(late.error, AlreadyExists)
+    assert disks.registry.devices == {"ploop0": device}
+    assert (disks.is_held(FIRST), disks.is_marked(FIRST), disks.is_held(SECOND)) == (False, False, True)
+
+
+async def test_an_image_that_does_not_open_leaves_no_device(disks: Disks) -> None:
+    disks.faults.on(FIRST, disks.faults.fail(errno.EIO, "read"))
+    with pytest.raises(BackendError):
+        await disks.add("ploop0", FIRST)
+    assert disks.registry.devices == {}
+    assert not disks.is_held(FIRST)
+    disks.faults.rules.clear()
+    await disks.add("ploop0", FIRST)
+
+
+@pytest.mark.expects_warnings
+async def test_an_image_that_was_not_closed_is_opened_read_only(disks: Disks) -> None:
+    data = image({0: b"d"}, in_use=IN_USE).build()
+    disks.store.put(FIRST, data)
+    device = await disks.add("ploop0", FIRST)
+    assert device.read_only
+    assert await disks.registry.aclose()
+    assert disks.store.bytes_of(FIRST) == data
+
+
+# --- closing ------------------------------------------------------------------------------------------------------
+
+
+async def test_closing_closes_every_device_cleanly(disks: Disks) -> None:
+    for name, path in (("ploop0", FIRST), ("ploop1", SECOND)):
+        device = await disks.add(name, path)
+        await device.write(CLUSTER, b"w")
+    seen = disks.registry.changed.version
+    assert await disks.registry.aclose()
+    assert disks.registry.devices == {}
+    assert disks.registry.changed.version == seen + 2
+    assert not any(disks.is_marked(path) or disks.is_held(path) for path in (FIRST, SECOND))
+
+
+@pytest.mark.expects_warnings
+async def test_one_lost_storage_makes_the_answer_false_and_the_others_are_closed(
+    disks: Disks, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = await disks.add("ploop0", FIRST)
+    await disks.add("ploop1", SECOND)
+    lost.queue.set_aborted(True)
+    assert not await disks.registry.aclose()
+    assert (disks.is_marked(FIRST), disks.is_marked(SECOND)) == (True, False)
+    assert f"ploop0: the storage of {FIRST} is lost" in caplog.text
+    assert "ploop1" not in caplog.text
+
+
+@pytest.mark.expects_warnings
+async def test_a_flush_that_fails_makes_the_answer_false_and_keeps_the_mark(
+    disks: Disks, caplog: pytest.LogCaptureFixture
+) -> None:
+    await disks.add("ploop0", FIRST)
+    await disks.add("ploop1", SECOND)
+    disks.faults.on(FIRST, disks.faults.fail(errno.EIO, "fsync"))
+    assert not await disks.registry.aclose()
+    assert (disks.is_marked(FIRST), disks.is_marked(SECOND)) == (True, False)
+    assert "ploop0: not closed cleanly" in caplog.text
+    assert disks.registry.devices == {}
+
+
+@pytest.mark.expects_warnings
+async def test_a_storage_that_hangs_is_given_up_at_the_deadline_and_the_others_are_closed(
+    disks: Disks, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await disks.add("ploop0", FIRST)
+    await disks.add("ploop1", SECOND)
+    disks.faults.on(FIRST, disks.faults.pause("fsync"))
+    started_s = autojump_clock.current_time()
+    assert not await disks.registry.aclose(deadline_s=12)
+    assert autojump_clock.current_time() - started_s == 12
+    assert (disks.is_marked(FIRST), disks.is_marked(SECOND)) == (True, False)
+    assert f"ploop0: {FIRST} did not answer within 12 s" in caplog.text
+    assert disks.registry.devices == {}
+
+
+async def test_a_registry_without_devices_is_closed_cleanly(disks: Disks) -> None:
+    assert await disks.registry.aclose()
