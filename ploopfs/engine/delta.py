@@ -135,8 +135,10 @@ class Delta:
         """Write the map pages that carry `changes` (slot -> cluster), then take them into memory.
 
         After a failure memory is as it was, and what the file says of these slots is uncertain until they are written
-        again. """
+        again, which the next call does whatever its own changes are.
+        """
         assert self.bat is not None
+        changes = {slot: self.bat.clusters[slot] for slot in self.uncertain_slots} | changes
         self.uncertain_slots.update(changes)
         for page in self.bat.pages(changes):
             await self.file.write(page.offset, page.data)
@@ -163,7 +165,7 @@ class Delta:
         assert self._closing_header is not None
         if self._modified:
             if self.uncertain_slots:
-                await self.write_map({slot: self.bat.clusters[slot] for slot in self.uncertain_slots})
+                await self.write_map({})
                 await self.sync()  # before the file is cut: the entry that may stand there names a cluster past the cut
             end = max(self.header.first_cluster, int(self.bat.used().max(initial=0)) + 1) * self.header.cluster_bytes
             if end < self.file_size:

@@ -78,7 +78,7 @@ class Stack:
             self._counters.bio_flush_skip += 1
             return
         self._counters.bio_flush_out += 1
-        await self._writer.sync()
+        await self._writer.flush()
 
     async def aclose(self, *, clean: bool) -> None:
         """Close every delta; raises what closing the top raised (its mark is then still set)."""

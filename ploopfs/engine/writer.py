@@ -91,7 +91,14 @@ class Writer:
             async with self._claim(plan.free_slots):
                 await self._free(plan.free_slots)
 
-    async def sync(self) -> None:
+    async def flush(self) -> None:
+        """All that was acknowledged before the call is on stable storage, and the map that leads to it."""
+        if self._top.uncertain_slots:
+            # A cluster whose failed discard did reach the file may have been written in place since.
+            await self._map_writer.submit({})
+        await self._sync()
+
+    async def _sync(self) -> None:
         """All that was written before the call is on stable storage; concurrent callers share one fsync."""
         await self._syncer.submit(None)
 
@@ -115,7 +122,7 @@ class Writer:
             case Scrub(offset, length):
                 await self._scrub(offset, length)
             case Barrier():
-                await self.sync()
+                await self._sync()
             case WriteMap(entries):
                 await self._map_writer.submit(entries)
 
@@ -153,7 +160,7 @@ class Writer:
         """Clear the entries, make that durable, give the space back; only then may the clusters serve somebody else."""
         clusters = [self._map.clusters[slot] for slot in slots]
         await self._map_writer.submit(dict.fromkeys(slots, 0))
-        await self.sync()
+        await self._sync()
         for cluster in clusters:
             try:
                 await self._top.file.punch(cluster * self._map.cluster_bytes, self._map.cluster_bytes)
@@ -195,11 +202,13 @@ class Writer:
     def _count(self, plan: WritePlan) -> None:
         self._counters.bio_wzero += plan.zero_clusters
         self._counters.bio_alloc += len(plan.new_clusters)
+        cluster_bytes = self._map.cluster_bytes
+        new = {cluster * cluster_bytes for cluster in plan.new_clusters.values()}
         for step in plan.steps:
             match step:
                 case CopyUp():
                     self._counters.bio_cows += 1
-                case Write(_, start, stop) if stop - start == self._map.cluster_bytes:
+                case Write(offset, start, stop) if stop - start == cluster_bytes and offset in new:
                     self._counters.bio_alloc_whole += 1
 
 

@@ -140,8 +140,8 @@ def _extension_problems(
         expected = f"a whole cluster within the file of {file_size_bytes} bytes"
         yield BadImage(path, "m_FormatExtensionOffset", header.extension_sectors, expected)
         return
-    clusters = decode_area(area).max(initial=0) // header.entry_unit
-    yield from _section_problems(header, path, extension, last_data_cluster=int(clusters))
+    last = max(int(decode_area(area).max(initial=0)) // header.entry_unit, header.first_cluster - 1)
+    yield from _section_problems(header, path, extension, last_data_cluster=last)
 
 
 def _section_problems(header: Header, path: str, extension: bytes, *, last_data_cluster: int) -> Iterator[BadImage]:

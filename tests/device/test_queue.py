@@ -127,12 +127,13 @@ async def test_a_quiesce_waits_for_what_is_in_flight(rig: Rig) -> None:
 
 
 async def test_one_quiesce_at_a_time_and_the_next_may_follow(rig: Rig) -> None:
+    at_once = trio.Event()
+    at_once.set()
     async with rig.queue.quiesced():
-        with pytest.raises(Busy):
-            await quiesce(rig, trio.Event())
-        assert await errno_of(quiesce(rig, trio.Event())) == errno.EBUSY
-    async with rig.queue.quiesced():
-        pass
+        with pytest.raises(Busy) as refusal:
+            await quiesce(rig, at_once)
+        assert refusal.value.errno == errno.EBUSY
+    await quiesce(rig, at_once)
     assert await rig.content() == CONTENT
 
 

@@ -237,6 +237,16 @@ async def test_a_copy_that_lacks_an_acknowledged_cluster_is_none_of_ours(rig: Ri
 
 
 @pytest.mark.expects_warnings
+async def test_a_marked_image_whose_header_differs_from_ours_in_one_byte_is_none_of_ours(rig: Rig) -> None:
+    rig.copy(TOP, NEW)
+    heads = 20
+    rig.store.images[NEW].data[heads] ^= 1
+    await rig.enter_standby(errno.ENOTCONN)
+    assert await errno_of(rig.device.replace_top(NEW)) == errno.EBUSY
+    assert rig.state is State.ON
+
+
+@pytest.mark.expects_warnings
 @pytest.mark.parametrize("lost", [False, True], ids=["healthy", "standby"])
 async def test_an_image_that_somebody_else_marked_is_refused(rig: Rig, lost: bool) -> None:
     rig.store.put(NEW, image({1: b"x", 2: b"y"}, in_use=IN_USE).build())
