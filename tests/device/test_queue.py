@@ -163,7 +163,7 @@ async def test_a_request_parked_for_too_long_fails_with_eio(autojump_clock: Mock
     rig = await rig_of(three_deltas(), bounds=Bounds(park_timeout_s=7))
     started_s = autojump_clock.current_time()
     async with rig.queue.quiesced():
-        with pytest.raises(ParkTimeout) as timeout:
+        with trio.fail_after(60), pytest.raises(ParkTimeout) as timeout:
             await REQUESTS[Op.READ](rig.device)
     assert timeout.value.errno == errno.EIO
     assert autojump_clock.current_time() - started_s == 7

@@ -421,7 +421,7 @@ async def test_while_a_request_hangs_a_replacement_gives_up_and_requests_go_on(a
     async with trio.open_nursery() as nursery:
         hung = Asked(nursery, REQUESTS[Op.READ](rig.device))
         await wait_all_tasks_blocked()
-        with pytest.raises(QuiesceTimeout) as timeout:
+        with trio.fail_after(60), pytest.raises(QuiesceTimeout) as timeout:
             await rig.device.replace_top(NEW)
         assert timeout.value.errno == errno.EBUSY
         assert autojump_clock.current_time() - started_s == 5

@@ -34,6 +34,7 @@ from tests.device.rig import (
 pytestmark = pytest.mark.expects_warnings
 
 LIMIT_S = 9
+NEVER_S = 10 * LIMIT_S
 BOUNDS = Bounds(quiesce_timeout_s=LIMIT_S)
 in_either_state = pytest.mark.parametrize("lost", [False, True], ids=["healthy", "standby"])
 
@@ -228,7 +229,7 @@ async def test_a_storage_that_does_not_answer_is_given_up_and_may_be_tried_again
     rig.store.put(NEW, SOUND)
     rig.hang(operation, path=NEW)
     before, started_s = Before.of(rig), autojump_clock.current_time()
-    with pytest.raises(StorageTimeout) as timeout:
+    with trio.fail_after(NEVER_S), pytest.raises(StorageTimeout) as timeout:
         await rig.device.replace_top(NEW)
     assert timeout.value.errno == errno.ETIMEDOUT
     assert autojump_clock.current_time() - started_s == LIMIT_S
@@ -342,7 +343,7 @@ async def test_a_reopen_that_hung_keeps_the_lock_and_may_be_tried_again(
     rig = await rig_in(lost, storage)
     rig.hang("read")
     before, started_s = Before.of(rig), autojump_clock.current_time()
-    with pytest.raises(StorageTimeout):
+    with trio.fail_after(NEVER_S), pytest.raises(StorageTimeout):
         await rig.device.reopen()
     assert autojump_clock.current_time() - started_s == LIMIT_S
     rig.faults.rules.clear()
@@ -373,7 +374,7 @@ async def test_an_old_storage_that_hangs_while_it_is_settled_is_given_up(autojum
     rig.store.put(NEW, SOUND)
     rig.hang("fsync")
     started_s = autojump_clock.current_time()
-    with pytest.raises(StorageTimeout):
+    with trio.fail_after(NEVER_S), pytest.raises(StorageTimeout):
         await rig.device.replace_top(NEW)
     assert autojump_clock.current_time() - started_s == LIMIT_S
     assert (rig.state, rig.queue.aborted, rig.device.stack.top.path) == (State.OFF, True, TOP)
@@ -397,7 +398,8 @@ async def test_where_the_mark_cannot_be_put_back_nobody_writes_any_more(
     rig = await rig_in(lost=False)
     loss(rig)
     started_s = autojump_clock.current_time()
-    assert await errno_of(rig.device.replace_top(NEW)) == errno.ENOENT
+    with trio.fail_after(NEVER_S):
+        assert await errno_of(rig.device.replace_top(NEW)) == errno.ENOENT
     assert autojump_clock.current_time() - started_s == (LIMIT_S if state is State.OFF else 0)
     assert (rig.state, rig.queue.aborted) == (state, state is State.OFF)
     assert "could not be put back" in caplog.text
