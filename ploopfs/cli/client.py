@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from ploopfs.cli.exits import Exit
+from ploopfs.cli.images import is_closed
 from ploopfs.cli.tree import DeviceStatus, Tree
 from ploopfs.fuse.mountpoint import State, inspect_mountpoint, ploopfs_mounts
 
@@ -16,7 +17,7 @@ from ploopfs.fuse.mountpoint import State, inspect_mountpoint, ploopfs_mounts
 def list_devices(arguments: argparse.Namespace) -> int:
     """Every device of every live tree."""
     trees = [Tree(place) for place in ploopfs_mounts() if inspect_mountpoint(place) is State.SERVING]
-    found = [tree.status(device) for tree in trees for device in tree.devices()]
+    found = [one for tree in trees for one in _all_of(tree)]
     if arguments.json:
         print(json.dumps([asdict(status) for status in found], indent=2))
     else:
@@ -60,10 +61,25 @@ def wait(arguments: argparse.Namespace) -> int:
 
 def umount(arguments: argparse.Namespace) -> int:
     tree = Tree.find(arguments.mountpoint)
-    if tree.unmount(arguments.timeout):
-        return Exit.OK
-    print(f"ploopfs: {arguments.mountpoint}: unmounted, but its daemon is still closing images", file=sys.stderr)
-    return Exit.TIMEOUT
+    written = [top for device in tree.devices() if (top := tree.written_image(device)) is not None]
+    if not tree.unmount(arguments.timeout):
+        print(f"ploopfs: {arguments.mountpoint}: unmounted, but its daemon is still closing images", file=sys.stderr)
+        return Exit.TIMEOUT
+    # The daemon's own exit code is for its parent only; the mark says the same to everybody.
+    not_closed = [image for image in written if not is_closed(image)]
+    for image in not_closed:
+        print(f"ploopfs: {image}: could not be flushed and stays marked in use", file=sys.stderr)
+    return Exit.NOT_CLOSED if not_closed else Exit.OK
+
+
+def _all_of(tree: Tree) -> list[DeviceStatus]:
+    """Nothing of a tree that ends while it is being listed."""
+    try:
+        return [tree.status(device) for device in tree.devices()]
+    except OSError:
+        if inspect_mountpoint(tree.mountpoint) is State.SERVING:
+            raise
+        return []
 
 
 def _lines(one: DeviceStatus) -> list[str]:

@@ -13,9 +13,10 @@ from ploopfs.engine.create import create_disk, create_image, snapshot_disk
 from ploopfs.engine.file import OsFiles
 from ploopfs.engine.inspect import ImageInfo, inspect_stack
 from ploopfs.engine.opening import DESCRIPTOR_NAME, resolve
-from ploopfs.errors import BadValue
+from ploopfs.errors import BadValue, PloopError
 from ploopfs.image.header import SECTOR_BYTES, VERSIONS
 
+READ_TIMEOUT_S = 10
 _UNITS = {"": SECTOR_BYTES, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([kKmMgGtT]?)")
 
@@ -91,6 +92,21 @@ def info(arguments: argparse.Namespace) -> int:
         for problem in one.problems:
             print(f"  {problem}")
     return Exit.OK
+
+
+def is_closed(path: str) -> bool:
+    """Whether an image bears no in-use mark; one that cannot be read, or not soon, may bear it."""
+    return trio.run(_is_closed, path)
+
+
+async def _is_closed(path: str) -> bool:
+    with trio.move_on_after(READ_TIMEOUT_S):
+        try:
+            [image] = await _inspect(path)
+        except PloopError:
+            return False
+        return image.header is not None and not image.header.is_marked_in_use
+    return False
 
 
 async def _inspect(image: str | list[str]) -> list[ImageInfo]:

@@ -9,7 +9,8 @@ import logging.handlers
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 SHUTDOWN_DEADLINE_S = 30
 STATUS_TASKS = 256
 """FUSE tasks beyond all that devices can hold, so that status and control files are always served."""
+SYSTEM_LOG = "/dev/log"
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -44,6 +46,8 @@ def mount(arguments: argparse.Namespace) -> int:
         replace_stale(mountpoint)
     check_mountpoint(mountpoint)
     if arguments.daemon:
+        if log_file is None and not os.path.exists(SYSTEM_LOG):
+            print("ploopfs: no system log here: messages of the daemon are lost without --log-file", file=sys.stderr)
         ready = _daemonize().ready
         _log_to(_daemon_handler(log_file), arguments.log_level)
     else:
@@ -55,14 +59,40 @@ def mount(arguments: argparse.Namespace) -> int:
 async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Callable[[], None]) -> int:
     """Serve until unmounted or signalled; `ready` is called when the tree answers. The exit code."""
     registry = Registry(pid=os.getpid())
-    try:
-        await _add_devices(registry, config)
-        max_tasks = len(registry.devices) * config.limits.requests_per_device + STATUS_TASKS
-        await _serve_tree(build(registry), mountpoint, allow_other=allow_other, max_tasks=max_tasks, ready=ready)
-    finally:
-        with trio.CancelScope(shield=True):
-            clean = await registry.aclose(deadline_s=SHUTDOWN_DEADLINE_S)
+    # Held until the last image is closed: a signal that comes then must not kill us in the middle of it.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        try:
+            async with _until_signalled(signals):
+                await _add_devices(registry, config)
+                max_tasks = len(registry.devices) * config.limits.requests_per_device + STATUS_TASKS
+                tree = build(registry)
+                await _serve_tree(tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks, ready=ready)
+        finally:
+            with trio.CancelScope(shield=True):
+                clean = await registry.aclose(deadline_s=SHUTDOWN_DEADLINE_S)
     return Exit.OK if clean else Exit.NOT_CLOSED
+
+
+@asynccontextmanager
+async def _until_signalled(signals: AsyncIterator[int]) -> AsyncIterator[None]:
+    """The first signal ends the session and lets its requests finish, up to the deadline; a second one, or the
+    deadline, cuts them off. Before there is a session the first one does."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal(signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+    from ploopfs.fuse import mount as fuse_mount  # noqa: PLC0415 -- see _serve_tree
+
+    log.info("%s: ending", signal.Signals(await anext(signals)).name)
+    if fuse_mount.terminate():
+        with trio.move_on_after(SHUTDOWN_DEADLINE_S) as deadline:
+            await anext(signals)
+        if deadline.cancelled_caught:
+            log.error("requests did not end within %s s and are cut off", SHUTDOWN_DEADLINE_S)
+    everything.cancel()
 
 
 async def _add_devices(registry: Registry, config: Config) -> None:
@@ -95,31 +125,8 @@ async def _serve_tree(
     from ploopfs.fuse import mount as fuse_mount  # noqa: PLC0415
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, nursery.cancel_scope, fuse_mount.terminate)
-
-        async def session(task_status: trio.TaskStatus[None]) -> None:
-            await fuse_mount.serve(
-                tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks, task_status=task_status
-            )
-            nursery.cancel_scope.cancel()
-
-        await nursery.start(session)
+        await nursery.start(partial(fuse_mount.serve, tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks))
         ready()
-
-
-async def _end_on_signal(everything: trio.CancelScope, terminate: Callable[[], None]) -> None:
-    """The first signal lets requests finish, up to the deadline; a second one, or the deadline, cuts them off."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async for number in signals:
-            log.info("%s: ending", signal.Signals(number).name)
-            terminate()
-            break
-        with trio.move_on_after(SHUTDOWN_DEADLINE_S) as deadline:
-            async for _second in signals:
-                break
-    if deadline.cancelled_caught:
-        log.error("requests did not end within %s s and are cut off", SHUTDOWN_DEADLINE_S)
-    everything.cancel()
 
 
 # --- going to the background --------------------------------------------------------------------------------------
@@ -165,4 +172,4 @@ def _log_to(handler: logging.Handler, level: str) -> None:
 def _daemon_handler(log_file: str | None) -> logging.Handler:
     if log_file:
         return logging.FileHandler(log_file)
-    return logging.handlers.SysLogHandler("/dev/log") if os.path.exists("/dev/log") else logging.StreamHandler()
+    return logging.handlers.SysLogHandler(SYSTEM_LOG) if os.path.exists(SYSTEM_LOG) else logging.StreamHandler()

@@ -76,6 +76,13 @@ class Tree:
             deltas=[self.attribute(device, f"pdelta/{level}/image") for level in levels],
         )
 
+    def written_image(self, device: str) -> str | None:
+        """The top image if the device writes to it and it can bear an in-use mark."""
+        top = f"pdelta/{self.attribute(device, 'pstate/top')}"
+        if self.attribute(device, "ro") == "1" or self.attribute(device, f"{top}/format") == "raw":
+            return None
+        return self.attribute(device, f"{top}/image")
+
     def attribute(self, device: str, name: str) -> str:
         """The value without its newline."""
         self._check_device(device)

@@ -70,10 +70,11 @@ async def serve(
         pyfuse3.close(unmount=unmount)
 
 
-def terminate() -> None:
-    """End `serve`, if it runs. To be called in the thread of its loop."""
+def terminate() -> bool:
+    """End `serve`, if it runs; whether it does. To be called in the thread of its loop."""
     if _Session.active:
         pyfuse3.terminate()
+    return _Session.active
 
 
 def check_fuse(*, allow_other: bool = False) -> None:
