@@ -73,9 +73,7 @@ class ImageMismatch(PloopError):
 class BackendError(PloopError):
     """The storage below an image answered an operation with an errno: the only failure that can mean standby."""
 
-    def __init__(
-        self, errno: int, operation: str, path: str, *, offset: int = 0, length: int = 0
-    ) -> None:
+    def __init__(self, errno: int, operation: str, path: str, *, offset: int = 0, length: int = 0) -> None:
         super().__init__(errno, operation, path)
         self.errno = errno
         self.operation, self.path, self.offset, self.length = operation, path, offset, length

@@ -32,9 +32,7 @@ def create_disk(directory: str, *, size_sectors: int, cluster_sectors: int, vers
     """A directory with one empty image and its DiskDescriptor.xml; returns the descriptor's path."""
     descriptor_path = posixpath.join(directory, DESCRIPTOR_NAME)
     image_path = posixpath.join(directory, BASE_IMAGE_NAME)
-    header = Header.new(
-        size_sectors=size_sectors, cluster_sectors=cluster_sectors, version=version, path=image_path
-    )
+    header = Header.new(size_sectors=size_sectors, cluster_sectors=cluster_sectors, version=version, path=image_path)
     descriptor = new_descriptor(
         descriptor_path,
         disk_size_sectors=header.size_sectors,

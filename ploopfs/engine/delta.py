@@ -2,7 +2,7 @@
 
 Invariants. The mark is on stable storage before the first write and is cleared only by a close that has flushed. A
 sync that failed once fails for ever: the kernel may have dropped the pages, so a later success would be a lie. Only a
-delta that was opened for writing ever writes. """
+delta that was opened for writing ever writes."""
 
 import logging
 from collections.abc import Callable
@@ -196,7 +196,7 @@ async def load_delta(file: File, *, raw: bool, accept_mark: AcceptMark | None = 
     """Lock, read and check the image in an open file, which is closed again if that fails.
 
     Raises BackendError, ImageLocked, BadImage, ImageConverting, and ImageNotClosed for an image whose mark is set and
-    that is to be written, unless `accept_mark` says that the mark is ours. """
+    that is to be written, unless `accept_mark` says that the mark is ours."""
     try:
         await file.lock()
         size = await file.size()

@@ -4,7 +4,7 @@
 formats. Invariant: nothing above this module sees OSError. The page cache answers at once where it can (RWF_NOWAIT);
 everything else is one hop to a worker thread of this device's own limiter, so a hung mount holds up nobody else. A hop
 is abandoned only when the process gives up on its storage, and a file with an abandoned hop is never closed: the
-number could be reused under it. """
+number could be reused under it."""
 
 import ctypes
 import errno

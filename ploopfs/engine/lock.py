@@ -3,7 +3,7 @@
 Byte 100+i is read-locked by who uses permission i, byte 200+i by who does not share it; nobody write-locks, they only
 test. So two daemons, and a daemon and any QEMU tool, see each other. Blocking: runs in a worker thread. OFD locks
 belong to the open file, not to the process, and so survive that another descriptor of the file is closed. Knows
-nothing of images. """
+nothing of images."""
 
 import errno
 import fcntl

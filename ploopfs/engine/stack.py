@@ -1,7 +1,7 @@
 """An open stack of deltas as one disk: reads by plan here, changes through the top's writer.
 
 A stack never changes its deltas: replacing the top makes a new stack over the same lower deltas and the same lower
-map, so a request that has its stack cannot mix two images. Knows nothing of standby. """
+map, so a request that has its stack cannot mix two images. Knows nothing of standby."""
 
 from collections.abc import Sequence
 

@@ -3,7 +3,7 @@
 Lock protocol: a cluster of the disk that is being allocated or freed is in `_claimed`; who needs to do either waits
 for its event and plans again. Between planning and claiming nothing is awaited. In-place writes need no lock. Map
 pages are written by one round at a time (`_map_writer`), and the memory of the map changes only after its page was
-written: it never names a cluster that the file does not. """
+written: it never names a cluster that the file does not."""
 
 import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence

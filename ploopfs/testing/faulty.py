@@ -2,7 +2,7 @@
 
 Fault model: a rule answers an operation on a path with an errno before the file below sees it (so nothing of it
 happens), or holds it until it is released (so it happens later), or lets it happen and then answers with an errno (the
-reply was lost). Open files obey rules made after they were opened. """
+reply was lost). Open files obey rules made after they were opened."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field

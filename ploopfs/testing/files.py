@@ -1,7 +1,7 @@
 """Files in memory, for tests without a disk.
 
 Fault model: none. Every operation succeeds at once, writes are visible at once, and nothing is ever lost; put
-`FaultyFiles` around it for the rest. Locks follow engine/lock.py: one writer, or any number of readers. """
+`FaultyFiles` around it for the rest. Locks follow engine/lock.py: one writer, or any number of readers."""
 
 import errno
 import itertools

@@ -197,9 +197,7 @@ async def test_a_map_that_is_full_refuses_one_write_and_no_more(monkeypatch: pyt
     assert (rig.state, rig.queue.aborted) == (State.OFF, False)
 
 
-async def test_the_switch_is_logged_once_however_many_requests_fail(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_switch_is_logged_once_however_many_requests_fail(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     errors = [backend_error(errno.ENOTCONN), backend_error(errno.EIO), backend_error(errno.EBUSY)]
     for error in errors:
         rig.queue.judge(Op.READ, error, rig.queue.generation)

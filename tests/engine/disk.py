@@ -30,13 +30,17 @@ _IN_USE_OFFSET = 44
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`depth` images, base first; a raw base ends `raw_short_bytes` before the end of the disk, unless it is alone."""
+    """`depth` images, base first; a raw base ends `raw_short_bytes` before the end of the disk, unless it is alone.
+
+    `leaks`: the files also hold clusters full of old bytes that no map names.
+    """
 
     clusters: int = 6
     depth: int = 1
     version: Version = V2
     raw_base: bool = False
     raw_short_bytes: int = 0
+    leaks: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +72,10 @@ class Disk:
         if shape.raw_base:
             self._add_raw(shape, random)
         else:
-            self._add_delta(_some_clusters(shape, random), leaked=_some_clusters(shape, random))
+            self._add_delta(_some_clusters(shape, random), _some_clusters(shape, random) if shape.leaks else {})
         for _ in range(shape.depth - 1):
             self.model.snapshot()
-            self._add_delta(_some_clusters(shape, random), leaked=_some_clusters(shape, random))
+            self._add_delta(_some_clusters(shape, random), _some_clusters(shape, random) if shape.leaks else {})
 
     @property
     def stack(self) -> Stack:

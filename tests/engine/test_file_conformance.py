@@ -144,9 +144,7 @@ async def test_two_writers_exclude_each_other(place: Place, path: str) -> None:
 
 
 @pytest.mark.parametrize("writable", [(True, False), (False, True)])
-async def test_a_writer_and_a_reader_exclude_each_other(
-    place: Place, path: str, writable: tuple[bool, bool]
-) -> None:
+async def test_a_writer_and_a_reader_exclude_each_other(place: Place, path: str, writable: tuple[bool, bool]) -> None:
     first, second = await open_both(place, path, writable=writable)
     await first.lock()
     with pytest.raises(ImageLocked):

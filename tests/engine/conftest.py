@@ -1,0 +1,22 @@
+"""Stacks that many tests of the engine start from."""
+
+import pytest
+
+from tests.engine.rig import BASE, OLD, TOP, Rig
+
+
+@pytest.fixture
+def alone() -> Rig:
+    """One image that has cluster 3."""
+    rig = Rig()
+    rig.put(TOP, {3: OLD})
+    return rig
+
+
+@pytest.fixture
+def chain() -> Rig:
+    """A base that has cluster 1, and an empty top."""
+    rig = Rig(paths=(BASE, TOP))
+    rig.put(BASE, {1: OLD})
+    rig.put(TOP, {})
+    return rig

@@ -1,0 +1,350 @@
+"""Creating and snapshotting: whole and durable or not at all, and never over what somebody has or uses."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ploopfs.engine.counters import Counters
+from ploopfs.engine.create import create_disk, create_image, snapshot_disk
+from ploopfs.engine.file import OsFiles
+from ploopfs.engine.opening import open_stack, resolve
+from ploopfs.engine.stack import Stack
+from ploopfs.errors import AlreadyExists, BackendError, BadDescriptor, BadImage, Busy, ImageLocked, ImageNotClosed
+from ploopfs.image.check import Verdict
+from ploopfs.image.descriptor import MAX_IMAGES, Descriptor, parse
+from ploopfs.image.header import FLAG_EMPTY, V1, V2, Header, Version
+from ploopfs.testing.images import ImageBuilder
+from tests.engine.disk import verdict
+
+CLUSTER = 32768
+
+
+def new_disk(directory: Path, *, clusters: int = 4, version: Version = V2) -> str:
+    return create_disk(str(directory), size_sectors=clusters * 64, cluster_sectors=64, version=version)
+
+
+def described(path: str) -> Descriptor:
+    return parse(Path(path).read_bytes(), path)
+
+
+async def opened(path: str, *, read_only: bool = False) -> Stack:
+    files = OsFiles()
+    return await open_stack(files, await resolve(files, path), read_only=read_only, counters=Counters())
+
+
+def listing(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def failing(number: int) -> Callable[..., None]:
+    def fail(*_arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+# --- create -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [V1, V2], ids=["v1", "v2"])
+@pytest.mark.parametrize(("asked", "given"), [(1, 64), (64, 64), (65, 128), (1000, 1024)])
+def test_a_size_is_rounded_up_to_whole_clusters(tmp_path: Path, version: Version, asked: int, given: int) -> None:
+    path = tmp_path / "new.hds"
+    header = create_image(str(path), size_sectors=asked, cluster_sectors=64, version=version)
+    image = path.read_bytes()
+    assert (header.size_sectors, header.version, header.flags) == (given, version, FLAG_EMPTY)
+    assert (Header.parse(image, ""), len(image)) == (header, header.bat_area_bytes)
+    assert verdict(image).verdict is Verdict.CLEAN
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("sectors", "cluster", "version"), [(0, 64, V2), (64, 100, V2), (1 << 32, 64, V1)])
+def test_a_size_that_the_format_cannot_hold_makes_no_file(
+    tmp_path: Path, sectors: int, cluster: int, version: Version
+) -> None:
+    with pytest.raises(BadImage, match=r"new\.hds"):
+        create_image(str(tmp_path / "new.hds"), size_sectors=sectors, cluster_sectors=cluster, version=version)
+    with pytest.raises(BadImage):
+        create_disk(str(tmp_path / "disk"), size_sectors=sectors, cluster_sectors=cluster, version=version)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "dangling link"])
+def test_what_exists_is_never_written_over(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "taken.hds"
+    match kind:
+        case "file":
+            path.write_bytes(b"precious")
+        case "directory":
+            path.mkdir()
+        case _:
+            path.symlink_to("nowhere")
+    before = path.lstat()
+    with pytest.raises(AlreadyExists, match=r"taken\.hds"):
+        create_image(str(path), size_sectors=64, cluster_sectors=64, version=V2)
+    assert path.lstat() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["DiskDescriptor.xml", "root.hds"])
+def test_a_directory_that_holds_a_disk_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(AlreadyExists, match=name):
+        new_disk(tmp_path)
+    assert listing(tmp_path) == {name: b"precious"}
+
+
+async def test_a_created_disk_opens_by_its_descriptor_and_by_its_directory(tmp_path: Path) -> None:
+    path = new_disk(tmp_path / "a" / "disk", clusters=5)
+    assert path == str(tmp_path / "a" / "disk" / "DiskDescriptor.xml")
+    descriptor = described(path)
+    assert (descriptor.disk_size_sectors, descriptor.cluster_sectors, len(descriptor.images)) == (320, 64, 1)
+    for name in (path, str(tmp_path / "a" / "disk")):
+        stack = await opened(name)
+        assert (stack.size_bytes, await stack.read(0, 5 * CLUSTER)) == (5 * CLUSTER, bytes(5 * CLUSTER))
+        await stack.aclose(clean=True)
+
+
+def record_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is done to which file, by name, in order."""
+    calls: list[tuple[str, str]] = []
+    sync, rename, write = os.fsync, os.rename, os.write
+
+    def name_of(fd: int) -> str:
+        return os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+
+    def fsync(fd: int) -> None:
+        calls.append(("fsync", name_of(fd)))
+        sync(fd)
+
+    def noted_rename(source: str, target: str) -> None:
+        calls.append(("rename", os.path.basename(target)))
+        rename(source, target)
+
+    def noted_write(fd: int, data: bytes) -> int:
+        if fd > 2:
+            calls.append(("write", name_of(fd)))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(os, "write", noted_write)
+    return calls
+
+
+def test_an_image_and_its_name_are_durable_before_a_descriptor_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = record_calls(monkeypatch)
+    path = new_disk(tmp_path / "disk")
+    created, calls[:] = calls[:], []
+    _guid, new_file = snapshot_disk(path)
+    monkeypatch.undo()
+    name = os.path.basename(new_file)
+    described_anew = [
+        ("write", "DiskDescriptor.xml.tmp"),
+        ("fsync", "DiskDescriptor.xml.tmp"),
+        ("rename", "DiskDescriptor.xml"),
+        ("fsync", "disk"),
+    ]
+    assert created == [
+        ("fsync", tmp_path.name),
+        ("write", "root.hds"),
+        ("fsync", "root.hds"),
+        ("fsync", "disk"),
+        *described_anew,
+    ]
+    assert calls == [("write", name), ("fsync", name), ("fsync", "disk"), *described_anew]
+
+
+@pytest.mark.parametrize("of_os", ["write", "ftruncate", "fsync", "rename"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_a_create_that_fails_leaves_nothing_behind(
+    tmp_path: Path, of_os: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(os, of_os, failing(number))
+    with pytest.raises(BackendError) as raised:
+        new_disk(tmp_path / "disk")
+    monkeypatch.undo()
+    assert raised.value.errno == number
+    assert listing(tmp_path / "disk") == {}
+
+
+def test_a_directory_that_is_not_there_is_the_storage_saying_so(tmp_path: Path) -> None:
+    with pytest.raises(BackendError) as raised:
+        create_image(str(tmp_path / "none" / "new.hds"), size_sectors=64, cluster_sectors=64, version=V2)
+    assert raised.value.errno == errno.ENOENT
+    with pytest.raises(BackendError) as raised:
+        snapshot_disk(str(tmp_path / "DiskDescriptor.xml"))
+    assert raised.value.errno == errno.ENOENT
+
+
+# --- snapshot ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [V1, V2], ids=["v1", "v2"])
+async def test_a_snapshot_freezes_what_there_was_and_goes_on_in_a_new_delta(tmp_path: Path, version: Version) -> None:
+    path = new_disk(tmp_path / "disk", version=version)
+    stack = await opened(path)
+    await stack.write(CLUSTER, b"before")
+    await stack.aclose(clean=True)
+    frozen = (tmp_path / "disk" / "root.hds").read_bytes()
+
+    guid, new_file = snapshot_disk(path)
+    descriptor = described(path)
+    assert [entry.path for entry in descriptor.chain()] == [str(tmp_path / "disk" / "root.hds"), new_file]
+    assert [entry.path for entry in descriptor.chain(guid)] == [str(tmp_path / "disk" / "root.hds")]
+    assert guid not in new_file
+    header = Header.parse(Path(new_file).read_bytes(), new_file)
+    assert (header.version, header.size_sectors, header.flags) == (version, 4 * 64, FLAG_EMPTY)
+    assert stat.S_IMODE(os.stat(new_file).st_mode) == 0o600
+
+    stack = await opened(path)
+    await stack.write(CLUSTER + 2, b"after")
+    assert await stack.read(CLUSTER, 10) == b"beafter" + bytes(3)
+    await stack.aclose(clean=True)
+    assert (tmp_path / "disk" / "root.hds").read_bytes() == frozen
+    assert verdict(Path(new_file).read_bytes()).verdict is Verdict.CLEAN
+
+
+def test_the_guid_in_a_file_name_is_replaced_and_not_added(tmp_path: Path) -> None:
+    path = new_disk(tmp_path)
+    names = [os.path.basename(snapshot_disk(path)[1]) for _ in range(3)]
+    assert all(name.startswith("root.hds.{") and name.count("{") == 1 for name in names)
+    assert len(set(names)) == 3
+
+
+async def test_a_snapshot_of_a_raw_disk_is_a_v2_delta_of_its_size(tmp_path: Path) -> None:
+    path = new_disk(tmp_path)
+    raw = Path(path).read_text().replace("Compressed", "Plain")
+    Path(path).write_text(raw)
+    (tmp_path / "root.hds").write_bytes(b"r" * (3 * CLUSTER))
+    for count in (2, 3):
+        _guid, new_file = snapshot_disk(path)
+        header = Header.parse(Path(new_file).read_bytes(), new_file)
+        assert (header.version, header.size_bytes, header.cluster_sectors) == (V2, 3 * CLUSTER, 64)
+        stack = await opened(path)
+        assert (len(stack.deltas), await stack.read(0, 3 * CLUSTER)) == (count, b"r" * (3 * CLUSTER))
+        await stack.aclose(clean=True)
+
+
+async def test_a_disk_in_use_gets_no_snapshot(tmp_path: Path) -> None:
+    path = new_disk(tmp_path)
+    stack = await opened(path)
+    before = listing(tmp_path)
+    with pytest.raises(ImageLocked, match=r"root\.hds"):
+        snapshot_disk(path)
+    assert listing(tmp_path) == before
+    await stack.aclose(clean=False)
+    with pytest.raises(ImageNotClosed, match=r"root\.hds: m_DiskInUse is 0x746f6e59"):
+        snapshot_disk(path)
+    assert listing(tmp_path) == before
+
+
+async def test_a_disk_that_is_only_read_gets_no_snapshot_either(tmp_path: Path) -> None:
+    path = new_disk(tmp_path)
+    stack = await opened(path, read_only=True)
+    with pytest.raises(ImageLocked):
+        snapshot_disk(path)
+    await stack.aclose(clean=True)
+    snapshot_disk(path)
+
+
+@pytest.mark.parametrize("of_os", ["write", "ftruncate", "fsync", "rename"])
+def test_a_snapshot_that_fails_leaves_the_disk_as_it_was(
+    tmp_path: Path, of_os: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = new_disk(tmp_path)
+    before = listing(tmp_path)
+    monkeypatch.setattr(os, of_os, failing(errno.ENOSPC))
+    with pytest.raises(BackendError) as raised:
+        snapshot_disk(path)
+    monkeypatch.undo()
+    assert raised.value.errno == errno.ENOSPC
+    assert listing(tmp_path) == before
+    snapshot_disk(path)
+
+
+def test_after_the_rename_nothing_is_taken_back_whatever_the_directory_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = new_disk(tmp_path)
+    rename = os.rename
+
+    def rename_then_break(source: str, target: str) -> None:
+        rename(source, target)
+        monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+
+    monkeypatch.setattr(os, "rename", rename_then_break)
+    with pytest.raises(BackendError) as raised:
+        snapshot_disk(path)
+    monkeypatch.undo()
+    assert raised.value.operation == "fsync"
+    chain = described(path).chain()
+    assert len(chain) == 2
+    assert all(os.path.exists(entry.path) for entry in chain)
+
+
+def test_a_snapshot_that_another_one_overtook_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = new_disk(tmp_path)
+    opening = os.open
+    other: list[str] = []
+
+    def open_after_another(name: str, flags: int, mode: int = 0o777) -> int:
+        if name.endswith("root.hds") and not other:
+            other.append("under way")
+            other.append(snapshot_disk(path)[1])
+        return opening(name, flags, mode)
+
+    monkeypatch.setattr(os, "open", open_after_another)
+    with pytest.raises(Busy, match=r"DiskDescriptor\.xml"):
+        snapshot_disk(path)
+    monkeypatch.undo()
+    assert [entry.path for entry in described(path).chain()] == [str(tmp_path / "root.hds"), other[1]]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_127th_snapshot_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = new_disk(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # 500 of them would be most of the time of this test
+    for _ in range(126):
+        snapshot_disk(path)
+    before = listing(tmp_path)
+    assert len(described(path).chain()) == MAX_IMAGES
+    with pytest.raises(BadDescriptor, match="127"):
+        snapshot_disk(path)
+    assert listing(tmp_path) == before
+
+
+def test_a_descriptor_that_is_broken_or_names_a_missing_top_is_refused(tmp_path: Path) -> None:
+    path = new_disk(tmp_path)
+    (tmp_path / "root.hds").unlink()
+    with pytest.raises(BackendError, match=r"root\.hds: open: ENOENT"):
+        snapshot_disk(path)
+    (tmp_path / "root.hds").write_bytes(b"nothing like an image")
+    with pytest.raises(BadImage, match=r"root\.hds: file size"):
+        snapshot_disk(path)
+    Path(path).write_text("<nothing")
+    with pytest.raises(BadDescriptor):
+        snapshot_disk(path)
+    assert {name.name for name in tmp_path.iterdir()} == {"root.hds", "DiskDescriptor.xml"}
+
+
+async def test_a_snapshot_beside_a_foreign_image_keeps_its_directory(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "images" / "root.hds").write_bytes(ImageBuilder(clusters={1: b"x" * CLUSTER}).build())
+    path = new_disk(tmp_path / "made")
+    text = Path(path).read_text().replace(">root.hds<", ">../images/root.hds<")
+    moved = tmp_path / "disk" / "DiskDescriptor.xml"
+    moved.write_text(text)
+    _guid, new_file = snapshot_disk(str(moved))
+    assert Path(new_file).parent == tmp_path / "images"
+    stack = await opened(str(moved))
+    assert await stack.read(CLUSTER, 2) == b"xx"
+    await stack.aclose(clean=True)
