@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 SHUTDOWN_DEADLINE_S = 30
 STATUS_TASKS = 256
 """FUSE tasks beyond all that devices can hold, so that status and control files are always served."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SYSTEM_LOG = "/dev/log"
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -53,6 +54,9 @@ def mount(arguments: argparse.Namespace) -> int:
     else:
         ready = partial(print, f"ploopfs: {mountpoint} is ready", file=sys.stderr, flush=True)
         _log_to(logging.FileHandler(log_file) if log_file else logging.StreamHandler(), arguments.log_level)
+    # From here to the exit signals end us only through `serve`: not before it listens, nor after the last image.
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     return trio.run(serve, config, mountpoint, "allow_other" in arguments.options, ready)
 
 
@@ -60,7 +64,7 @@ async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Calla
     """Serve until unmounted or signalled; `ready` is called when the tree answers. The exit code."""
     registry = Registry(pid=os.getpid())
     # Held until the last image is closed: a signal that comes then must not kill us in the middle of it.
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*ENDING) as signals:
         try:
             async with _until_signalled(signals):
                 await _add_devices(registry, config)

@@ -1,10 +1,12 @@
 """One open image file: async I/O, and the only place where the operating system's errors become ours.
 
 `File` is what the engine needs; `OsFile` is the real one, and ploopfs.testing ships the fakes. Knows nothing of image
-formats. Invariant: nothing above this module sees OSError. The page cache answers at once where it can (RWF_NOWAIT);
-everything else is one hop to a worker thread of this device's own limiter, so a hung mount holds up nobody else. A hop
-is abandoned only when the process gives up on its storage, and a file with an abandoned hop is never closed: the
-number could be reused under it."""
+formats. Invariant: nothing above this module sees OSError. On a local file system the page cache answers at once where
+it can (RWF_NOWAIT); a remote store is always asked, so that the next read sees that it is lost. Everything else is one
+hop to a worker thread of this device's own limiter, so a hung mount holds up nobody else. A hop is abandoned only when
+the process gives up on its storage, and a file with an abandoned hop is never closed: the number could be reused under
+it.
+"""
 
 import ctypes
 import errno
@@ -27,6 +29,7 @@ CLOSE_TIMEOUT_S = 5
 
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
@@ -111,7 +114,6 @@ class OsFile:
         self.writable = writable
         self._limiter = limiter
         self.abandoned = False
-        self._read_nowait = self._write_nowait = True
         # O_NONBLOCK: a FIFO in the place of an image must be refused, not waited for.
         self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -119,9 +121,14 @@ class OsFile:
             if not stat.S_ISREG(status.st_mode):
                 raise BadImage(path, "file type", f"{stat.S_IFMT(status.st_mode):#o}", "a regular file")
             self.identity = Identity(status.st_dev, status.st_ino, _filesystem_of(status.st_dev))
+            if is_remote(self.identity.filesystem):
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         except BaseException:
             os.close(self._fd)
             raise
+        self._read = _read_from_storage if is_remote(self.identity.filesystem) else _read_fully
+        self._read_nowait = self._read is _read_fully
+        self._write_nowait = True
 
     def read_nowait(self, offset: int, length: int) -> bytearray | None:
         if not self._read_nowait:
@@ -135,7 +142,7 @@ class OsFile:
         return data if count == length else None
 
     async def read(self, offset: int, length: int) -> bytearray:
-        return await self._hop(partial(_read_fully, self._fd, offset, length), "read", offset, length)
+        return await self._hop(partial(self._read, self._fd, offset, length), "read", offset, length)
 
     def write_nowait(self, offset: int, data: Buffer) -> int:
         if not self._write_nowait:
@@ -224,6 +231,14 @@ def _read_fully(fd: int, offset: int, length: int) -> bytearray:
     return data
 
 
+def _read_from_storage(fd: int, offset: int, length: int) -> bytearray:
+    """Past the page cache. Buffered and with the pages dropped first, as O_DIRECT would want an alignment of some."""
+    start = offset - offset % _PAGE_BYTES
+    end = -(-(offset + length) // _PAGE_BYTES) * _PAGE_BYTES
+    os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
+    return _read_fully(fd, offset, length)
+
+
 def _write_fully(fd: int, offset: int, data: Buffer) -> None:
     view = memoryview(data)
     while view:
@@ -240,6 +255,12 @@ def _punch(fd: int, offset: int, length: int) -> None:
     if _libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def is_remote(filesystem: str) -> bool:
+    """A store behind a client (FUSE, NFS): its pages here may be read long after the mount is gone or the lease is
+    somebody else's, and the kernel's engines for it (kaio, nfs) go past the page cache for that reason."""
+    return filesystem.startswith(("fuse", "nfs"))
 
 
 def _filesystem_of(device_number: int) -> str:

@@ -66,6 +66,16 @@ def reopened(scene: Scene) -> Path:
     return scene.disk.top
 
 
+def test_a_read_of_what_was_read_before_finds_the_store_dead(scene: Scene) -> None:
+    with opened(scene.daemon.disk()) as fd:
+        os.pwrite(fd, b"x" * 4096, 0)
+        os.fsync(fd)
+        assert os.pread(fd, 4096, 0) == os.pread(fd, 4096, 0) == b"x" * 4096
+        scene.bindfs.kill()
+        assert errno_of(os.pread, fd, 4096, 0) == "ENOTCONN"
+    assert scene.daemon.value("queue/standby") == "on"
+
+
 @pytest.mark.parametrize("recover", [replaced_by_itself, replaced_by_a_copy, reopened])
 def test_nothing_acknowledged_is_lost_with_the_store(scene: Scene, recover: Callable[[Scene], Path]) -> None:
     daemon = scene.daemon
