@@ -15,7 +15,7 @@ from ploopfs.engine.opening import open_stack, resolve
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import AlreadyExists, BackendError, BadDescriptor, BadImage, Busy, ImageLocked, ImageNotClosed
 from ploopfs.image.check import Verdict
-from ploopfs.image.descriptor import MAX_IMAGES, Descriptor, parse
+from ploopfs.image.descriptor import MAX_IMAGES, NONE_GUID, Descriptor, parse
 from ploopfs.image.header import FLAG_EMPTY, V1, V2, Header, Version
 from ploopfs.testing.images import ImageBuilder
 from tests.engine.disk import verdict
@@ -231,6 +231,19 @@ async def test_a_snapshot_of_a_raw_disk_is_a_v2_delta_of_its_size(tmp_path: Path
         stack = await opened(path)
         assert (len(stack.deltas), await stack.read(0, 3 * CLUSTER)) == (count, b"r" * (3 * CLUSTER))
         await stack.aclose(clean=True)
+
+
+def test_a_raw_top_beside_other_images_is_still_a_raw_one(tmp_path: Path) -> None:
+    path = new_disk(tmp_path)
+    guid, _new_file = snapshot_disk(path)
+    text = Path(path).read_text().replace("Compressed", "Plain")
+    # The user has switched to a top that grows out of nothing; the image under it remains, aside.
+    Path(path).write_text(text.replace(f"<ParentGUID>{guid}<", f"<ParentGUID>{NONE_GUID}<"))
+    top = described(path).chain()[-1].path
+    assert len(described(path).chain()) == 1
+    Path(top).write_bytes(b"r" * (2 * CLUSTER))
+    header = Header.parse(Path(snapshot_disk(path)[1]).read_bytes(), "new")
+    assert header.size_bytes == 2 * CLUSTER
 
 
 async def test_a_disk_in_use_gets_no_snapshot(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ async def test_a_base_with_126_deltas_is_read_and_written() -> None:
     files, spec = deep(127)
     stack = await open_stack(files, spec, read_only=False, counters=Counters())
     assert len(stack.deltas) == 127
+    # The entries of the lower deltas are in the merged map, and nowhere a second time.
+    assert [delta.bat is None for delta in stack.deltas] == [True] * 126 + [False]
     for level in range(127):
         assert await stack.read((level + 1) * CLUSTER + 7, 100) == bytes([level + 1]) * 100
     assert await stack.read(0, CLUSTER) == bytes([127]) * CLUSTER

@@ -8,8 +8,9 @@ import pytest
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
+from ploopfs.engine.file import Buffer
 from ploopfs.engine.opening import StackSpec, open_stack
-from ploopfs.errors import BackendError, TruncatedImage
+from ploopfs.errors import BackendError, StorageTimeout, TruncatedImage
 from ploopfs.image.check import EXTENSION_MAGIC, Verdict
 from ploopfs.image.header import CLOSED, CLOSED_V21, IN_USE, MUTABLE_START, Header
 from ploopfs.testing.files import MemoryFiles
@@ -285,6 +286,32 @@ async def test_a_discard_that_fails_frees_nothing_for_others(alone: Rig, name: s
         return
     await stack.write(0, NEW)
     assert alone.entry(0) == 2
+
+
+async def test_a_write_that_went_in_part_without_waiting_is_finished_from_there(alone: Rig) -> None:
+    stack = await alone.open()
+    file = stack.top.file
+    data = bytes(range(256)) * 16
+
+    def write_some(offset: int, data: Buffer) -> int:
+        image = alone.memory.images[TOP].data
+        image[offset : offset + 1000] = data[:1000]
+        return 1000
+
+    file.write_nowait = write_some  # type: ignore[method-assign]
+    await stack.write(3 * CLUSTER + 50, data)
+    assert await stack.read(3 * CLUSTER, CLUSTER) == OLD[:50] + data + OLD[50 + len(data) :]
+
+
+async def test_a_file_with_an_operation_that_was_given_up_is_not_closed_cleanly(alone: Rig) -> None:
+    stack = await alone.open()
+    await stack.write(0, NEW)
+    stack.top.file.abandoned = True
+    alone.journal.entries.clear()
+    with pytest.raises(StorageTimeout, match=TOP):
+        await stack.aclose(clean=True)
+    assert alone.journal.entries == []
+    assert alone.header.in_use == IN_USE
 
 
 # --- somebody shortens a file under us --------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class RawBaseMachine(Machine):
 TestAlone = AloneMachine.TestCase
 TestChain = ChainMachine.TestCase
 TestRawBase = RawBaseMachine.TestCase
-TestAlone.settings = TestChain.settings = TestRawBase.settings = settings(max_examples=60, stateful_step_count=25)
+TestAlone.settings = TestChain.settings = TestRawBase.settings = settings(max_examples=120, stateful_step_count=30)
 
 
 @pytest.mark.parametrize("depth", [1, 3])
