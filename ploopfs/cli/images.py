@@ -67,7 +67,7 @@ def snapshot(arguments: argparse.Namespace) -> int:
         path = os.path.join(path, DESCRIPTOR_NAME)
     if not path.endswith(".xml"):
         raise BadValue(f"{path}: a snapshot is taken of a disk, expected its {DESCRIPTOR_NAME} or its directory")
-    guid, new_top = snapshot_disk(os.path.abspath(path))
+    guid, new_top = snapshot_disk(os.path.realpath(path))
     _print_result(arguments, {"snapshot": guid, "top": new_top})
     return Exit.OK
 

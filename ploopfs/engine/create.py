@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ploopfs.engine import lock
+from ploopfs.engine.delta import check_map_size
 from ploopfs.engine.opening import DESCRIPTOR_NAME
 from ploopfs.errors import AlreadyExists, BackendError, Busy, ImageNotClosed
 from ploopfs.image.descriptor import MAX_DESCRIPTOR_BYTES, Descriptor, new_descriptor, parse, serialise, with_snapshot
@@ -24,6 +25,7 @@ _DESCRIPTOR_MODE = 0o644
 def create_image(path: str, *, size_sectors: int, cluster_sectors: int, version: Version) -> Header:
     """An empty image; the size is rounded up to whole clusters. Raises AlreadyExists, BadImage, BackendError."""
     header = Header.new(size_sectors=size_sectors, cluster_sectors=cluster_sectors, version=version, path=path)
+    check_map_size(header, path)
     with _new_image(path, header):
         return header
 
@@ -33,6 +35,7 @@ def create_disk(directory: str, *, size_sectors: int, cluster_sectors: int, vers
     descriptor_path = posixpath.join(directory, DESCRIPTOR_NAME)
     image_path = posixpath.join(directory, BASE_IMAGE_NAME)
     header = Header.new(size_sectors=size_sectors, cluster_sectors=cluster_sectors, version=version, path=image_path)
+    check_map_size(header, image_path)
     descriptor = new_descriptor(
         descriptor_path,
         disk_size_sectors=header.size_sectors,

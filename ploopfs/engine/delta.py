@@ -12,7 +12,7 @@ from ploopfs.engine.file import Buffer, File, Files
 from ploopfs.errors import BackendError, BadImage, ImageNotClosed, PloopError, StorageTimeout
 from ploopfs.image.bat import Bat
 from ploopfs.image.check import Verdict, check_image, extension_offset_bytes
-from ploopfs.image.header import CLOSED, MUTABLE_START, Header
+from ploopfs.image.header import CLOSED, MUTABLE_START, SECTOR_BYTES, Header
 from ploopfs.image.map import RawLevel
 from ploopfs.image.stacking import Layer
 
@@ -211,10 +211,7 @@ async def load_delta(file: File, *, raw: bool, accept_mark: AcceptMark | None = 
 async def _read_image(file: File, size: int, accept_mark: AcceptMark | None) -> Delta:
     path = file.path
     header = Header.parse(bytes(await file.read(0, min(size, MUTABLE_START * 2))), path)
-    if header.bat_area_bytes > MAX_MAP_BYTES:
-        raise BadImage(
-            path, "m_FirstBlockOffset", header.first_block_sectors, f"a map of at most {MAX_MAP_BYTES} bytes"
-        )
+    check_map_size(header, path)
     area = bytes(await file.read(0, min(size, header.bat_area_bytes)))
     report = check_image(header, area, size, path, await _read_extension(file, header, size))
     match report.verdict:
@@ -230,6 +227,13 @@ async def _read_image(file: File, size: int, accept_mark: AcceptMark | None) -> 
     # An image that was not closed may end inside a cluster; what the interrupted growth did not write reads as zeroes.
     whole = -(-size // header.cluster_bytes) * header.cluster_bytes
     return Delta(file, header=header, bat=Bat(header, area), file_size=size, trusted_size=whole)
+
+
+def check_map_size(header: Header, path: str) -> None:
+    """Raise BadImage for a map that is too large to be read into memory."""
+    if header.bat_area_bytes > MAX_MAP_BYTES:
+        sectors = MAX_MAP_BYTES // SECTOR_BYTES
+        raise BadImage(path, "m_FirstBlockOffset", header.first_block_sectors, f"a map of at most {sectors} sectors")
 
 
 async def _read_extension(file: File, header: Header, size: int) -> bytes:

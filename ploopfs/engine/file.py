@@ -92,6 +92,9 @@ class Files(Protocol):
 
     async def is_directory(self, path: str) -> bool: ...
 
+    async def real_path(self, path: str) -> str:
+        """The same file without symbolic links in its path, as far as it exists."""
+
 
 class OsFiles:
     """Files of this machine. `threads` bounds the worker threads that may wait for the storage at the same time."""
@@ -104,6 +107,9 @@ class OsFiles:
 
     async def is_directory(self, path: str) -> bool:
         return stat.S_ISDIR((await _hop(partial(os.stat, path), self._limiter, "stat", path)).st_mode)
+
+    async def real_path(self, path: str) -> str:
+        return await _hop(partial(os.path.realpath, path), self._limiter, "stat", path)
 
 
 class OsFile:

@@ -40,7 +40,8 @@ async def resolve(files: Files, image: str | Sequence[str], *, cluster_sectors: 
         if not image.startswith(RAW_PREFIX) and await files.is_directory(image):
             image = posixpath.join(image, DESCRIPTOR_NAME)
         if image.endswith(".xml"):
-            return spec_of(await read_descriptor(files, image))
+            # A leading ../ of a File is taken off the name of the descriptor's directory, which must be the real one.
+            return spec_of(await read_descriptor(files, await files.real_path(image)))
         image = [image]
     return StackSpec(tuple(_spec_of_file(path) for path in image), cluster_sectors)
 

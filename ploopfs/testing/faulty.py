@@ -93,6 +93,12 @@ class FaultyFiles:
 
         return await _obeying(self._faults, "stat", path, work)
 
+    async def real_path(self, path: str) -> str:
+        async def work() -> str:
+            return await self._inner.real_path(path)
+
+        return await _obeying(self._faults, "stat", path, work)
+
 
 class FaultyFile:
     """One open file; nothing answers at once, so that every operation can be held."""

@@ -53,6 +53,10 @@ class MemoryFiles:
             return True
         raise BackendError(errno.ENOENT, "stat", path)
 
+    async def real_path(self, path: str) -> str:
+        await trio.lowlevel.checkpoint()
+        return path
+
 
 class MemoryFile:
     """One open descriptor of a MemoryImage."""

@@ -88,6 +88,9 @@ class JournalFiles:
     async def is_directory(self, path: str) -> bool:
         return await self._inner.is_directory(path)
 
+    async def real_path(self, path: str) -> str:
+        return await self._inner.real_path(path)
+
 
 class JournalFile:
     """One open file; nothing answers at once, so that every operation passes here."""

@@ -73,6 +73,14 @@ def test_a_size_that_the_format_cannot_hold_makes_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("create", [create_image, create_disk])
+def test_a_disk_whose_map_nobody_would_open_is_not_made(tmp_path: Path, create: Callable[..., object]) -> None:
+    path = tmp_path / "huge"
+    with pytest.raises(BadImage, match="m_FirstBlockOffset is .*, expected a map of at most"):
+        create(str(path), size_sectors=1 << 33, cluster_sectors=64, version=V2)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("kind", ["file", "directory", "dangling link"])
 def test_what_exists_is_never_written_over(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "taken.hds"

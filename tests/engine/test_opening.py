@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from ploopfs.engine.counters import Counters
+from ploopfs.engine.create import create_disk
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack, resolve
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, BadDescriptor, BadImage, ImageLocked, ImageMismatch, PloopError
 from ploopfs.image.descriptor import MAX_DESCRIPTOR_BYTES
-from ploopfs.image.header import IN_USE, V1
+from ploopfs.image.header import IN_USE, V1, V2
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
@@ -163,6 +164,18 @@ async def test_one_file_several_files_and_a_raw_base_are_taken_as_they_are_named
     assert await resolve(files, ["base", "top"]) == StackSpec((ImageSpec("base"), ImageSpec("top")))
     assert await resolve(files, ["raw@a.xml", "top"]) == StackSpec((ImageSpec("a.xml", raw=True), ImageSpec("top")))
     assert await resolve(files, "raw@gone", cluster_sectors=128) == StackSpec((ImageSpec("gone", raw=True),), 128)
+
+
+async def test_a_file_above_a_linked_directory_is_found_from_where_the_directory_really_is(tmp_path: Path) -> None:
+    real = tmp_path / "volumes" / "disk"
+    create_disk(str(real), size_sectors=256, cluster_sectors=64, version=V2)
+    (real / "root.hds").rename(real.parent / "root.hds")
+    descriptor = real / "DiskDescriptor.xml"
+    descriptor.write_bytes(descriptor.read_bytes().replace(b">root.hds<", b">../root.hds<"))
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    spec = await resolve(OsFiles(), str(link))
+    assert [image.path for image in spec.images] == [str(real.parent / "root.hds")]
 
 
 async def test_what_is_not_there_is_named_in_the_error(tmp_path: Path) -> None:
