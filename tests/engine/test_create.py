@@ -76,7 +76,7 @@ def test_a_size_that_the_format_cannot_hold_makes_no_file(
 @pytest.mark.parametrize("create", [create_image, create_disk])
 def test_a_disk_whose_map_nobody_would_open_is_not_made(tmp_path: Path, create: Callable[..., object]) -> None:
     path = tmp_path / "huge"
-    with pytest.raises(BadImage, match="m_FirstBlockOffset is .*, expected a map of at most"):
+    with pytest.raises(BadImage, match=r"m_FirstBlockOffset is .*, expected a map of at most"):
         create(str(path), size_sectors=1 << 33, cluster_sectors=64, version=V2)
     assert not path.exists()
 
