@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import trio
 
 from ploopfs.device.device import Device
+from ploopfs.device.events import Events
 from ploopfs.device.flavour import Flavour
 from ploopfs.device.queue import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.signal import Signal
@@ -29,6 +30,7 @@ class Registry:
         self.pid = pid
         self.devices: dict[str, Device] = {}
         self.key = StandbyKey()
+        self.events = Events()
         self.changed = Signal()
 
     async def add(

@@ -1,0 +1,98 @@
+"""What happened to the devices of one daemon: numbered records in a bounded ring.
+
+Everybody who changes something reports it here, and nobody waits for who reads. Knows nothing of files or formats.
+Invariants: sequence numbers grow by one, and the ring holds the last `capacity` records without a gap. Events and their
+facts are listed in EVENTS, so that a script can rely on the names.
+"""
+
+import itertools
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ploopfs.device.signal import Signal
+
+CAPACITY = 4096
+
+Fact = str | int | float | bool | None
+
+EVENTS = {
+    "standby_on": "the queue was switched into standby; the facts of the reason",
+    "standby_off": "the queue left standby; `seconds` it was in it",
+    "attached": "STANDBY_EN was set",
+    "detached": "STANDBY_EN was cleared",
+    "warning": "an inconsistent use of key and bits (`text`); each once",
+    "aborted": "vz7's aborted state changed (`aborted`)",
+    "replace_begin": "an operation that puts another stack in force started; `operation`, `level`, `path`",
+    "replace_end": "it ended; the same, `result` (ok or an errno's name), `error` in words, `generation`",
+    "held": "the first request began to wait in standby",
+    "released": "the last held request was let go; `requests` that had waited",
+    "hold_timeout": "a held request waited for too long and failed",
+    "hold_refused": "the bounds of held requests were reached, and requests are refused (once per standby)",
+    "device_added": "a device came; `image`, `flavour`",
+    "device_removed": "a device went; `clean`",
+    "module_loaded": "a module was loaded (`module`)",
+    "module_unloaded": "a module was unloaded (`module`)",
+}
+"""Every event with its meaning; `emit` refuses others. Packages above add theirs with `declare`."""
+
+
+def declare(event: str, meaning: str) -> str:
+    """Make an event known; the result is its name."""
+    EVENTS[event] = meaning
+    return event
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One event; `device` is empty if it is of no single device. `time_s` is wall-clock time."""
+
+    sequence: int
+    time_s: float
+    device: str
+    event: str
+    facts: dict[str, Fact]
+
+    def as_json(self) -> str:
+        """One line without its newline; the fixed keys come first."""
+        fixed = {"seq": self.sequence, "time": round(self.time_s, 6), "device": self.device, "event": self.event}
+        return json.dumps(fixed | self.facts)
+
+
+class Events:
+    """`changed` fires after each record. `next_sequence` is the number that the next record gets."""
+
+    def __init__(self, *, capacity: int = CAPACITY) -> None:
+        self.changed = Signal()
+        self.next_sequence = 1
+        self._ring: deque[Record] = deque(maxlen=capacity)
+
+    @property
+    def first_sequence(self) -> int:
+        """The oldest record still held, or the next one if there is none."""
+        return self._ring[0].sequence if self._ring else self.next_sequence
+
+    def emit(self, device: str, event: str, **facts: Fact) -> None:
+        assert event in EVENTS, event
+        self._ring.append(Record(self.next_sequence, time.time(), device, event, facts))
+        self.next_sequence += 1
+        self.changed.fire()
+
+    def since(self, sequence: int) -> Iterator[Record]:
+        """The records from `sequence` on that are still held."""
+        skipped = max(0, sequence - self.first_sequence)
+        return itertools.islice(self._ring, skipped, None)
+
+
+class DeviceEvents:
+    """The events of one device, without its name at every call."""
+
+    __slots__ = ("_device", "_events")
+
+    def __init__(self, events: Events, device: str) -> None:
+        self._events, self._device = events, device
+
+    def emit(self, event: str, **facts: Fact) -> None:
+        self._events.emit(self._device, event, **facts)
