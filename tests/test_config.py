@@ -7,8 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ploopfs import config
-from ploopfs.config import Config, DeviceConfig, Limits, ScstConfig
+from ploopfs.config import Config, DeviceConfig, Limits, ScstConfig, schema
 from ploopfs.device import flavour
 from ploopfs.errors import ConfigError
 
@@ -22,7 +21,7 @@ def file(tmp_path: Path) -> Path:
 
 def load_text(file: Path, text: str) -> Config:
     file.write_text(text, encoding="utf-8")
-    return config.load(file)
+    return schema.load(file)
 
 
 def mistakes(file: Path, text: str) -> list[str]:
@@ -43,7 +42,7 @@ def device_mistakes(file: Path, rest: str) -> list[str]:
 
 
 def test_the_shipped_vz7_configuration_is_the_documented_example() -> None:
-    assert config.load(SHIPPED / "vz7.yaml") == Config(
+    assert schema.load(SHIPPED / "vz7.yaml") == Config(
         path=str(SHIPPED / "vz7.yaml"),
         scst=ScstConfig(loaded=True),
         devices=(
@@ -81,11 +80,47 @@ def test_every_line_of_the_shipped_files_is_commented() -> None:
 def test_a_file_that_says_nothing_is_no_devices_and_every_default(file: Path, text: str) -> None:
     loaded = load_text(file, text)
     assert (loaded.devices, loaded.scst.loaded) == ((), False)
-    assert loaded.limits == Limits(1024, 30, 30, 64)
+    assert loaded.limits == Limits()
 
 
 def test_the_flavours_known_here_are_those_that_the_devices_have() -> None:
-    assert set(config.FLAVOURS) == set(flavour.FLAVOURS)
+    assert set(schema.FLAVOURS) == set(flavour.FLAVOURS)
+
+
+def test_what_a_device_does_in_standby_is_configured_with_it(file: Path) -> None:
+    loaded = device(file, "image: a, on_standby: hold, hold_timeout_ms: 1500")
+    assert (loaded.on_standby, loaded.hold_timeout_ms) == ("hold", 1500)
+    assert device_mistakes(file, "image: a, on_standby: wait") == [
+        "1: devices[0].on_standby: is 'wait', expected fail or hold"
+    ]
+    assert device_mistakes(file, "image: a, hold_timeout_ms: 0") == [
+        "1: devices[0].hold_timeout_ms: is 0, expected a whole number from 1 to 86400000"
+    ]
+
+
+def test_a_vz9_device_has_a_number_and_a_name_of_device_mapper(file: Path) -> None:
+    loaded = load_text(file, "devices: [{name: dm-3, flavour: vz9, image: a, dm_name: disk, dm_uuid: U-1}]").devices[0]
+    assert (loaded.name, loaded.dm_name, loaded.dm_uuid) == ("dm-3", "disk", "U-1")
+    assert device_mistakes(file, "image: a, flavour: vz9") == [
+        "1: devices[0].name: is 'ploop0', expected a name from dm-0 to dm-1048575"
+    ]
+    assert device_mistakes(file, "image: a, dm_name: disk") == [
+        "1: devices[0].dm_name: is given, expected only where flavour is vz9"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a/b", ".", "..", "n" * 128])
+def test_a_device_mapper_name_is_a_file_name(file: Path, name: str) -> None:
+    [mistake] = mistakes(file, f"devices: [{{name: dm-0, flavour: vz9, image: a, dm_name: {name}}}]")
+    assert "devices[0].dm_name: is" in mistake
+
+
+def test_a_disk_that_is_no_ploop_is_raw_and_has_no_standby(file: Path) -> None:
+    assert load_text(file, "devices: [{name: ram0, flavour: block, image: [raw@a]}]").devices[0].flavour == "block"
+    assert mistakes(file, "devices: [{name: ram0, flavour: block, image: a, standby: true}]") == [
+        "1: devices[0].image: is not raw, expected [raw@PATH]: the flavour block knows no deltas",
+        "1: devices[0].standby: is true, expected false: a device that is no ploop has no standby mode",
+    ]
 
 
 def test_a_device_needs_a_name_and_an_image_only(file: Path) -> None:
@@ -98,7 +133,7 @@ def test_a_relative_path_starts_at_the_directory_of_the_file_not_of_the_process(
     (file.parent / "elsewhere").mkdir()
     file.write_text("devices: [{name: ploop0, image: ./a/../b.hds}]")
     monkeypatch.chdir(file.parent / "elsewhere")
-    loaded = config.load(os.path.join("..", file.name))
+    loaded = schema.load(os.path.join("..", file.name))
     assert os.path.isabs(loaded.path)
     assert loaded.devices[0].image == f"{file.parent}/elsewhere/../a/../b.hds"
 
@@ -182,7 +217,9 @@ def test_a_name_is_given_to_one_device_only(file: Path) -> None:
 
 
 def test_an_unknown_flavour_is_answered_with_the_known_ones(file: Path) -> None:
-    assert device_mistakes(file, "image: a, flavour: vz8") == ["1: devices[0].flavour: is 'vz8', expected one of vz7"]
+    assert device_mistakes(file, "image: a, flavour: vz8") == [
+        "1: devices[0].flavour: is 'vz8', expected one of vz7, vz9, block"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -291,27 +328,27 @@ def test_what_cannot_be_composed_is_refused_with_its_line(file: Path, text: str,
 def test_bytes_that_are_not_utf_8_are_refused_with_their_line(file: Path) -> None:
     file.write_bytes(b"scst: {}\n# caf\xe9\n")
     with pytest.raises(ConfigError, match=r":2: byte 0xe9 is not UTF-8$"):
-        config.load(file)
+        schema.load(file)
 
 
 def test_a_byte_order_mark_is_no_mistake(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfscst: {loaded: true}")
-    assert config.load(file).scst.loaded
+    assert schema.load(file).scst.loaded
 
 
 def test_a_file_beyond_one_mebibyte_is_refused_before_it_is_parsed(file: Path) -> None:
     file.write_bytes(b"#" * (1 << 20))
-    assert config.load(file).devices == ()
+    assert schema.load(file).devices == ()
     file.write_bytes(b"#" * ((1 << 20) + 1))
     with pytest.raises(ConfigError, match="is larger than 1048576 bytes"):
-        config.load(file)
+        schema.load(file)
 
 
 @pytest.mark.parametrize("name", ["absent.yaml", ".", "nul\0.yaml", "lone\ud800.yaml"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     path = os.path.join(tmp_path, name)
     with pytest.raises(ConfigError) as caught:
-        config.load(path)
+        schema.load(path)
     assert str(caught.value).startswith(f"{path}: cannot be read: ")
 
 
@@ -319,7 +356,7 @@ def refused_or_whole(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     refusal = f"{file}:"
     try:
-        config.load(file)
+        schema.load(file)
     except ConfigError as error:
         refusal = str(error)
     assert all(line.startswith(f"{file}:") for line in refusal.split("\n"))

@@ -1,4 +1,4 @@
-"""What differs between the two generations of ploop, as frozen values.
+"""What differs between the two generations of ploop (and a disk that is none), as frozen values.
 
 Nothing else in the project asks which flavour a device has: it asks a flavour's field. Knows nothing of devices.
 """
@@ -10,10 +10,35 @@ from dataclasses import dataclass
 
 from ploopfs.device.stats import Op
 
+BLOCK_LAYER_ERRNOS = frozenset(
+    {
+        errno.EOPNOTSUPP,
+        errno.ETIMEDOUT,
+        errno.ENOSPC,
+        errno.ENOLINK,
+        errno.EREMOTEIO,
+        errno.EBADE,
+        errno.ENODATA,
+        errno.EILSEQ,
+        errno.ENOMEM,
+        errno.EBUSY,
+        errno.ENODEV,
+        errno.EAGAIN,
+        errno.ETIME,
+        errno.EINVAL,
+    }
+)
+"""The errnos that have a block status of their own and so reach the caller; every other one arrives as EIO."""
+
 
 def _vz7_request_errno(op: Op, storage_errno: int) -> int:
     """vz7 hands the storage's errno up as it is; a failed fsync is always EIO (kernel-ploop.md 1.3)."""
     return errno.EIO if op is Op.FLUSH else storage_errno
+
+
+def _block_layer_errno(_op: Op, storage_errno: int) -> int:
+    """A request-based device answers through block statuses: ENOTCONN becomes EIO, EBUSY stays (kernel-ploop 1.6)."""
+    return storage_errno if storage_errno in BLOCK_LAYER_ERRNOS else errno.EIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +47,8 @@ class Flavour:
 
     `request_errno(op, storage_errno)` is the errno that the failing request itself gets. `groups` names the attribute
     directories beside `queue/`. `aborts`: a failed request that does not mean standby sets the `aborted` state.
+    `mapped`: a device-mapper device, which has tables and a name of its own. `supports_standby`: it is a ploop, and a
+    target that takes it promises to clear its standby mode. `raw_only`: it knows no deltas.
     """
 
     name: str
@@ -32,6 +59,9 @@ class Flavour:
     fua: bool
     aborts: bool
     request_errno: Callable[[Op, int], int]
+    mapped: bool = False
+    supports_standby: bool = True
+    raw_only: bool = False
 
     def minor(self, device_name: str) -> int:
         """The first minor of a device with a valid name of this flavour."""
@@ -51,4 +81,30 @@ VZ7 = Flavour(
     request_errno=_vz7_request_errno,
 )
 
-FLAVOURS = {flavour.name: flavour for flavour in (VZ7,)}
+VZ9 = Flavour(
+    name="vz9",
+    device_name=re.compile(r"dm-(0|[1-9][0-9]*)"),
+    major=253,
+    minors_per_disk=1,
+    groups=frozenset({"dm"}),
+    fua=True,
+    aborts=False,
+    request_errno=_block_layer_errno,
+    mapped=True,
+)
+
+BLOCK = Flavour(
+    name="block",
+    device_name=re.compile(r"ram(0|[1-9][0-9]*)"),
+    major=1,
+    minors_per_disk=1,
+    groups=frozenset(),
+    fua=False,
+    aborts=False,
+    request_errno=_block_layer_errno,
+    supports_standby=False,
+    raw_only=True,
+)
+"""Any other disk of the machine, beside the ploops: it is in the tree, and its standby reads `not supported`."""
+
+FLAVOURS = {flavour.name: flavour for flavour in (VZ7, VZ9, BLOCK)}

@@ -1,0 +1,210 @@
+"""The configuration file: YAML text in, one frozen `Config` or one `ConfigError` with every mistake out.
+
+Looks at no image and at no device: whether the files exist is found out by who opens them. Invariant: a `Config` that
+`load` returned obeys every rule below, and its image paths are absolute.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ploopfs.config.loading import compose, read_text
+from ploopfs.config.rules import ListOf, MapOf, Scalar, Value, Walk, is_path, shown, whole
+from ploopfs.errors import ConfigError
+
+MAX_DEVICES = 1024
+MAX_IMAGES = 127  # the longest chain: a base and 126 snapshots
+RAW_PREFIX = "raw@"
+DEFAULT_FLAVOUR = "vz7"
+MAX_NAME = 127
+"""Bytes of a device-mapper name, of the 128 in the kernel's structure."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """One device. `image` is one path, or the files of a stack base first, the first perhaps after `raw@`.
+
+    `dm_name` and `dm_uuid` are of a vz9 device only; without a name it is `ploopN` for dm-N.
+    """
+
+    name: str
+    image: str | tuple[str, ...]
+    flavour: str = DEFAULT_FLAVOUR
+    standby: bool = False
+    read_only: bool = False
+    cluster_sectors: int | None = None
+    on_standby: str = "fail"
+    hold_timeout_ms: int = 300_000
+    dm_name: str | None = None
+    dm_uuid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what a device may hold and on how long anything may wait for it."""
+
+    requests_per_device: int = 1024
+    held_requests: int = 512
+    held_mib: int = 64
+    unflushed_mib: int = 64
+    park_timeout_s: float = 300
+    quiesce_timeout_s: float = 30
+    threads_per_device: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ScstConfig:
+    """The SCST subsystem at the start."""
+
+    loaded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole file; `path` is where it was read, absolute."""
+
+    path: str
+    scst: ScstConfig
+    devices: tuple[DeviceConfig, ...]
+    limits: Limits
+
+
+def is_plain_path(text: str) -> bool:
+    """A file whose own name starts with the prefix is still ./raw@..., so nothing is out of reach."""
+    return is_path(text) and not text.startswith(RAW_PREFIX)
+
+
+def _numbered(prefix: str, last: int) -> Scalar:
+    """`prefix` and a number without leading zeroes."""
+    return Scalar(
+        f"a name from {prefix}0 to {prefix}{last}",
+        (str,),
+        lambda name: bool(re.fullmatch(f"{prefix}(0|[1-9][0-9]{{0,6}})", name)) and int(name[len(prefix) :]) <= last,
+    )
+
+
+# Minors are 20 bits. vz7 has 16 of them to a disk; device-mapper and a plain disk one.
+_DEVICE_NAMES: Mapping[str, Scalar] = {
+    "vz7": _numbered("ploop", 65535),
+    "vz9": _numbered("dm-", (1 << 20) - 1),
+    "block": _numbered("ram", (1 << 20) - 1),
+}
+FLAVOURS = tuple(_DEVICE_NAMES)
+
+ON_STANDBY = ("fail", "hold")
+MAX_HOLD_TIMEOUT_MS = 24 * 3600 * 1000
+
+
+def _is_dm_name(name: str) -> bool:
+    return is_path(name) and "/" not in name and len(os.fsencode(name)) <= MAX_NAME and name not in (".", "..")
+
+
+_SWITCH = Scalar("true or false", (bool,))
+_TIMEOUT = Scalar("a number of seconds above 0 and at most 3600", (int, float), lambda value: 0 < value <= 3600)
+_CLUSTER = Scalar(
+    "a power of two from 64 to 131072", (int,), lambda value: 64 <= value <= 131072 and value.bit_count() == 1
+)
+_FIRST = Scalar("a path, or raw@ and a path", (str,), lambda text: is_path(text.removeprefix(RAW_PREFIX)))
+_UPPER = Scalar("a path (raw@ is for the first of the list only)", (str,), is_plain_path)
+_LONE = Scalar("a path (a raw image is [raw@PATH]) or a list of paths, base first", (str,), is_plain_path)
+_DEVICE = MapOf(
+    "a mapping with name and image",
+    {
+        "name": Scalar("a name such as ploop0", (str,)),  # the flavour tells which names: see _check_device
+        "flavour": Scalar(f"one of {', '.join(FLAVOURS)}", (str,), lambda name: name in FLAVOURS),
+        "image": ListOf(f"1 to {MAX_IMAGES} paths, base first", _UPPER, range(1, MAX_IMAGES + 1), _FIRST, _LONE),
+        "standby": _SWITCH,
+        "read_only": _SWITCH,
+        "cluster_sectors": _CLUSTER,
+        "on_standby": Scalar("fail or hold", (str,), lambda policy: policy in ON_STANDBY),
+        "hold_timeout_ms": whole(1, MAX_HOLD_TIMEOUT_MS),
+        "dm_name": Scalar(
+            f"a device-mapper name: 1 to {MAX_NAME} bytes without a slash", (str,), _is_dm_name
+        ),
+        "dm_uuid": Scalar(f"at most {MAX_NAME} bytes", (str,), lambda uuid: not uuid or _is_dm_name(uuid)),
+    },
+    required=("name", "image"),
+)
+_FILE = MapOf(
+    "a mapping with scst, devices and limits",
+    {
+        "scst": MapOf("a mapping with loaded", {"loaded": _SWITCH}),
+        "devices": ListOf(f"a list of at most {MAX_DEVICES} devices", _DEVICE, range(MAX_DEVICES + 1)),
+        "limits": MapOf(
+            "a mapping of limits",
+            {
+                "requests_per_device": whole(1, 65536),
+                "held_requests": whole(1, 65536),
+                "held_mib": whole(1, 4096),
+                "unflushed_mib": whole(1, 4096),
+                "park_timeout_s": _TIMEOUT,
+                "quiesce_timeout_s": _TIMEOUT,
+                "threads_per_device": whole(1, 512),
+            },
+        ),
+    },
+)
+
+
+def _check_device(walk: Walk, device: Mapping[str, Value], where: str) -> None:
+    name, image = device.get("name"), device.get("image")
+    flavour = device.get("flavour", DEFAULT_FLAVOUR)
+    if flavour is not None and name is not None and not _DEVICE_NAMES[flavour].accepts(name):
+        walk.error(f"{where}.name", f"is {shown(name)}, expected {_DEVICE_NAMES[flavour].expected}")
+    for key in ("dm_name", "dm_uuid"):
+        if device.get(key) is not None and flavour is not None and flavour != "vz9":
+            walk.error(f"{where}.{key}", "is given, expected only where flavour is vz9")
+    # Every other image says its cluster size itself; a key that is silently without effect would mislead.
+    lone_raw = isinstance(image, list) and len(image) == 1 and str(image[0]).startswith(RAW_PREFIX)
+    if flavour == "block" and image is not None and not lone_raw:
+        walk.error(f"{where}.image", f"is not raw, expected [{RAW_PREFIX}PATH]: the flavour block knows no deltas")
+    if flavour == "block" and device.get("standby"):
+        walk.error(f"{where}.standby", "is true, expected false: a device that is no ploop has no standby mode")
+    if device.get("cluster_sectors") is not None and image is not None and not lone_raw:
+        walk.error(f"{where}.cluster_sectors", f"is given, expected only where image is [{RAW_PREFIX}PATH]")
+
+
+def _check_devices(walk: Walk, devices: Sequence[Mapping[str, Value] | None]) -> None:
+    first_line: dict[str, int] = {}
+    for index, device in enumerate(devices):
+        where = f"devices[{index}]"
+        if device is None:
+            continue
+        _check_device(walk, device, where)
+        name = device.get("name")
+        if name in first_line:
+            walk.error(f"{where}.name", f"is {shown(name)} as in line {first_line[name]}, expected a name of its own")
+        elif name is not None:
+            first_line[name] = walk.lines[f"{where}.name"]
+
+
+def _resolved(directory: Path, image: str) -> str:
+    """Absolute, and `..` kept: after a symbolic link, collapsing it in the text would name another file."""
+    prefix = RAW_PREFIX if image.startswith(RAW_PREFIX) else ""
+    return prefix + str(directory / image.removeprefix(prefix))
+
+
+def _device(directory: Path, found: Mapping[str, Value]) -> DeviceConfig:
+    image = found["image"]
+    images = _resolved(directory, image) if isinstance(image, str) else tuple(_resolved(directory, i) for i in image)
+    return DeviceConfig(**{**found, "image": images})
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Reads and checks one file. Raises `ConfigError` only, one line per mistake in the order of the file."""
+    file = os.fspath(path)
+    root = compose(file, read_text(file))
+    walk = Walk(file)
+    found = (root and walk.read(_FILE, root, "")) or {}
+    _check_devices(walk, found.get("devices") or ())
+    if walk.errors:
+        raise ConfigError("\n".join(text for _, text in sorted(walk.errors, key=lambda error: error[0])))
+    absolute = Path(file).absolute()
+    return Config(
+        path=str(absolute),
+        scst=ScstConfig(**found.get("scst", {})),
+        devices=tuple(_device(absolute.parent, device) for device in found.get("devices", ())),
+        limits=Limits(**found.get("limits", {})),
+    )
