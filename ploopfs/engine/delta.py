@@ -7,9 +7,13 @@ delta that was opened for writing ever writes."""
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from ploopfs.engine.file import Buffer, File, Files
 from ploopfs.errors import BackendError, BadImage, ImageNotClosed, PloopError, StorageTimeout
+from ploopfs.image.allocator import Allocator
 from ploopfs.image.bat import Bat
 from ploopfs.image.check import Verdict, check_image, extension_offset_bytes
 from ploopfs.image.header import CLOSED, MUTABLE_START, SECTOR_BYTES, Header
@@ -89,6 +93,19 @@ class Delta:
             return RawLevel(self.file_size)
         assert self.bat is not None
         return self.bat
+
+    @cached_property
+    def allocator(self) -> Allocator:
+        """The free clusters of the file. It belongs to the open file and outlives a stack: a cluster that a failed
+        write may yet reach, or an uncertain map entry name, stays taken whatever stack is made over this delta."""
+        if self.header is None or self.bat is None:
+            return Allocator(np.zeros(0, np.uint32), first_cluster=0, file_clusters=0, entry_unit=1)
+        return Allocator(
+            self.bat.used(),
+            first_cluster=self.header.first_cluster,
+            file_clusters=-(-self.file_size // self.header.cluster_bytes),
+            entry_unit=self.header.entry_unit,
+        )
 
     def through(self, file: File) -> "Delta":
         """The same lower delta, read through another open file."""
@@ -206,6 +223,17 @@ async def load_delta(file: File, *, raw: bool, accept_mark: AcceptMark | None = 
     except BaseException:
         await file.aclose()
         raise
+
+
+async def reread(delta: Delta) -> Delta:
+    """The image in the open file of a delta as it is now: size, header and map, checked as when it was opened.
+
+    The same open file, in another Delta; the given one is left alone. For what nobody keeps in memory (the map of a
+    lower level), or somebody else may have written. Raises as `load_delta`, and closes nothing."""
+    size = await delta.file.size()
+    if delta.header is None:
+        return Delta(delta.file, header=None, bat=None, file_size=size, trusted_size=size)
+    return await _read_image(delta.file, size, accept_mark=None)
 
 
 async def _read_image(file: File, size: int, accept_mark: AcceptMark | None) -> Delta:

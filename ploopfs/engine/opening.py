@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.delta import Delta, ImageSpec, open_delta
+from ploopfs.engine.delta import Delta, ImageSpec, open_delta, reread
 from ploopfs.engine.file import Files
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BadImage, ImageMismatch, ImageNotClosed
+from ploopfs.image.bat import Bat
 from ploopfs.image.descriptor import MAX_DESCRIPTOR_BYTES, Descriptor, parse
-from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, HEADER_BYTES, SECTOR_BYTES
-from ploopfs.image.map import Map
+from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, HEADER_BYTES, MUTABLE_START, SECTOR_BYTES
+from ploopfs.image.map import Map, RawLevel
 from ploopfs.image.stacking import check_stack
 
 log = logging.getLogger(__name__)
@@ -117,21 +118,66 @@ async def reopen_lower(files: Files, delta: Delta) -> Delta:
 
 def assemble(deltas: Sequence[Delta], cluster_sectors: int | None, counters: Counters) -> Stack:
     """Check that these deltas form a stack, and merge their maps."""
+    lower = _checked(deltas, cluster_sectors)
+    for delta in deltas[:-1]:
+        lower = lower.stacked(delta.map_level)
+    return _over(deltas, lower, _size_bytes(deltas[-1]), counters)
+
+
+async def rebuilt(
+    deltas: Sequence[Delta], size_bytes: int, counters: Counters, *, cluster_sectors: int | None = None
+) -> Stack:
+    """A stack over deltas that are open already, base first: what another image in the place of a lower level needs, as
+    the merged map no longer says what the other levels have there.
+
+    The map of a lower delta is read again from its file, unless the delta has just been opened and still holds it. The
+    disk keeps `size_bytes`, whatever the top has; `cluster_sectors` matters for a raw image alone. Nothing is written
+    or closed, and any stack that these deltas serve serves on, except that a lower delta that holds a map gives it up.
+    Raises BackendError, BadImage, ImageConverting; ImageMismatch also for a lower file that is no longer the one that
+    was opened. Nothing has changed then."""
+    lower = _checked(deltas, cluster_sectors, size_bytes)
+    for delta in deltas[:-1]:
+        lower = lower.stacked(await _map_level_again(delta))
+    return _over(deltas, lower, size_bytes, counters)
+
+
+def _checked(deltas: Sequence[Delta], cluster_sectors: int | None, size_bytes: int | None = None) -> Map:
+    """The empty disk that these deltas are stacked on; its size is the top's unless it is given."""
     check_stack([delta.layer for delta in deltas])
     top = deltas[-1]
+    cluster_bytes = (cluster_sectors or DEFAULT_CLUSTER_SECTORS) * SECTOR_BYTES
     if top.header is not None:
         if cluster_sectors is not None and cluster_sectors != top.header.cluster_sectors:
             raise BadImage(
                 top.path, "m_Sectors", top.header.cluster_sectors, f"{cluster_sectors}, the disk's Blocksize"
             )
-        cluster_bytes, size_bytes = top.header.cluster_bytes, top.header.size_bytes
-    else:
-        cluster_bytes, size_bytes = (cluster_sectors or DEFAULT_CLUSTER_SECTORS) * SECTOR_BYTES, top.file_size
-    lower = Map.empty(cluster_bytes=cluster_bytes, disk_clusters=-(-size_bytes // cluster_bytes))
+        cluster_bytes = top.header.cluster_bytes
+    disk_clusters = -(-(size_bytes or _size_bytes(top)) // cluster_bytes)
+    return Map.empty(cluster_bytes=cluster_bytes, disk_clusters=disk_clusters)
+
+
+def _size_bytes(top: Delta) -> int:
+    return top.header.size_bytes if top.header is not None else top.file_size
+
+
+def _over(deltas: Sequence[Delta], lower: Map, size_bytes: int, counters: Counters) -> Stack:
     for delta in deltas[:-1]:
-        lower = lower.stacked(delta.map_level)
         delta.bat = None  # its entries are in the merged map; a deep stack would hold them a second time
     return Stack(deltas, lower=lower, size_bytes=size_bytes, counters=counters)
+
+
+async def _map_level_again(delta: Delta) -> Bat | RawLevel:
+    if delta.header is None or delta.bat is not None:
+        return delta.map_level
+    now = await reread(delta)
+    assert now.header is not None
+    if now.header.raw[:MUTABLE_START] != delta.header.raw[:MUTABLE_START]:
+        raise ImageMismatch(f"{delta.path}: the header is not the one that was opened")
+    if now.file_size != delta.file_size:
+        raise ImageMismatch(
+            f"{delta.path}: the file has {now.file_size} bytes, expected {delta.file_size} as when it was opened"
+        )
+    return now.map_level
 
 
 def _refuse_marked(deltas: Sequence[Delta]) -> None:

@@ -9,7 +9,6 @@ import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
-import numpy as np
 import trio
 
 from ploopfs.engine.combine import Combiner
@@ -18,7 +17,6 @@ from ploopfs.engine.delta import Delta
 from ploopfs.engine.epochs import Epochs
 from ploopfs.engine.file import Buffer
 from ploopfs.errors import BackendError
-from ploopfs.image.allocator import Allocator
 from ploopfs.image.map import Map
 from ploopfs.image.plan import (
     Barrier,
@@ -52,7 +50,7 @@ class Writer:
         self._epochs = epochs
         self._read_segments = read_segments
         self._counters = counters
-        self._allocator = _allocator_of(top)
+        self._allocator = top.allocator  # asked for before anything changes
         self._claimed: dict[int, trio.Event] = {}
         self._growing = trio.Lock()
         self._syncer: Combiner[None] = Combiner(self._sync_once)
@@ -74,7 +72,7 @@ class Writer:
                 await self._run(plan, data)
             except BackendError as error:
                 # Only an answer that excludes a late arrival of the bytes makes these clusters free again; otherwise
-                # they stay taken for as long as this stack lives, and are at worst leaked.
+                # they stay taken for as long as this file is open, and are at worst leaked.
                 if error.errno in _SURELY_NOT_WRITTEN and not self._top.uncertain_slots.intersection(new_clusters):
                     self._release(new_clusters.values())
                 raise
@@ -210,14 +208,3 @@ class Writer:
                     self._counters.bio_cows += 1
                 case Write(offset, start, stop) if stop - start == cluster_bytes and offset in new:
                     self._counters.bio_alloc_whole += 1
-
-
-def _allocator_of(top: Delta) -> Allocator:
-    if top.header is None or top.bat is None:
-        return Allocator(np.zeros(0, np.uint32), first_cluster=0, file_clusters=0, entry_unit=1)
-    return Allocator(
-        top.bat.used(),
-        first_cluster=top.header.first_cluster,
-        file_clusters=-(-top.file_size // top.header.cluster_bytes),
-        entry_unit=top.header.entry_unit,
-    )
