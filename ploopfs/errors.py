@@ -112,7 +112,23 @@ class QueueFull(PloopError):
 
 
 class ParkTimeout(PloopError):
-    """A request waited in a quiesced queue for longer than the bound."""
+    """A request waited in a quiesced or suspended queue for longer than the bound."""
+
+
+class HoldFull(PloopError):
+    """In standby no further request is held: the bound on their number or bytes is reached."""
+
+
+class HoldTimeout(PloopError):
+    """A request was held in standby for longer than `hold_timeout_ms`."""
+
+
+class HeldFailed(PloopError):
+    """A held request was failed by hand."""
+
+
+class ShuttingDown(PloopError):
+    """A request that waited when the daemon was told to end."""
 
 
 class QuiesceTimeout(PloopError):

@@ -20,6 +20,7 @@ from ploopfs.config import Config, load
 from ploopfs.device.flavour import FLAVOURS
 from ploopfs.device.queue import Bounds
 from ploopfs.device.registry import Registry
+from ploopfs.device.waiting import OnStandby
 from ploopfs.engine.file import OsFiles
 from ploopfs.errors import ConfigError, MountError, PloopError
 from ploopfs.fuse.mountpoint import State, check_mountpoint, inspect_mountpoint, replace_stale
@@ -66,7 +67,7 @@ async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Calla
     # Held until the last image is closed: a signal that comes then must not kill us in the middle of it.
     with trio.open_signal_receiver(*ENDING) as signals:
         try:
-            async with _until_signalled(signals):
+            async with _until_signalled(signals, registry):
                 await _add_devices(registry, config)
                 max_tasks = len(registry.devices) * config.limits.requests_per_device + STATUS_TASKS
                 tree = build(registry)
@@ -78,19 +79,20 @@ async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Calla
 
 
 @asynccontextmanager
-async def _until_signalled(signals: AsyncIterator[int]) -> AsyncIterator[None]:
+async def _until_signalled(signals: AsyncIterator[int], registry: Registry) -> AsyncIterator[None]:
     """The first signal ends the session and lets its requests finish, up to the deadline; a second one, or the
     deadline, cuts them off. Before there is a session the first one does."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope)
+        nursery.start_soon(_end_on_signal, signals, registry, nursery.cancel_scope)
         yield
         nursery.cancel_scope.cancel()
 
 
-async def _end_on_signal(signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+async def _end_on_signal(signals: AsyncIterator[int], registry: Registry, everything: trio.CancelScope) -> None:
     from ploopfs.fuse import mount as fuse_mount  # noqa: PLC0415 -- see _serve_tree
 
     log.info("%s: ending", signal.Signals(await anext(signals)).name)
+    registry.close_gates()
     if fuse_mount.terminate():
         with trio.move_on_after(SHUTDOWN_DEADLINE_S) as deadline:
             await anext(signals)
@@ -104,7 +106,14 @@ async def _add_devices(registry: Registry, config: Config) -> None:
     if config.scst.loaded:
         scst.load()
     limits = config.limits
-    bounds = Bounds(limits.requests_per_device, limits.park_timeout_s, limits.quiesce_timeout_s)
+    bounds = Bounds(
+        requests=limits.requests_per_device,
+        park_timeout_s=limits.park_timeout_s,
+        quiesce_timeout_s=limits.quiesce_timeout_s,
+        held_requests=limits.held_requests,
+        held_bytes=limits.held_mib << 20,
+        unflushed_bytes=limits.unflushed_mib << 20,
+    )
     for index, wanted in enumerate(config.devices):
         try:
             device = await registry.add(
@@ -118,6 +127,8 @@ async def _add_devices(registry: Registry, config: Config) -> None:
             )
         except PloopError as error:
             raise ConfigError(f"{config.path}: devices[{index}] ({wanted.name}): {error}") from error
+        device.queue.set_on_standby(OnStandby(wanted.on_standby))
+        device.queue.set_hold_timeout(wanted.hold_timeout_ms)
         if wanted.standby:
             scst.attach(device)
 

@@ -5,13 +5,18 @@ every replaced top. Sizes and offsets are bytes.
 """
 
 import itertools
+from functools import partial
 
+from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
+from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
 from ploopfs.device.queue import DEFAULT_BOUNDS, Bounds, RequestQueue
 from ploopfs.device.replace import Replacement
-from ploopfs.device.standby import StandbyKey
+from ploopfs.device.standby import StandbyKey, State
 from ploopfs.device.stats import DiskStats, Op
+from ploopfs.device.unflushed import Unflushed
+from ploopfs.device.verify import Verify
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
 from ploopfs.engine.stack import Stack
@@ -21,7 +26,7 @@ _diskseq = itertools.count(1)
 
 
 class Device:
-    """`size_bytes` is fixed when the device is made: a replaced top may be larger, the disk stays as it is."""
+    """A replaced top may be larger, the disk stays as it is: a stack that takes another's place keeps its size."""
 
     def __init__(
         self,
@@ -33,24 +38,34 @@ class Device:
         files: Files,
         counters: Counters,
         bounds: Bounds = DEFAULT_BOUNDS,
+        events: Events | None = None,
     ) -> None:
         self.name = name
         self.flavour = flavour
         self.major = flavour.major
         self.minor = flavour.minor(name)
         self.diskseq = next(_diskseq)
-        self.size_bytes = stack.size_bytes
         self.read_only = stack.read_only
-        self.queue = RequestQueue(name, flavour, key, stack, bounds)
+        self.events = DeviceEvents(events or Events(), name)
+        self.queue = RequestQueue(name, flavour, key, stack, bounds, self.events)
+        self.unflushed = Unflushed(bounds.unflushed_bytes)
+        self.queue.standby.changed.subscribe(self._standby_changed)
         self.counters = counters
         self.settings = QueueSettings()
         self.tune = Tune()
         self.open_count = 0
-        self._replacement = Replacement(name, self.queue, files, size_bytes=stack.size_bytes, counters=counters)
+        self.why = LastError()
+        self._replacement = Replacement(
+            name, self.queue, files, counters=counters, unflushed=self.unflushed, why=self.why
+        )
 
     @property
     def stack(self) -> Stack:
         return self.queue.stack
+
+    @property
+    def size_bytes(self) -> int:
+        return self.queue.stack.size_bytes
 
     @property
     def stats(self) -> DiskStats:
@@ -59,7 +74,7 @@ class Device:
     @property
     def last_error(self) -> str:
         """Why the last control operation failed; empty if it did not."""
-        return self._replacement.last_error
+        return self.why.text
 
     def opened(self) -> None:
         self.open_count += 1
@@ -71,8 +86,7 @@ class Device:
         """The bytes of the range that exist: short or empty at the end of the device."""
         length = max(0, min(length, self.size_bytes - offset))
         self.counters.bio_in += 1
-        async with self.queue.request(Op.READ, length) as stack:
-            data = await stack.read(offset, length) if length else b""
+        data = await self.queue.run(Op.READ, length, partial(_read, offset, length))
         self.counters.bio_out += 1
         return data
 
@@ -85,10 +99,9 @@ class Device:
         data = data[: self.size_bytes - offset]
         self.counters.bio_in += 1
         self.counters.bio_fua_in += fua
-        async with self.queue.request(Op.WRITE, len(data)) as stack:
-            if data:
-                fua = fua and bool(self.tune.pass_fuas)
-                await stack.write(offset, data, fua=fua, check_zeros=bool(self.tune.check_zeros))
+        await self.queue.run(Op.WRITE, len(data), partial(self._write, offset, data, fua and bool(self.tune.pass_fuas)))
+        if self.unflushed.is_full:
+            await self.flush()
         self.counters.bio_out += 1
         return len(data)
 
@@ -97,21 +110,53 @@ class Device:
         if self.read_only:
             raise ReadOnly(f"{self.name} is read-only")
         length = max(0, min(length, self.size_bytes - offset))
-        async with self.queue.request(Op.DISCARD, length) as stack:
-            await stack.discard(offset, length)
+        await self.queue.run(Op.DISCARD, length, partial(self._discard, offset, length))
 
     async def flush(self) -> None:
         """Every write acknowledged before is on stable storage."""
         self.counters.bio_flush_in += 1
-        async with self.queue.request(Op.FLUSH) as stack:
-            if self.tune.pass_flushes:
-                await stack.flush()
-            else:
-                self.counters.bio_flush_skip += 1
+        await self.queue.run(Op.FLUSH, 0, self._flush)
+
+    # What the queue runs, on the stack that is then in force. What was done is recorded before anybody is told of it.
+
+    async def _write(self, offset: int, data: bytes, fua: bool, stack: Stack) -> None:
+        if data:
+            mark = self.unflushed.mark()
+            await stack.write(offset, data, fua=fua, check_zeros=bool(self.tune.check_zeros))
+            if fua:
+                self.unflushed.flushed(mark)
+            elif self.queue.standby.armed:
+                self.unflushed.wrote(offset, data)
+
+    async def _discard(self, offset: int, length: int, stack: Stack) -> None:
+        await stack.discard(offset, length)
+        if self.queue.standby.armed:
+            self.unflushed.discarded(offset, length)
+
+    async def _flush(self, stack: Stack) -> None:
+        mark = self.unflushed.mark()
+        if self.tune.pass_flushes:
+            await stack.flush()
+        else:
+            self.counters.bio_flush_skip += 1
+        self.unflushed.flushed(mark)
+
+    def _standby_changed(self) -> None:
+        """Without STANDBY_EN nobody has promised to recover the device: nothing is kept for that."""
+        if self.queue.standby.state is State.NOT_SUPPORTED:
+            self.unflushed.flushed(self.unflushed.mark())
+
+    @property
+    def replace_results(self) -> dict[tuple[str, str], int]:
+        """How often each operation ended with each result (`ok`, or an errno's name)."""
+        return self._replacement.results
+
+    async def replace(self, path: str, *, level: int | None = None, verify: Verify = Verify.NONE) -> None:
+        """Put the image at `path` in the place of a delta (of the top, if no level is given), and leave standby."""
+        await self._replacement.replace(path, level=level, verify=verify)
 
     async def replace_top(self, path: str) -> None:
-        """Put the image at `path` in the place of the top delta, and leave standby."""
-        await self._replacement.replace_top(path)
+        await self.replace(path)
 
     async def reopen(self) -> None:
         """Open the top's own path again: the same image on storage that has come back."""
@@ -123,3 +168,7 @@ class Device:
         lost = not self.read_only and (self.queue.standby.refuses or self.queue.aborted)
         await self.stack.aclose(clean=not lost)
         return not lost
+
+
+async def _read(offset: int, length: int, stack: Stack) -> Buffer:
+    return await stack.read(offset, length) if length else b""

@@ -5,10 +5,8 @@ Invariants: sequence numbers grow by one, and the ring holds the last `capacity`
 facts are listed in EVENTS, so that a script can rely on the names.
 """
 
-import itertools
 import json
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,7 +29,7 @@ EVENTS = {
     "released": "the last held request was let go; `requests` that had waited",
     "hold_timeout": "a held request waited for too long and failed",
     "hold_refused": "the bounds of held requests were reached, and requests are refused (once per standby)",
-    "device_added": "a device came; `image`, `flavour`",
+    "device_added": "a device came; `flavour`, `image`, `bytes`",
     "device_removed": "a device went; `clean`",
     "module_loaded": "a module was loaded (`module`)",
     "module_unloaded": "a module was unloaded (`module`)",
@@ -67,23 +65,36 @@ class Events:
     def __init__(self, *, capacity: int = CAPACITY) -> None:
         self.changed = Signal()
         self.next_sequence = 1
-        self._ring: deque[Record] = deque(maxlen=capacity)
+        self._capacity = capacity
+        self._ring: list[Record] = []
 
     @property
     def first_sequence(self) -> int:
         """The oldest record still held, or the next one if there is none."""
-        return self._ring[0].sequence if self._ring else self.next_sequence
+        return self.next_sequence - len(self._ring)
 
     def emit(self, device: str, event: str, **facts: Fact) -> None:
         assert event in EVENTS, event
-        self._ring.append(Record(self.next_sequence, time.time(), device, event, facts))
+        record = Record(self.next_sequence, time.time(), device, event, facts)
+        if len(self._ring) < self._capacity:
+            self._ring.append(record)
+        else:
+            self._ring[self._place(record.sequence)] = record
         self.next_sequence += 1
         self.changed.fire()
 
+    def record(self, sequence: int) -> Record:
+        """A record that is still held: `first_sequence` <= `sequence` < `next_sequence`."""
+        record = self._ring[self._place(sequence)]
+        assert record.sequence == sequence, (record.sequence, sequence)
+        return record
+
     def since(self, sequence: int) -> Iterator[Record]:
         """The records from `sequence` on that are still held."""
-        skipped = max(0, sequence - self.first_sequence)
-        return itertools.islice(self._ring, skipped, None)
+        return map(self.record, range(max(sequence, self.first_sequence), self.next_sequence))
+
+    def _place(self, sequence: int) -> int:
+        return (sequence - 1) % self._capacity
 
 
 class DeviceEvents:

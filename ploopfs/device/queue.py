@@ -1,38 +1,47 @@
 """The request queue of one device: its gate, and how to hold everybody behind it.
 
-Every operation on a disk passes `request(...)`, one context manager, which holds the check at the start and the check
-at the end of the specification; nothing else mentions standby. The queue outlives its stack: standby, statistics and
-waiting requests stay when a top is replaced. Lock protocol: `quiesced` is entered by one task at a time; inside it no
-request is in flight, new ones wait (or are refused in standby), and `swap` may be called."""
+Every operation on a disk passes `run`, which holds the check at the start and the check at the end of the
+specification; nothing else mentions standby. The queue outlives its stack: standby, statistics and waiting requests
+stay when a top is replaced. Lock protocol: `quiesced` is entered by one task at a time; inside it, and while suspended,
+no request is in flight, new ones wait (or are refused in standby), and `swap` may be called."""
 
 import errno
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from typing import TypeVar
 
 import trio
 
+from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
 from ploopfs.device.signal import Signal
-from ploopfs.device.standby import Reason, Standby, StandbyKey
+from ploopfs.device.standby import Reason, Standby, StandbyKey, State
 from ploopfs.device.stats import DiskStats, Op
+from ploopfs.device.waiting import HoldPolicy, Kind, OnStandby, Ticket, WaitingRoom
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import (
     BackendError,
     Busy,
     DeviceAborted,
+    HoldFull,
     InStandby,
-    ParkTimeout,
     PloopError,
     QueueFull,
     QuiesceTimeout,
     RequestFailed,
+    ShuttingDown,
     TruncatedImage,
 )
 
+T = TypeVar("T")
+
 _NO_FAULT = frozenset({errno.ENOSPC, errno.EOPNOTSUPP})
 """Answers of a sound storage, which is full or cannot make holes: they change nothing on the queue."""
+
+PACE = 32
+"""Who waited is let go while fewer requests than this are in flight: a store that has just come back is not stormed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,61 +49,158 @@ class Bounds:
     """How many requests a queue holds (waiting and in flight), and how long a request or a quiesce may wait."""
 
     requests: int = 1024
-    park_timeout_s: float = 30
+    park_timeout_s: float = 300
     quiesce_timeout_s: float = 30
+    held_requests: int = 512
+    held_bytes: int = 64 << 20
+    unflushed_bytes: int = 64 << 20
 
 
 DEFAULT_BOUNDS = Bounds()
 
 
 class RequestQueue:
-    """`changed` fires when `aborted` or `generation` changes; `standby.changed` when the standby state does."""
+    """`changed` fires when `aborted`, `generation` or `suspended` changes; `standby.changed` when the standby state
+    does."""
 
     def __init__(
-        self, device_name: str, flavour: Flavour, key: StandbyKey, stack: Stack, bounds: Bounds = DEFAULT_BOUNDS
+        self,
+        device_name: str,
+        flavour: Flavour,
+        key: StandbyKey,
+        stack: Stack,
+        bounds: Bounds = DEFAULT_BOUNDS,
+        events: DeviceEvents | None = None,
     ) -> None:
-        self.standby = Standby(device_name, key)
+        self.events = events or DeviceEvents(Events(), device_name)
+        self.standby = Standby(device_name, key, self.events)
         self.stats = DiskStats()
         self.changed = Signal()
         self.stack = stack
         self.generation = 1
         self.aborted = False
-        self.parked = 0
+        self.suspended = False
         self.bounds = bounds
+        self.policy = HoldPolicy(requests=bounds.held_requests, data_bytes=bounds.held_bytes)
+        self.room = WaitingRoom(self.policy, bounds.park_timeout_s)
         self._flavour = flavour
-        self._released: trio.Event | None = None
-        self._drained = trio.Event()
+        self._quiescing = False
+        self._closing = False
+        self._held_since_standby = 0
+        self._reported_full = False
+        self._idle = trio.lowlevel.ParkingLot()
+        self.standby.changed.subscribe(self._standby_changed)
 
-    def request(self, op: Op, length_bytes: int = 0) -> "Passage":
-        """`async with queue.request(...) as stack`: pass the gate, and execute on the stack of the present
-        generation."""
-        return Passage(self, op, length_bytes)
+    @property
+    def parked(self) -> int:
+        """Requests that wait for another reason than standby."""
+        return self.room.parked
+
+    async def run(self, op: Op, length_bytes: int, work: Callable[[Stack], Awaitable[T]]) -> T:
+        """Pass the gate and execute `work` on the stack of the present generation, which it must be possible to do
+        again: a request that is held and met the storage's error itself is issued anew on the recovered stack.
+
+        Raises RequestFailed for an answer of the storage, and what the gate refuses with.
+        """
+        if self.stats.in_flight + len(self.room) >= self.bounds.requests:
+            raise QueueFull(f"{self.bounds.requests} requests are already in the queue")
+        ticket: Ticket | None = None
+        if self._is_shut or self.room:
+            ticket = await self._wait_turn(Ticket(op, time.monotonic_ns(), length_bytes if op is Op.WRITE else 0))
+        while True:
+            generation, stack = self.generation, self.stack
+            started_ns = self.stats.start(op)
+            if ticket is not None:
+                self._depart(ticket)
+            try:
+                result = await work(stack)
+            except (BackendError, TruncatedImage) as error:
+                is_held = self._is_for_hold(error)
+                self._count_out(op, length_bytes, started_ns, is_over=not is_held)
+                failure = self.judge(op, error, generation)
+                if not is_held:
+                    raise failure from error
+                came_ns = ticket.order if ticket else started_ns
+                again = ticket or Ticket(op, came_ns, length_bytes if op is Op.WRITE else 0)
+                try:
+                    ticket = await self._wait_turn(again)
+                except HoldFull:
+                    raise failure from error
+            except BaseException:
+                self._count_out(op, length_bytes, started_ns)
+                raise
+            else:
+                self._count_out(op, length_bytes, started_ns)
+                return result
 
     def set_aborted(self, aborted: bool) -> None:
         if aborted != self.aborted:
             self.aborted = aborted
+            self.events.emit("aborted", aborted=aborted)
             self.changed.fire()
+            self._let_go()
+
+    def set_on_standby(self, on_standby: OnStandby) -> None:
+        """Who is held when it becomes `fail` is refused at once."""
+        self.policy.on_standby = on_standby
+        self._let_go()
+
+    def set_hold_timeout(self, timeout_ms: int) -> None:
+        """Counts for those who are held already, from when they came."""
+        self.policy.timeout_ms = timeout_ms
+        self.room.renew_bounds()
+
+    def fail_held(self) -> int:
+        """Fail every held request with EIO; how many there were."""
+        return self.room.refuse_held()
+
+    def close_gate(self) -> None:
+        """The daemon ends: nobody waits any more, and nobody will."""
+        self._closing = True
+        self._let_go()
 
     @asynccontextmanager
     async def quiesced(self) -> AsyncIterator[None]:
         """Inside, no request is in flight. Raises Busy if somebody else quiesces, QuiesceTimeout if requests do not
         end."""
-        if self._released is not None:
+        if self._quiescing:
             raise Busy("another operation holds the queue quiesced")
-        self._released = trio.Event()
+        self._quiescing = True
         try:
             await self._wait_drained()
             yield
         finally:
-            self._released.set()
-            self._released = None
+            self._quiescing = False
+            self._let_go()
+
+    async def suspend(self) -> None:
+        """Park what comes and wait for what is in flight; nobody fails. Raises QuiesceTimeout if requests do not end,
+        and the queue is then as it was. A second suspend is one."""
+        if self.suspended:
+            return
+        self.suspended = True
+        self._let_go()
+        try:
+            await self._wait_drained()
+        except BaseException:
+            self.suspended = False
+            self._let_go()
+            raise
+        self.changed.fire()
+
+    def resume(self) -> None:
+        if self.suspended:
+            self.suspended = False
+            self.changed.fire()
+            self._let_go()
 
     def swap(self, stack: Stack) -> None:
-        """The commit point of a replaced top: one step, without a wait, inside `quiesced`."""
+        """Put another stack in force: one step, without a wait, inside `quiesced` or suspended."""
         self.stack = stack
         self.generation += 1
-        self.aborted = False
-        self.standby.recovered()
+        if self.aborted:
+            self.aborted = False
+            self.events.emit("aborted", aborted=False)
         self.changed.fire()
 
     def judge(self, op: Op, error: PloopError, generation: int) -> RequestFailed:
@@ -113,71 +219,135 @@ class RequestQueue:
         return RequestFailed(request_errno, str(error))
 
     def _reason(self, error: BackendError) -> Reason:
-        level = self.stack.level_of(error.path)
-        return Reason(error.errno, str(error) if level is None else f"{error}, level {level}")
+        return Reason(
+            errno=error.errno,
+            operation=error.operation,
+            file=error.path,
+            offset=error.offset,
+            length=error.length,
+            level=self.stack.level_of(error.path),
+        )
+
+    # --- the check at the start -----------------------------------------------------------------------------------
+
+    @property
+    def _is_shut(self) -> bool:
+        return self.suspended or self._quiescing or self.aborted or self._closing or self.standby.refuses
+
+    def _verdict(self, op: Op) -> Kind | PloopError | None:
+        """What the gate says to a request now: wait, an error, or nothing in the way.
+
+        Suspended comes first, as device-mapper stops a request before its target sees it. Standby comes before a
+        quiesce: it refuses at once.
+        """
+        if self._closing and self.standby.refuses:
+            return ShuttingDown("the device is in standby, and its daemon ends")
+        if self.suspended:
+            return ShuttingDown("the device is suspended, and its daemon ends") if self._closing else Kind.PARKED
+        if self.standby.refuses:
+            is_held = self.policy.on_standby is OnStandby.HOLD
+            return Kind.HELD if is_held else InStandby("the device is in standby")
+        if self.aborted and op.is_write:
+            return DeviceAborted("the device is aborted")
+        return Kind.PARKED if self._quiescing else None
+
+    async def _wait_turn(self, ticket: Ticket) -> Ticket | None:
+        """Until the gate lets this request through; its ticket is still in the room then, so that nobody overtakes it
+        before it is counted in. None if there was nothing to wait for. Bounded in number, bytes and time."""
+        verdict = self._verdict(ticket.op)
+        if isinstance(verdict, PloopError):
+            raise verdict
+        if verdict is None and not self.room:
+            return None
+        self._enter(ticket, verdict or Kind.PARKED)
+        try:
+            await self._wait_let_go(ticket)
+        except BaseException:
+            self._depart(ticket)
+            raise
+        return ticket
+
+    def _enter(self, ticket: Ticket, kind: Kind) -> None:
+        try:
+            self.room.enter(ticket, kind)
+        except HoldFull as error:
+            if not self._reported_full:
+                self._reported_full = True
+                self.events.emit("hold_refused", held=self.room.held, bytes=self.room.held_bytes, text=str(error))
+            raise
+        if kind is Kind.HELD:
+            self._held_since_standby += 1
+            if self._held_since_standby == 1:
+                self.events.emit("held", operation=ticket.op.value)
+
+    async def _wait_let_go(self, ticket: Ticket) -> None:
+        while True:
+            in_time = await ticket.wait_let_go()
+            if ticket.refusal is not None:
+                raise ticket.refusal
+            if not in_time:
+                raise self._timed_out(ticket)
+            verdict = self._verdict(ticket.op)
+            if isinstance(verdict, PloopError):
+                raise verdict
+            if verdict is None:
+                return
+
+    def _timed_out(self, ticket: Ticket) -> PloopError:
+        if ticket.kind is Kind.HELD:
+            self.events.emit("hold_timeout", operation=ticket.op.value, timeout_ms=self.policy.timeout_ms)
+        return self.room.timeout_of(ticket)
+
+    def _is_for_hold(self, error: PloopError) -> bool:
+        """Whether a request that met this error is to wait for recovery instead of failing."""
+        return (
+            isinstance(error, BackendError)
+            and self.standby.means_standby(error.errno)
+            and self.policy.on_standby is OnStandby.HOLD
+            and not self._closing
+        )
+
+    def _depart(self, ticket: Ticket) -> None:
+        was_held = self.room.held
+        self.room.leave(ticket)
+        if was_held and not self.room.held and self.standby.state is not State.ON:
+            self.events.emit("released", requests=self._held_since_standby)
+            self._held_since_standby = 0
+        self._let_go()
+
+    def _standby_changed(self) -> None:
+        if self.standby.state is State.ON:
+            self._held_since_standby, self._reported_full = 0, False
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Look at who waits, the oldest first: who must not wait any longer is refused; of the others one is let go at
+        a time, and looks after the next when it is counted in."""
+        for ticket in self.room:
+            verdict = self._verdict(ticket.op)
+            if isinstance(verdict, PloopError):
+                ticket.refuse(verdict)
+                continue
+            self.room.wait_as(verdict or Kind.PARKED)
+            if verdict is None and self.stats.in_flight < PACE:
+                ticket.let_go()
+            return
+
+    def _count_out(self, op: Op, length_bytes: int, started_ns: int, *, is_over: bool = True) -> None:
+        if is_over:
+            self.stats.finish(op, length_bytes, started_ns)
+        else:
+            self.stats.abandon(op)
+        if self.room:
+            self._let_go()
+        if not self.stats.in_flight:
+            self._idle.unpark_all()
 
     async def _wait_drained(self) -> None:
         with trio.move_on_after(self.bounds.quiesce_timeout_s) as timeout:
             while self.stats.in_flight:
-                self._drained = trio.Event()
-                await self._drained.wait()
+                await self._idle.park()
         if timeout.cancelled_caught:
             raise QuiesceTimeout(
                 f"{self.stats.in_flight} requests in flight did not end within {self.bounds.quiesce_timeout_s} s"
             )
-
-    async def _wait_released(self) -> None:
-        """Wait while the queue is quiesced, as requests of the kernel do between quiesce and relax; bounded."""
-        self.parked += 1
-        try:
-            with trio.move_on_after(self.bounds.park_timeout_s) as timeout:
-                while self._released is not None:
-                    await self._released.wait()
-        finally:
-            self.parked -= 1
-        if timeout.cancelled_caught:
-            raise ParkTimeout(f"the queue stayed quiesced for more than {self.bounds.park_timeout_s} s")
-
-    async def _admit(self, op: Op) -> None:
-        """The check at the start of every request. Standby is asked first and again after waiting: it refuses at
-        once."""
-        if self.stats.in_flight + self.parked >= self.bounds.requests:
-            raise QueueFull(f"{self.bounds.requests} requests are already in the queue")
-        self._refuse(op)
-        if self._released is not None:
-            await self._wait_released()
-            self._refuse(op)
-
-    def _refuse(self, op: Op) -> None:
-        if self.standby.refuses:
-            raise InStandby("the device is in standby")
-        if self.aborted and op.is_write:
-            raise DeviceAborted("the device is aborted")
-
-
-class Passage:
-    """One request on its way through the gate: counted in, stamped with the generation, judged if it fails, counted
-    out."""
-
-    __slots__ = ("_generation", "_length_bytes", "_op", "_queue", "_started_ns")
-
-    def __init__(self, queue: RequestQueue, op: Op, length_bytes: int) -> None:
-        self._queue, self._op, self._length_bytes = queue, op, length_bytes
-        self._generation = self._started_ns = 0
-
-    async def __aenter__(self) -> Stack:
-        queue = self._queue
-        await queue._admit(self._op)
-        self._generation = queue.generation
-        self._started_ns = queue.stats.start(self._op)
-        return queue.stack
-
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        queue = self._queue
-        queue.stats.finish(self._op, self._length_bytes, self._started_ns)
-        if not queue.stats.in_flight:
-            queue._drained.set()
-        if isinstance(error, BackendError | TruncatedImage):
-            raise queue.judge(self._op, error, self._generation) from error

@@ -56,11 +56,26 @@ class Registry:
             # Somebody else's was opened meanwhile.
             await stack.aclose(clean=True)
             raise AlreadyExists(f"{name}: a device of that name exists")
-        device = Device(name, flavour=flavour, key=self.key, stack=stack, files=files, counters=counters, bounds=bounds)
+        device = Device(
+            name,
+            flavour=flavour,
+            key=self.key,
+            stack=stack,
+            files=files,
+            counters=counters,
+            bounds=bounds,
+            events=self.events,
+        )
         self.devices[name] = device
+        self.events.emit(name, "device_added", flavour=flavour.name, image=stack.top.path, bytes=device.size_bytes)
         self.changed.fire()
         log.info("%s: %d bytes, %d deltas, top %s", name, device.size_bytes, len(stack.deltas), stack.top.path)
         return device
+
+    def close_gates(self) -> None:
+        """Nobody waits for recovery or a resume any more: the daemon is about to end."""
+        for device in self.devices.values():
+            device.queue.close_gate()
 
     async def aclose(self, *, deadline_s: float = 30) -> bool:
         """Close every device; False if one could not be flushed (its image keeps the in-use mark)."""
@@ -85,4 +100,5 @@ class Registry:
             log.error(
                 "%s: %s did not answer within %s s; it stays marked in use", name, device.stack.top.path, deadline_s
             )
+        self.events.emit(name, "device_removed", clean=results[name])
         self.changed.fire()

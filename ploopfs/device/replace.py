@@ -1,132 +1,228 @@
-"""Replacing the top delta of a running device, the one thing that ends standby (kernel-ploop.md 2.1).
+"""Replacing a delta of a running device, the one thing that ends standby (kernel-ploop.md 2.1).
 
-Staged, with one commit point, `RequestQueue.swap`: quiesce; settle the old top if its storage is healthy; open, check
-and mark the new one; merge the maps; commit. Any failure before the commit leaves the old stack and standby as they
-were, and says why in `last_error`. The merged map of the lower deltas goes over to the new stack as it is. The old
-image of a device in standby is never written to again: whoever stole its lease may be writing it.
+Staged, with one commit point, `RequestQueue.swap`: quiesce; settle the old top if its storage is healthy; open, check,
+verify and mark the new image; merge the maps; write again what no flush has confirmed; commit. Any failure before the
+commit leaves the old stack and standby as they were, and says why in `last_error`. The old image of a device in standby
+is never written to again: whoever stole its lease may be writing it.
 """
 
+import errno
 import logging
 import posixpath
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-import numpy as np
 import trio
 
+from ploopfs.device.last_error import LastError
+from ploopfs.device.ownership import is_copy_of, is_the_image, refuse_foreign_mark, vanished_slots
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.stats import Op
+from ploopfs.device.unflushed import Unflushed
+from ploopfs.device.verify import Verify, verify_replacement
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import AcceptMark, Delta, load_delta
 from ploopfs.engine.file import CLOSE_TIMEOUT_S, File, Files
-from ploopfs.engine.opening import reopen_lower
+from ploopfs.engine.opening import rebuilt, reopen_lower
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BackendError, BadValue, ImageNotClosed, PloopError, StorageTimeout
-from ploopfs.image.bat import Bat
-from ploopfs.image.header import MUTABLE_START, Header
+from ploopfs.errors import BackendError, BadValue, NoSuchEntry, PloopError, StorageTimeout
+from ploopfs.image.header import SECTOR_BYTES
 from ploopfs.image.stacking import check_replacement
 
 log = logging.getLogger(__name__)
 
-IsOurs = Callable[[Delta], AcceptMark]
+VERIFY_TIMEOUT_S = 3600
+"""For comparing all data of two images, instead of the bound on everything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an operation puts where; `level` None is the top."""
+
+    operation: str
+    path: str
+    level: int | None = None
+    verify: Verify = Verify.NONE
+    is_reopen: bool = False
 
 
 class Replacement:
     """The replace operations of one device; one at a time (a second one gets Busy)."""
 
     def __init__(
-        self, device_name: str, queue: RequestQueue, files: Files, *, size_bytes: int, counters: Counters
+        self,
+        device_name: str,
+        queue: RequestQueue,
+        files: Files,
+        *,
+        counters: Counters,
+        unflushed: Unflushed,
+        why: LastError,
     ) -> None:
-        self.last_error = ""
+        self.results: dict[tuple[str, str], int] = {}
         self._name = device_name
         self._queue = queue
         self._files = files
-        self._size_bytes = size_bytes
         self._counters = counters
+        self._unflushed = unflushed
+        self._why = why
 
-    async def replace_top(self, path: str) -> None:
-        """Replace the top by the image at an absolute path. Raises PloopError with nothing changed."""
-        await self._recorded("replace_delta", path, _is_copy_of)
+    async def replace(self, path: str, *, level: int | None = None, verify: Verify = Verify.NONE) -> None:
+        """Replace a delta (the top, if no level is given) by the image at an absolute path. Raises PloopError with
+        nothing changed."""
+        await self._recorded(Wanted("replace_delta", path, level, verify))
 
     async def reopen(self) -> None:
         """Replace the top by a fresh open of its own path: sticky errors of a file descriptor die with it."""
-        await self._recorded("reopen", self._queue.stack.top.path, _is_the_image)
+        await self._recorded(Wanted("reopen", self._queue.stack.top.path, is_reopen=True))
 
     @property
     def _is_lost(self) -> bool:
         """The old stack's storage has failed: nothing more is written to it."""
         return self._queue.standby.refuses or self._queue.aborted
 
-    async def _recorded(self, operation: str, path: str, is_ours: IsOurs) -> None:
+    async def _recorded(self, wanted: Wanted) -> None:
+        facts = {"operation": wanted.operation, "level": wanted.level, "path": wanted.path}
+        self._queue.events.emit("replace_begin", **facts)
         try:
-            await self._replace(path, is_ours)
+            with self._why.explaining(f"{wanted.operation} {wanted.path}"):
+                await self._replace(wanted)
         except PloopError as error:
-            self.last_error = f"{operation} {path}: {error}"
-            log.error("%s: %s", self._name, self.last_error)
+            log.error("%s: %s", self._name, self._why.text)
+            self._ended(wanted, errno.errorcode.get(error.errno, str(error.errno)), str(error))
             raise
-        self.last_error = ""
-        log.info("%s: the top delta is now %s (generation %d)", self._name, path, self._queue.generation)
+        level = "top" if wanted.level is None else f"level {wanted.level}"
+        log.info("%s: %s is now %s (generation %d)", self._name, level, wanted.path, self._queue.generation)
+        self._ended(wanted, "ok", "")
 
-    async def _replace(self, path: str, is_ours: IsOurs) -> None:
+    def _ended(self, wanted: Wanted, result: str, error: str) -> None:
+        key = (wanted.operation, result)
+        self.results[key] = self.results.get(key, 0) + 1
+        self._queue.events.emit(
+            "replace_end",
+            operation=wanted.operation,
+            level=wanted.level,
+            path=wanted.path,
+            result=result,
+            error=error,
+            generation=self._queue.generation,
+        )
+
+    async def _replace(self, wanted: Wanted) -> None:
+        path = wanted.path
         if not posixpath.isabs(path):
             raise BadValue(f"{path!r} is not an absolute path")
         async with self._queue.quiesced():
             old = self._queue.stack
-            async with self._settled(old.top), self._bounded(path):
-                file = await self._files.open(path, writable=old.top.writable)
-                async with _lock_handed_over(old.top.file, file):
-                    new_top = await self._open(file, old, is_ours(old.top))
-                    async with self._lower(old) as lower:
-                        stack = self._stack(old, lower, new_top)
-                        if new_top.writable:
-                            await new_top.mark_in_use()
-                        self._queue.swap(stack)
+            level = _checked_level(old, wanted.level)
+            replaced = old.deltas[level]
+            async with self._settled(old.top), self._bounded(path, wanted.verify):
+                file = await self._files.open(path, writable=replaced.writable)
+                async with _lock_handed_over(replaced.file, file):
+                    new = await self._open(file, old, level, self._accept_mark(wanted, replaced))
+                    await verify_replacement(replaced, new, wanted.verify, cluster_bytes=old.cluster_bytes)
+                    async with self._with_lower_opened_again(old, level) as deltas:
+                        deltas[level] = new
+                        stack = await self._stack(old, deltas)
+                        async with self._marked(new):
+                            await self._replay(stack)
+                            self._queue.swap(stack)
+                            self._queue.standby.recovered()
         for delta in old.deltas:
             if delta not in stack.deltas:
                 await delta.file.aclose()
 
-    async def _open(self, file: File, old: Stack, accept_mark: AcceptMark) -> Delta:
-        top = await load_delta(file, raw=old.top.header is None, accept_mark=accept_mark)
-        _refuse_foreign_mark(top, accept_mark)
-        if top.header is not None and top.header.is_marked_in_use:
+    def _accept_mark(self, wanted: Wanted, replaced: Delta) -> AcceptMark:
+        if wanted.is_reopen:
+            return is_the_image(replaced)
+        return is_copy_of(replaced, self._replayed_slots())
+
+    def _replayed_slots(self) -> set[int]:
+        return self._unflushed.slots(self._queue.stack.cluster_bytes) if self._is_lost else set()
+
+    async def _open(self, file: File, old: Stack, level: int, accept_mark: AcceptMark) -> Delta:
+        replaced = old.deltas[level]
+        delta = await load_delta(file, raw=replaced.header is None, accept_mark=accept_mark)
+        refuse_foreign_mark(delta, accept_mark)
+        if delta.writable and delta.header is not None and delta.header.is_marked_in_use:
             # Our own mark, under which we have written: a close must not put this header back.
-            top.note_modified()
+            delta.note_modified()
         check_replacement(
-            top.layer,
+            delta.layer,
             cluster_bytes=old.cluster_bytes,
             format_version=old.format_version,
-            size_bytes=self._size_bytes,
-            is_base=len(old.deltas) == 1,
+            # A lower delta may be older than a growth of the disk.
+            size_bytes=old.size_bytes if delta.writable else min(old.size_bytes, _size_bytes(replaced)),
+            is_base=level == 0,
         )
-        return top
+        return delta
 
     @asynccontextmanager
-    async def _lower(self, old: Stack) -> AsyncIterator[list[Delta]]:
-        """The lower deltas of the new stack. What took the top away took their open files too, as a rule, so after an
-        outage each is opened again; one that cannot be stays as it is, since only the top decides whether we
+    async def _with_lower_opened_again(self, old: Stack, replaced: int) -> AsyncIterator[list[Delta]]:
+        """The deltas of the new stack. What took the top away took the lower ones' open files too, as a rule, so after
+        an outage each is opened again; one that cannot be stays as it is, since only the top decides whether we
         recover."""
-        lower = list(old.deltas[:-1])
+        deltas = list(old.deltas)
         try:
-            if self._is_lost:
-                for level, delta in enumerate(lower):
-                    try:
-                        lower[level] = await reopen_lower(self._files, delta)
-                    except PloopError as error:
-                        log.warning("%s: level %d is not opened again: %s", self._name, level, error)
-            yield lower
+            for level, delta in enumerate(old.deltas[:-1] if self._is_lost else ()):
+                if level == replaced:
+                    continue
+                try:
+                    deltas[level] = await reopen_lower(self._files, delta)
+                except PloopError as error:
+                    log.warning("%s: level %d is not opened again: %s", self._name, level, error)
+            yield deltas
         except BaseException:
             with trio.CancelScope(shield=True):
-                for delta in lower:
-                    if delta not in old.deltas:
+                for level, delta in enumerate(deltas):
+                    if level != replaced and delta not in old.deltas:
                         await delta.file.aclose()
             raise
 
-    def _stack(self, old: Stack, lower: list[Delta], new_top: Delta) -> Stack:
-        stack = Stack((*lower, new_top), lower=old.lower, size_bytes=self._size_bytes, counters=self._counters)
-        vanished = _vanished_entries(old.top.bat, new_top.bat)
+    async def _stack(self, old: Stack, deltas: list[Delta]) -> Stack:
+        """The merged map of unchanged lower deltas goes over as it is."""
+        top = deltas[-1]
+        if top is old.top:
+            return await rebuilt(
+                deltas, old.size_bytes, self._counters, cluster_sectors=old.cluster_bytes // SECTOR_BYTES
+            )
+        vanished = vanished_slots(old.top.bat, top.bat, self._replayed_slots())
         if vanished:
-            log.warning("%s: %d map entries of the old top are not in %s", self._name, vanished, new_top.path)
-        return stack
+            log.warning("%s: %d map entries of the old top are not in %s", self._name, vanished, top.path)
+        return Stack(deltas, lower=old.lower, size_bytes=old.size_bytes, counters=self._counters)
+
+    @asynccontextmanager
+    async def _marked(self, new: Delta) -> AsyncIterator[None]:
+        """Marked in use inside, if it is to be written; a mark of ours is taken away again if the block fails, since it
+        would keep the image from being tried a second time."""
+        if not new.writable:
+            yield
+            return
+        was_closed = new.header is not None and not new.header.is_marked_in_use
+        await new.mark_in_use()
+        try:
+            yield
+        except BaseException:
+            if was_closed:
+                await self._unmarked(new)
+            raise
+
+    async def _unmarked(self, new: Delta) -> None:
+        try:
+            with trio.CancelScope(shield=True):
+                async with self._bounded(new.path):
+                    await new.settle()
+        except PloopError as error:
+            log.error("%s: %s: the in-use mark could not be taken away again", self._name, error)
+
+    async def _replay(self, stack: Stack) -> None:
+        """What a lost storage has acknowledged and no flush has confirmed is written again, before standby clears."""
+        if self._is_lost and not stack.read_only and self._unflushed:
+            mark = self._unflushed.mark()
+            log.info("%s: writing %d unflushed bytes again", self._name, self._unflushed.data_bytes)
+            await self._unflushed.replay(stack)
+            self._unflushed.flushed(mark)
 
     @asynccontextmanager
     async def _settled(self, top: Delta) -> AsyncIterator[None]:
@@ -137,7 +233,9 @@ class Replacement:
             return
         try:
             async with self._bounded(top.path):
+                mark = self._unflushed.mark()
                 await top.settle()
+                self._unflushed.flushed(mark)
         except PloopError as error:
             self._queue.judge(Op.FLUSH, error, self._queue.generation)
             raise
@@ -158,8 +256,8 @@ class Replacement:
             self._queue.judge(Op.FLUSH, error, self._queue.generation)
 
     @asynccontextmanager
-    async def _bounded(self, path: str) -> AsyncIterator[None]:
-        limit_s = self._queue.bounds.quiesce_timeout_s
+    async def _bounded(self, path: str, verify: Verify = Verify.NONE) -> AsyncIterator[None]:
+        limit_s = VERIFY_TIMEOUT_S if verify is Verify.FULL else self._queue.bounds.quiesce_timeout_s
         with trio.move_on_after(limit_s) as timeout:
             yield
         if timeout.cancelled_caught:
@@ -201,56 +299,14 @@ async def _lock_again(file: File) -> None:
         log.error("%s: the lock could not be taken back: %s", file.path, error)
 
 
-# --- whose mark is it? --------------------------------------------------------------------------------------------
+def _checked_level(stack: Stack, level: int | None) -> int:
+    top = len(stack.deltas) - 1
+    if level is None:
+        return top
+    if not 0 <= level <= top:
+        raise NoSuchEntry(f"level is {level}, and the stack has levels 0 to {top}")
+    return level
 
 
-def _is_the_image(old: Delta) -> AcceptMark:
-    """For reopen: the mark at our own path is ours if what opening and closing never changes is as we know it."""
-    ours = _marked_header(old)
-
-    def accept(header: Header, _bat: Bat) -> bool:
-        return ours is not None and header.raw[:MUTABLE_START] == ours.raw[:MUTABLE_START]
-
-    return accept
-
-
-def _is_copy_of(old: Delta) -> AcceptMark:
-    """For replace: the kernel refuses a marked image. But the image we hold, or a copy of it, bears the mark that we
-    wrote: then its header is ours to the last bit, and every cluster that we have acknowledged is in its map."""
-    ours = _marked_header(old)
-
-    def accept(header: Header, bat: Bat) -> bool:
-        return ours is not None and header.raw == ours.raw and not _vanished_entries(old.bat, bat)
-
-    return accept
-
-
-def _marked_header(old: Delta) -> Header | None:
-    """The old top's header as it is while marked; None if the mark is not there. After a settle that failed half-way
-    the header in memory is already the closed one, and the mark still counts as set."""
-    if old.header is None or not (old.header.is_marked_in_use or old.marked):
-        return None
-    if old.header.is_marked_in_use:
-        return old.header
-    marked = old.header.marked_in_use()
-    return marked.changed(in_use=marked.in_use, flags=marked.flags, extension_sectors=0)
-
-
-def _refuse_foreign_mark(top: Delta, accept: AcceptMark) -> None:
-    """A read-only open tolerates the mark, replacing a delta does not (2.1, 8)."""
-    if top.writable or top.header is None or top.bat is None or not top.header.is_marked_in_use:
-        return
-    if not accept(top.header, top.bat):
-        raise ImageNotClosed(
-            f"{top.path}: m_DiskInUse is {top.header.in_use:#x}: the image is in use or was not closed"
-        )
-
-
-def _vanished_entries(old: Bat | None, new: Bat | None) -> int:
-    """How many clusters the old top has that the new one has not, or has elsewhere."""
-    if old is None or new is None:
-        return 0
-    before, after = old.view(), new.view()
-    shared = min(len(before), len(after))
-    differing = (before[:shared] != after[:shared]) & (before[:shared] != 0)
-    return int(np.count_nonzero(differing)) + int(np.count_nonzero(before[shared:]))
+def _size_bytes(delta: Delta) -> int:
+    return delta.header.size_bytes if delta.header is not None else delta.file_size

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from ploopfs.device.events import DeviceEvents, Events, Fact
 from ploopfs.device.signal import Signal
 
 log = logging.getLogger(__name__)
@@ -67,12 +68,34 @@ class StandbyKey:
     enabled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why a queue is in standby: the errno and the operation that met it."""
+    """Why a queue is in standby: the errno and the operation that met it, in bytes of the file, on which delta.
+
+    `level` is None for a file that is no delta of the stack in force.
+    """
 
     errno: int
-    text: str
+    operation: str
+    file: str
+    offset: int = 0
+    length: int = 0
+    level: int | None = None
+
+    @property
+    def facts(self) -> dict[str, Fact]:
+        """In the order in which they are shown; the file comes last, since its name may hold blanks."""
+        return {
+            "errno": errno.errorcode.get(self.errno, str(self.errno)),
+            "operation": self.operation.replace(" ", "_"),
+            "offset": self.offset,
+            "length": self.length,
+            "level": self.level,
+            "file": self.file,
+        }
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={'-' if value is None else value}" for name, value in self.facts.items())
 
 
 class Standby:
@@ -81,13 +104,14 @@ class Standby:
     `changed` fires on every change of state. `since_s` is the wall-clock time of the last change.
     """
 
-    def __init__(self, device_name: str, key: StandbyKey) -> None:
+    def __init__(self, device_name: str, key: StandbyKey, events: DeviceEvents | None = None) -> None:
         self.state = State.NOT_SUPPORTED
         self.reason: Reason | None = None
         self.since_s = time.time()
         self.changed = Signal()
         self._name = device_name
         self._key = key
+        self._events = events or DeviceEvents(Events(), device_name)
         self._warned: set[str] = set()
 
     @property
@@ -99,6 +123,10 @@ class Standby:
     def refuses(self) -> bool:
         """The check at the start of every request."""
         return self.state is State.ON and self._key.enabled
+
+    def means_standby(self, storage_errno: int) -> bool:
+        """Whether a request that ended with this errno means standby, the fuses being as they are."""
+        return storage_errno in STANDBY_ERRNOS and self.armed
 
     def attach(self) -> None:
         self._apply(Event.ATTACHED)
@@ -121,7 +149,7 @@ class Standby:
         if self.state is State.OFF:
             self.reason = reason
             log.warning("%s was switched into the standby mode", self._name)
-            log.info("%s: reason: %s", self._name, reason.text)
+            log.info("%s: reason: %s", self._name, reason)
         self._apply(Event.STORAGE_LOST)
         return True
 
@@ -132,17 +160,31 @@ class Standby:
             log.info("%s left the standby mode", self._name)
 
     def _apply(self, event: Event) -> None:
-        after = TRANSITIONS[self.state, event]
-        if after is self.state:
+        before, after = self.state, TRANSITIONS[self.state, event]
+        if after is before:
             return
+        was_in_it_s = time.time() - self.since_s
         self.state = after
         self.since_s = time.time()
         if after is not State.ON:
             self.reason = None
+        self._report(before, was_in_it_s)
         self.changed.fire()
+
+    def _report(self, before: State, was_in_it_s: float) -> None:
+        match before, self.state:
+            case State.OFF, State.ON:
+                self._events.emit("standby_on", **(self.reason.facts if self.reason else {}))
+            case State.ON, _:
+                self._events.emit("standby_off", seconds=round(was_in_it_s, 3))
+            case State.NOT_SUPPORTED, _:
+                self._events.emit("attached")
+        if self.state is State.NOT_SUPPORTED:
+            self._events.emit("detached")
 
     def _warn_once(self, inconsistency: str) -> None:
         """An inconsistent use of key and bits is only reported, never corrected (two fuses, SEED)."""
         if inconsistency not in self._warned:
             self._warned.add(inconsistency)
             log.warning("%s: %s", self._name, inconsistency)
+            self._events.emit("warning", text=inconsistency)

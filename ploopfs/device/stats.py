@@ -39,12 +39,9 @@ class DiskStats:
     """`stat` and `inflight` of one device (kernel-ploop.md 4.4)."""
 
     by_op: dict[Op, OpStats] = field(default_factory=lambda: {op: OpStats() for op in Op})
+    in_flight: int = 0
     _busy_ns: int = 0
     _busy_since_ns: int = 0
-
-    @property
-    def in_flight(self) -> int:
-        return sum(stats.in_flight for stats in self.by_op.values())
 
     def start(self, op: Op) -> int:
         """Count a request in; the result is its start for `finish`."""
@@ -52,17 +49,27 @@ class DiskStats:
         if not self.in_flight:
             self._busy_since_ns = now_ns
         self.by_op[op].in_flight += 1
+        self.in_flight += 1
         return now_ns
 
     def finish(self, op: Op, length_bytes: int, started_ns: int) -> None:
-        now_ns = time.monotonic_ns()
+        now_ns = self._leave(op)
         stats = self.by_op[op]
-        stats.in_flight -= 1
         stats.ios += 1
         stats.length_bytes += length_bytes
         stats.duration_ns += now_ns - started_ns
+
+    def abandon(self, op: Op) -> None:
+        """Count a request out that has not ended: it will be started again."""
+        self._leave(op)
+
+    def _leave(self, op: Op) -> int:
+        now_ns = time.monotonic_ns()
+        self.by_op[op].in_flight -= 1
+        self.in_flight -= 1
         if not self.in_flight:
             self._busy_ns += now_ns - self._busy_since_ns
+        return now_ns
 
     def stat_columns(self) -> tuple[int, ...]:
         """The 17 columns of `stat`; nothing is ever merged here, so those columns are 0."""

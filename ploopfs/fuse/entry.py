@@ -10,7 +10,7 @@ import time
 import pyfuse3
 
 from ploopfs.fuse.inodes import Inode
-from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Stream
 
 ATTRIBUTE_SIZE_BYTES = 4096
 BLOCK_SIZE_BYTES = 4096
@@ -40,7 +40,7 @@ def _shape(inode: Inode) -> tuple[int, int, int]:
             return stat.S_IFDIR, 0, 2 + sum(isinstance(child, Directory) for child in children().values())
         case Link():
             return stat.S_IFLNK, 0, 1
-        case Attribute():
+        case Attribute() | Stream():
             return stat.S_IFREG, ATTRIBUTE_SIZE_BYTES, 1
         case Disk(device):
             return stat.S_IFREG, device.size_bytes, 1

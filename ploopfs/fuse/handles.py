@@ -10,23 +10,56 @@ from collections.abc import Callable
 
 import pyfuse3
 
+from ploopfs.device.signal import Signal
 from ploopfs.errors import PermissionDenied
-from ploopfs.sysfs.nodes import Attribute, BlockDevice, Directory, Disk, Node
+from ploopfs.sysfs.nodes import Attribute, BlockDevice, Directory, Disk, Node, Stream
 from ploopfs.sysfs.openfile import READY, opening
+from ploopfs.sysfs.stream import OpenStream
 
 log = logging.getLogger(__name__)
 
 Buffer = bytes | bytearray | memoryview
 
 
+class _Waiting:
+    """The poll handle that the kernel waits on: one, each poll request replaces it. Told when the signal fires."""
+
+    def __init__(self, signal: Signal | None) -> None:
+        self._signal = signal
+        self._handle: pyfuse3.PollHandle | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+
+    def take(self, handle: pyfuse3.PollHandle | None) -> None:
+        if handle is not None and self._signal is not None:
+            self._handle = handle
+            if self._unsubscribe is None:
+                self._unsubscribe = self._signal.subscribe(self._notify)
+
+    def _notify(self) -> None:
+        """Wake who waits. Called by whoever changed the value, who must not suffer from a mount that is gone."""
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        try:
+            handle.notify()
+        except OSError as error:
+            log.debug("a poller was not told: %s", error)
+
+    def release(self) -> None:
+        self._handle = None
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+
+
 class AttributeHandle:
-    """An open attribute, and the poll handle that the kernel waits on: one, each poll request replaces it."""
+    """An open attribute."""
+
+    is_seekable = True
 
     def __init__(self, attribute: Attribute, flags: int) -> None:
         self._file = opening(attribute, flags)
-        self._signal = attribute.signal
-        self._waiting: pyfuse3.PollHandle | None = None
-        self._unsubscribe: Callable[[], None] | None = None
+        self._waiting = _Waiting(attribute.signal)
 
     async def read(self, offset: int, size_bytes: int) -> Buffer:
         return self._file.read(offset, size_bytes)
@@ -39,32 +72,46 @@ class AttributeHandle:
 
     def poll(self, waiting: pyfuse3.PollHandle | None) -> int:
         """The handle is taken before the mask is: a change in between is then in one of the two."""
-        if waiting is not None and self._signal is not None:
-            self._waiting = waiting
-            if self._unsubscribe is None:
-                self._unsubscribe = self._signal.subscribe(self._notify)
+        self._waiting.take(waiting)
         events, _ = self._file.poll()
         return events
 
-    def _notify(self) -> None:
-        """Wake who waits. Called by whoever changed the value, who must not suffer from a mount that is gone."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is None:
-            return
-        try:
-            waiting.notify()
-        except OSError as error:
-            log.debug("a poller was not told: %s", error)
+    def release(self) -> None:
+        self._waiting.release()
+
+
+class StreamHandle:
+    """An open stream of records: read from where this descriptor is, whatever offset the kernel counts."""
+
+    is_seekable = False
+
+    def __init__(self, stream: Stream, flags: int) -> None:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionDenied("events can only be read")
+        self._file = OpenStream(stream.events)
+        self._waiting = _Waiting(stream.events.changed)
+
+    async def read(self, _offset: int, size_bytes: int) -> Buffer:
+        return self._file.read(size_bytes)
+
+    async def write(self, _offset: int, _data: bytes) -> int:
+        raise PermissionDenied("events can only be read")
+
+    async def fsync(self) -> None:
+        """As for an attribute."""
+
+    def poll(self, waiting: pyfuse3.PollHandle | None) -> int:
+        self._waiting.take(waiting)
+        return self._file.poll()
 
     def release(self) -> None:
-        self._waiting = None
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
+        self._waiting.release()
 
 
 class DiskHandle:
     """An open disk. Neither O_TRUNC nor close(2) does anything to it, as with a block device."""
+
+    is_seekable = True
 
     def __init__(self, disk: Disk, flags: int) -> None:
         if flags & os.O_ACCMODE != os.O_RDONLY and disk.device.read_only:
@@ -103,14 +150,16 @@ class DirectoryHandle:
         return self._entries[start:]
 
 
-OpenFile = AttributeHandle | DiskHandle
+OpenFile = AttributeHandle | StreamHandle | DiskHandle
 
 
 def open_file(node: Node, flags: int) -> OpenFile:
     match node:
         case Attribute():
             return AttributeHandle(node, flags)
+        case Stream():
+            return StreamHandle(node, flags)
         case Disk():
             return DiskHandle(node, flags)
         case _:
-            raise PermissionDenied("only attributes and disks can be opened")
+            raise PermissionDenied("a directory or a link cannot be opened as a file")

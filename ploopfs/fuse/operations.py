@@ -131,7 +131,7 @@ class Operations(pyfuse3.Operations):
         file = open_file(self._inodes[inode].node, flags)
         handle = next(self._handles)
         self._files[handle] = file
-        return FileInfo(fh=handle, direct_io=True, keep_cache=False)
+        return FileInfo(fh=handle, direct_io=True, keep_cache=False, nonseekable=not file.is_seekable)
 
     @answers
     async def read(self, fh: int, off: int, size: int) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from ploopfs.device.events import Events
 from ploopfs.device.signal import Signal
 
 Show = Callable[[], str | None]
@@ -58,6 +59,15 @@ class Attribute:
         return (0o444 if self.show else 0) | (0o200 if self.store else 0)
 
 
+@dataclass(eq=False, slots=True)
+class Stream:
+    """The records of what happens, which each open file reads from where it is."""
+
+    events: Events
+
+    mode = 0o444
+
+
 class BlockDevice(Protocol):
     """What a disk file needs of a device. Offsets and lengths are bytes; any alignment is served."""
 
@@ -92,4 +102,4 @@ class Disk:
         return 0o440 if self.device.read_only else 0o660
 
 
-Node = Directory | Link | Attribute | Disk
+Node = Directory | Link | Attribute | Stream | Disk

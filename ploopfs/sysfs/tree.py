@@ -12,7 +12,7 @@ from ploopfs.device.device import Device
 from ploopfs.device.registry import Registry
 from ploopfs.sysfs.block import BLOCK
 from ploopfs.sysfs.control import CONTROL
-from ploopfs.sysfs.nodes import Directory, Disk, Link, Node
+from ploopfs.sysfs.nodes import Directory, Disk, Link, Node, Stream
 from ploopfs.sysfs.queue import QUEUE
 from ploopfs.sysfs.rows import Kept, Removed, Row, directory
 from ploopfs.sysfs.vz7 import GROUPS
@@ -53,7 +53,7 @@ def build(registry: Registry) -> Directory:
         "class": _fixed({"block": per_device(lambda nodes: (nodes.device.name, nodes.in_class))}),
         "dev": _fixed({"block": per_device(lambda nodes: (_numbers(nodes.device), nodes.in_dev))}),
         "devices": _fixed({"virtual": _fixed({"block": devices})}),
-        "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False)}),
+        "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False, lambda: _of_module(registry))}),
     }
     return _fixed({"sys": _fixed(sys), "dev": per_device(lambda nodes: (nodes.device.name, nodes.disk))})
 
@@ -82,6 +82,10 @@ def _device_directory(device: Device, removed: Removed) -> Directory:
         }
 
     return directory(BLOCK, device, removed, others)
+
+
+def _of_module(registry: Registry) -> dict[str, Node]:
+    return {"events": Stream(registry.events)}
 
 
 def _fixed(children: Mapping[str, Node]) -> Directory:

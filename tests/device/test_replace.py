@@ -228,12 +228,24 @@ async def test_a_copy_of_our_live_top_is_accepted_in_standby_and_refused_while_h
 
 
 @pytest.mark.expects_warnings
-async def test_a_copy_that_lacks_an_acknowledged_cluster_is_none_of_ours(rig: Rig) -> None:
+async def test_a_copy_that_lacks_a_flushed_cluster_is_none_of_ours(rig: Rig) -> None:
     rig.copy(TOP, NEW)
     await rig.device.write(3 * CLUSTER, b"w")
+    await rig.device.flush()
     await rig.enter_standby(errno.ENOTCONN)
     assert await errno_of(rig.device.replace_top(NEW)) == errno.EBUSY
     assert rig.state is State.ON
+
+
+@pytest.mark.expects_warnings
+async def test_what_a_copy_lacks_and_no_flush_has_confirmed_is_written_to_it_again(rig: Rig) -> None:
+    rig.copy(TOP, NEW)
+    await rig.device.write(3 * CLUSTER, b"w")
+    assert rig.device.unflushed.data_bytes == 1
+    await rig.enter_standby(errno.ENOTCONN)
+    await rig.device.replace_top(NEW)
+    assert (await rig.content())[: 3 * CLUSTER + 1] == CONTENT[: 3 * CLUSTER] + b"w"
+    assert rig.device.unflushed.data_bytes == 0
 
 
 @pytest.mark.expects_warnings

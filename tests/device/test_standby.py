@@ -11,7 +11,7 @@ from ploopfs.device.standby import STANDBY_ERRNOS, TRANSITIONS, Event, Reason, S
 SWITCHED = "ploop0 was switched into the standby mode"
 KEY_IS_OUT = "ploop0: STANDBY_EN is set while ploop_standby_check is disabled"
 LEFT_IN_STANDBY = "ploop0: STANDBY_EN was cleared in standby mode; STANDBY is cleared with it"
-LOST = Reason(errno.ENOTCONN, "the mount is gone")
+LOST = Reason(errno=errno.ENOTCONN, operation="read", file="/store/top.hds")
 
 
 def machine(state: State = State.OFF) -> Standby:
@@ -81,14 +81,15 @@ def test_three_answers_of_the_storage_mean_standby() -> None:
 
 @pytest.mark.expects_warnings
 def test_of_all_errnos_these_three_switch_and_no_other() -> None:
-    switched = {number for number in errno.errorcode if machine().storage_lost(Reason(number, "x"))}
+    reasons = [Reason(errno=number, operation="read", file="x") for number in errno.errorcode]
+    switched = {reason.errno for reason in reasons if machine().storage_lost(reason)}
     assert switched == {errno.EBUSY, errno.ENOTCONN, errno.EIO}
 
 
 def test_an_errno_that_means_nothing_leaves_the_machine_alone() -> None:
     standby = machine()
     for number in (errno.ENOSPC, errno.ETIMEDOUT, errno.EROFS, errno.ESTALE, errno.ENODEV):
-        standby.storage_lost(Reason(number, "x"))
+        standby.storage_lost(Reason(errno=number, operation="read", file="x"))
     assert (standby.state, standby.reason) == (State.OFF, None)
 
 
@@ -106,7 +107,7 @@ def test_each_switch_is_logged_once_in_the_kernels_words(caplog: pytest.LogCaptu
 @pytest.mark.expects_warnings
 def test_the_first_reason_stays_until_recovery() -> None:
     standby = machine(State.ON)
-    standby.storage_lost(Reason(errno.EIO, "later"))
+    standby.storage_lost(Reason(errno=errno.EIO, operation="read", file="later"))
     assert standby.reason == LOST
     standby.recovered()
     assert standby.reason is None
@@ -150,7 +151,7 @@ def test_without_the_key_an_error_that_means_nothing_is_not_warned_about(caplog:
     standby = Standby("ploop0", key)
     standby.attach()
     key.enabled = False
-    assert not standby.storage_lost(Reason(errno.ENOSPC, "full"))
+    assert not standby.storage_lost(Reason(errno=errno.ENOSPC, operation="write", file="full"))
     assert warnings(caplog) == []
 
 

@@ -11,6 +11,7 @@ import trio
 from ploopfs.device.device import Device
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
+from ploopfs.engine.stack import Stack
 from ploopfs.errors import (
     BeyondEnd,
     Busy,
@@ -81,9 +82,12 @@ async def failing(
     rig: Rig, op: Op, error: Exception, meanwhile: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 ) -> None:
     """A request that ends with `error`."""
-    async with rig.queue.request(op):
+
+    async def work(_stack: Stack) -> None:
         await meanwhile()
         raise error
+
+    await rig.queue.run(op, 0, work)
 
 
 async def meet(rig: Rig, meeting: Meeting, number: int) -> None:
@@ -104,10 +108,10 @@ async def test_the_device_goes_to_standby_and_is_not_aborted(rig: Rig, meeting: 
     assert not rig.queue.aborted
     reason = rig.queue.standby.reason
     assert reason is not None
-    assert reason.errno == number
-    assert errno.errorcode[number] in reason.text
-    assert meeting.path in reason.text
-    assert reason.text.endswith(f"level {(BASE, MIDDLE, TOP).index(meeting.path)}")
+    assert (reason.errno, reason.operation, reason.file) == (number, meeting.operation, meeting.path)
+    assert reason.level == (BASE, MIDDLE, TOP).index(meeting.path)
+    assert str(reason).startswith(f"errno={errno.errorcode[number]} operation={meeting.operation.replace(' ', '_')} ")
+    assert str(reason).endswith(f" level={reason.level} file={meeting.path}")
 
 
 @each_meeting
@@ -219,10 +223,11 @@ async def test_a_late_error_of_a_replaced_top_changes_nothing(rig: Rig, number: 
 
 
 async def test_a_request_that_succeeds_after_the_switch_keeps_its_result(rig: Rig) -> None:
-    async with rig.queue.request(Op.READ) as stack:
+    async def work(stack: Stack) -> bytes:
         await rig.enter_standby(errno.EIO)
-        data = await stack.read(0, 512)
-    assert data == b"a" * 512
+        return bytes(await stack.read(0, 512))
+
+    assert await rig.queue.run(Op.READ, 512, work) == b"a" * 512
     assert rig.state is State.ON
 
 

@@ -110,7 +110,7 @@ def test_what_hangs_when_the_store_dies_means_standby_too(
             bindfs.kill()
             assert hanging.result() == errno
         assert [daemon.value("queue/standby"), daemon.value("pstate/aborted")] == ["on", "0"]
-        assert daemon.value("ploopfs/standby_reason").startswith("ENOTCONN: ")
+        assert daemon.value("ploopfs/standby_reason").startswith("errno=ENOTCONN ")
         bindfs.remount()
         daemon.store("ploopfs/reopen", "1")
         assert os.pread(fd, BLOCK_BYTES - 1, filled + 1) == disk.content[filled + 1 : filled + BLOCK_BYTES]

@@ -88,8 +88,9 @@ def test_nothing_acknowledged_is_lost_with_the_store(scene: Scene, recover: Call
         assert writer.errno_of_write() == "ENOTCONN"
         assert [writer.errno_of_write(), errno_of(os.pread, fd, 1, 0), errno_of(os.fsync, fd)] == ["EIO"] * 3
         assert daemon.value("queue/standby") == "on"
-        assert daemon.value("ploopfs/standby_reason").startswith(f"ENOTCONN: {scene.top()}: ")
-        assert daemon.value("ploopfs/standby_reason").endswith(", level 2")
+        reason = daemon.value("ploopfs/standby_reason")
+        assert reason.startswith("errno=ENOTCONN operation=")
+        assert reason.endswith(f" level=2 file={scene.top()}")
 
         scene.bindfs.remount()
         assert writer.errno_of_write() == "EIO"

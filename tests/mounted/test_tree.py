@@ -48,6 +48,8 @@ def listed(path: Path, name: str) -> str:
     if name.startswith("dev/"):
         return f"{mode:04o} {name} (disk of {found.st_size} bytes)"
     assert found.st_size == 4096
+    if name == "sys/fs/ploopfs/events":
+        return f"{mode:04o} {name} (stream)"
     return f"{mode:04o} {name} {value(path, mode)}"
 
 

@@ -6,12 +6,17 @@ The standby machine, signals, statistics and counters are the real ones, as they
 from dataclasses import dataclass, field
 from typing import cast
 
+from ploopfs.device.events import Events
 from ploopfs.device.flavour import VZ7, Flavour
+from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
 from ploopfs.device.registry import Registry
 from ploopfs.device.signal import Signal
 from ploopfs.device.standby import Standby, StandbyKey
 from ploopfs.device.stats import DiskStats
+from ploopfs.device.unflushed import Unflushed
+from ploopfs.device.verify import Verify
+from ploopfs.device.waiting import HoldPolicy, OnStandby, WaitingRoom
 from ploopfs.engine.counters import Counters
 from ploopfs.errors import PloopError
 from ploopfs.sysfs.nodes import Attribute, Directory, Node
@@ -46,6 +51,22 @@ class FakeQueue:
     generation: int = 1
     parked: int = 0
     changed: Signal = field(default_factory=Signal)
+    policy: HoldPolicy = field(default_factory=HoldPolicy)
+    room: WaitingRoom = field(init=False)
+    asked: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.room = WaitingRoom(self.policy, 30)
+
+    def set_on_standby(self, on_standby: OnStandby) -> None:
+        self.policy.on_standby = on_standby
+
+    def set_hold_timeout(self, timeout_ms: int) -> None:
+        self.policy.timeout_ms = timeout_ms
+
+    def fail_held(self) -> int:
+        self.asked.append("fail_held")
+        return 0
 
     def set_aborted(self, value: bool) -> None:
         self.aborted = value
@@ -64,7 +85,8 @@ class FakeDevice:
     size_bytes: int = 64 * CLUSTER_BYTES
     read_only: bool = False
     open_count: int = 0
-    last_error: str = ""
+    why: LastError = field(default_factory=LastError)
+    unflushed: Unflushed = field(default_factory=lambda: Unflushed(1 << 20))
     stats: DiskStats = field(default_factory=DiskStats)
     counters: Counters = field(default_factory=Counters)
     settings: QueueSettings = field(default_factory=QueueSettings)
@@ -72,8 +94,12 @@ class FakeDevice:
     asked: list[str] = field(default_factory=list)
     refusal: PloopError | None = None
 
-    async def replace_top(self, path: str) -> None:
-        self._answer(f"replace {path}")
+    @property
+    def last_error(self) -> str:
+        return self.why.text
+
+    async def replace(self, path: str, *, level: int | None = None, verify: Verify = Verify.NONE) -> None:
+        self._answer(f"replace {path}" if level is None else f"replace {path} level={level} verify={verify.value}")
 
     async def reopen(self) -> None:
         self._answer("reopen")
@@ -90,6 +116,7 @@ class FakeRegistry:
     devices: dict[str, FakeDevice] = field(default_factory=dict)
     key: StandbyKey = field(default_factory=lambda: StandbyKey(enabled=True))
     changed: Signal = field(default_factory=Signal)
+    events: Events = field(default_factory=Events)
 
     def add(self, *deltas: FakeDelta, name: str = "ploop0") -> FakeDevice:
         """A device whose two fuses are in, on the given deltas or on one."""

@@ -60,10 +60,15 @@ def test_reason_and_time_stand_there_while_the_device_is_in_standby(root: Direct
     names = ("standby_reason", "standby_since")
     watchers = [opened(root, f"{CONTROL}/{name}") for name in names]
     assert [watcher.read(0, 99) for watcher in watchers] == [b"", b""]
-    device.queue.standby.storage_lost(Reason(errno.ENOTCONN, "/images/a\nb: read"))
+    device.queue.standby.storage_lost(
+        Reason(errno=errno.ENOTCONN, operation="punch hole", offset=65536, length=512, level=2, file="/images/a\nb")
+    )
     device.queue.standby.since_s = 1700000000.5
     assert [watcher.poll()[0] for watcher in watchers] == [READY | CHANGED] * 2
-    assert [watcher.read(0, 99) for watcher in watchers] == [b"ENOTCONN: /images/a\\nb: read\n", b"1700000000.500\n"]
+    assert [watcher.read(0, 99) for watcher in watchers] == [
+        b"errno=ENOTCONN operation=punch_hole offset=65536 length=512 level=2 file=/images/a\\nb\n",
+        b"1700000000.500\n",
+    ]
     device.queue.standby.recovered()
     assert [watcher.poll()[0] for watcher in watchers] == [READY | CHANGED] * 2
     assert [text_of(root, f"{CONTROL}/{name}") for name in names] == ["", ""]
@@ -81,6 +86,93 @@ def test_generation_tells_its_pollers(root: Directory, device: FakeDevice) -> No
 
 
 def test_last_error_is_one_line_and_parked_a_number(root: Directory, device: FakeDevice) -> None:
-    device.last_error, device.queue.parked = "first\nsecond", 3
+    device.why.text, device.queue.parked = "first\nsecond", 3
     assert re.fullmatch(r"first\\nsecond\n", text_of(root, f"{CONTROL}/last_error"))
     assert text_of(root, f"{CONTROL}/parked") == "3\n"
+
+
+# --- options of replace_delta -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("level=0 /a", "replace /a level=0 verify=none"),
+        ("level=1 verify=map /a b\n", "replace /a b level=1 verify=map"),
+        ("verify=full  level=2  /a=b", "replace /a=b level=2 verify=full"),
+        ("/level=3 x", "replace /level=3 x"),
+    ],
+)
+async def test_replace_delta_takes_options_before_the_path(
+    root: Directory, device: FakeDevice, text: str, asked: str
+) -> None:
+    await write(root, f"{CONTROL}/replace_delta", text)
+    assert device.asked == [asked]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("level=x /a", "level is 'x', expected the number of a level"),
+        ("level=-1 /a", "level is '-1', expected the number of a level"),
+        ("level= /a", "level is '', expected the number of a level"),
+        ("verify=all /a", "verify is 'all', expected one of none, map, full"),
+        ("depth=1 /a", "depth is no option of replace_delta, expected level or verify"),
+        ("level=1 ", "replace_delta wants the path of the new delta: [level=N] [verify=none|map|full] PATH"),
+    ],
+)
+async def test_a_wrong_option_is_refused_and_last_error_says_what_is_wrong_with_it(
+    root: Directory, device: FakeDevice, text: str, why: str
+) -> None:
+    with pytest.raises(BadValue):
+        await write(root, f"{CONTROL}/replace_delta", text)
+    assert device.asked == []
+    assert text_of(root, f"{CONTROL}/last_error") == f"replace_delta: {why}\n"
+
+
+# --- holding ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_policy_is_fail_until_it_is_set(root: Directory) -> None:
+    assert text_of(root, f"{CONTROL}/on_standby") == "fail\n"
+    await write(root, f"{CONTROL}/on_standby", "hold\n")
+    assert text_of(root, f"{CONTROL}/on_standby") == "hold\n"
+    with pytest.raises(BadValue):
+        await write(root, f"{CONTROL}/on_standby", "wait\n")
+    assert text_of(root, f"{CONTROL}/last_error") == "on_standby: on_standby is 'wait', expected fail or hold\n"
+    await write(root, f"{CONTROL}/on_standby", "fail")
+    assert text_of(root, f"{CONTROL}/last_error") == ""
+
+
+async def test_the_time_to_hold_has_bounds(root: Directory) -> None:
+    assert text_of(root, f"{CONTROL}/hold_timeout_ms") == "300000\n"
+    for text in ("1", "86400000\n"):
+        await write(root, f"{CONTROL}/hold_timeout_ms", text)
+        assert text_of(root, f"{CONTROL}/hold_timeout_ms").strip() == text.strip()
+    for text in ("0", "86400001", "-1", "1.5", "1s", " 1"):
+        with pytest.raises(BadValue):
+            await write(root, f"{CONTROL}/hold_timeout_ms", text)
+    assert text_of(root, f"{CONTROL}/hold_timeout_ms") == "86400000\n"
+
+
+async def test_fail_held_takes_1(root: Directory, device: FakeDevice) -> None:
+    with pytest.raises(BadValue):
+        await write(root, f"{CONTROL}/fail_held", "0")
+    await write(root, f"{CONTROL}/fail_held", "1\n")
+    assert device.queue.asked == ["fail_held"]
+
+
+def test_held_tells_its_pollers(root: Directory, device: FakeDevice) -> None:
+    watcher = opened(root, f"{CONTROL}/held")
+    assert watcher.read(0, 99) == b"0\n"
+    device.queue.room.held = 1
+    device.queue.room.changed.fire()
+    assert watcher.poll()[0] == READY | CHANGED
+    assert watcher.read(0, 99) == b"1\n"
+
+
+def test_what_waits_and_what_no_flush_has_confirmed_is_shown_in_bytes(root: Directory, device: FakeDevice) -> None:
+    device.queue.room.held_bytes = 4096
+    device.unflushed.wrote(0, b"x" * 100)
+    assert text_of(root, f"{CONTROL}/held_bytes") == "4096\n"
+    assert text_of(root, f"{CONTROL}/unflushed_bytes") == "100\n"

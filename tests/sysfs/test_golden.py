@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ploopfs.errors import PloopError
-from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node, Stream
 from ploopfs.sysfs.openfile import opening
 from tests.sysfs.fakes import FakeDelta, FakeRegistry, tree_of, walk
 
@@ -65,6 +65,8 @@ def listed(path: str, node: Node) -> str:
             return f"{node.mode:04o} {path} -> {node.target}"
         case Disk():
             return f"{node.mode:04o} {path} (disk of {node.device.size_bytes} bytes)"
+        case Stream():
+            return f"{node.mode:04o} {path} (stream)"
         case Attribute():
             return f"{node.mode:04o} {path} {value(path, node)}"
 

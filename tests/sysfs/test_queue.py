@@ -28,7 +28,7 @@ def test_standby_says_in_one_word_where_the_machine_is(root: Directory, device: 
 def test_a_watcher_of_standby_sees_it_go_on_and_off(root: Directory, device: FakeDevice) -> None:
     file = opened(root, f"{QUEUE}/standby")
     assert (file.read(0, 99), file.poll()[0]) == (b"off\n", READY)
-    device.queue.standby.storage_lost(Reason(errno.ENOTCONN, "gone"))
+    device.queue.standby.storage_lost(Reason(errno=errno.ENOTCONN, operation="read", file="gone"))
     assert file.poll()[0] == READY | CHANGED
     assert (file.read(0, 99), file.poll()[0]) == (b"on\n", READY)
     device.queue.standby.recovered()

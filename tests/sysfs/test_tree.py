@@ -5,7 +5,7 @@ import posixpath
 import pytest
 
 from ploopfs.errors import NoSuchDevice, PloopError
-from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Stream
 from ploopfs.sysfs.openfile import CHANGED, READY, opening
 from tests.sysfs.fakes import DEVICE, FakeDevice, FakeRegistry, node_at, opened, text_of, walk
 
@@ -41,7 +41,13 @@ def test_modes_are_those_of_sysfs(root: Directory) -> None:
     modes = {type(node): set[int]() for _, node in walk(root)}
     for _, node in walk(root):
         modes[type(node)].add(node.mode)
-    assert modes == {Directory: {0o755}, Link: {0o777}, Disk: {0o660}, Attribute: {0o444, 0o644, 0o200}}
+    assert modes == {
+        Directory: {0o755},
+        Link: {0o777},
+        Disk: {0o660},
+        Attribute: {0o444, 0o644, 0o200},
+        Stream: {0o444},
+    }
 
 
 def test_every_value_ends_in_exactly_one_newline(root: Directory) -> None:

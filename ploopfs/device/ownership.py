@@ -1,0 +1,68 @@
+"""Whose is the in-use mark on an image that is to take a top's place?
+
+The kernel refuses a marked image. But the image that we hold, or a copy of it, bears the mark that we wrote ourselves.
+Pure decisions over headers and maps. Invariant: a mark is taken for ours only if all that we know of our image fits."""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from ploopfs.engine.delta import AcceptMark, Delta
+from ploopfs.errors import ImageNotClosed
+from ploopfs.image.bat import Bat
+from ploopfs.image.header import MUTABLE_START, Header
+
+
+def is_the_image(old: Delta) -> AcceptMark:
+    """For reopen: the mark at our own path is ours if what opening and closing never changes is as we know it."""
+    ours = _marked_header(old)
+
+    def accept(header: Header, _bat: Bat) -> bool:
+        return ours is not None and header.raw[:MUTABLE_START] == ours.raw[:MUTABLE_START]
+
+    return accept
+
+
+def is_copy_of(old: Delta, replayed: Collection[int]) -> AcceptMark:
+    """For replace: the kernel refuses a marked image. But the image we hold, or a copy of it, bears the mark that we
+    wrote: then its header is ours to the last bit, and every cluster that we have acknowledged is in its map or among
+    the `replayed` ones, which will be written again."""
+    ours = _marked_header(old)
+
+    def accept(header: Header, bat: Bat) -> bool:
+        return ours is not None and header.raw == ours.raw and not vanished_slots(old.bat, bat, replayed)
+
+    return accept
+
+
+def _marked_header(old: Delta) -> Header | None:
+    """The old top's header as it is while marked; None if the mark is not there. After a settle that failed half-way
+    the header in memory is already the closed one, and the mark still counts as set."""
+    if old.header is None or not (old.header.is_marked_in_use or old.marked):
+        return None
+    if old.header.is_marked_in_use:
+        return old.header
+    marked = old.header.marked_in_use()
+    return marked.changed(in_use=marked.in_use, flags=marked.flags, extension_sectors=0)
+
+
+def refuse_foreign_mark(top: Delta, accept: AcceptMark) -> None:
+    """A read-only open tolerates the mark, replacing a delta does not (2.1, 8)."""
+    if top.writable or top.header is None or top.bat is None or not top.header.is_marked_in_use:
+        return
+    if not accept(top.header, top.bat):
+        raise ImageNotClosed(
+            f"{top.path}: m_DiskInUse is {top.header.in_use:#x}: the image is in use or was not closed"
+        )
+
+
+def vanished_slots(old: Bat | None, new: Bat | None, replayed: Collection[int]) -> int:
+    """How many clusters of the disk the old top has that the new one has not, or has elsewhere, and that will not be
+    written again."""
+    if old is None or new is None:
+        return 0
+    before, after = old.view(), new.view()
+    shared = min(len(before), len(after))
+    slots = np.flatnonzero((before[:shared] != after[:shared]) & (before[:shared] != 0))
+    beyond = shared + np.flatnonzero(before[shared:])
+    return sum(slot not in replayed for slot in (*slots.tolist(), *beyond.tolist()))

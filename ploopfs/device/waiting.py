@@ -1,0 +1,182 @@
+"""Requests that wait at the gate: in the order in which they came, each with a bound on its time.
+
+A request waits held (the device is in standby, and its policy is to hold) or parked (suspended, quiesced, or behind
+others that wait). Knows nothing of why a queue is shut. Invariants: the oldest is let go first and nobody overtakes;
+a request that failed in the storage and is held keeps the place that it had when it came; the sum over all times that
+one request is held is bounded by `hold_timeout_ms`.
+"""
+
+import bisect
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+import trio
+
+from ploopfs.device.signal import Signal
+from ploopfs.device.stats import Op
+from ploopfs.errors import HeldFailed, HoldFull, HoldTimeout, ParkTimeout, PloopError
+
+
+class OnStandby(Enum):
+    """What happens to a request in standby. The value is the text of `on_standby`."""
+
+    FAIL = "fail"
+    """It is refused at once with EIO: for multipath and ALUA, which fail over on an error and cannot on a hang."""
+    HOLD = "hold"
+    """It waits for recovery, bounded: for a loop device, tgt, NBD, a virtual machine."""
+
+
+class Kind(Enum):
+    """Why somebody waits."""
+
+    PARKED = "parked"
+    HELD = "held"
+
+
+@dataclass(slots=True)
+class HoldPolicy:
+    """What may be set on a device at any time. `requests` and `data_bytes` bound what is held."""
+
+    on_standby: OnStandby = OnStandby.FAIL
+    timeout_ms: int = 300_000
+    requests: int = 512
+    data_bytes: int = 64 << 20
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One waiting request. `order` is when it came (ns), `data_bytes` what it keeps in memory while it waits.
+
+    `held_since_s` is set by the first time that it is held, in the seconds of trio's clock.
+    """
+
+    op: Op
+    order: int
+    data_bytes: int
+    held_since_s: float | None = None
+    kind: Kind = Kind.PARKED
+    refusal: PloopError | None = None
+    _deadline_s: float = math.inf
+    _go: trio.Event = field(default_factory=trio.Event)
+    _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    def let_go(self) -> None:
+        self._go.set()
+
+    def refuse(self, error: PloopError) -> None:
+        self.refusal = error
+        self._go.set()
+
+    def bound(self, deadline_s: float) -> None:
+        """In the seconds of trio's clock; counts for who waits already, too."""
+        self._deadline_s = self._scope.deadline = deadline_s
+
+    async def wait_let_go(self) -> bool:
+        """False if the time ran out."""
+        self._go = trio.Event()
+        self._scope = trio.CancelScope(deadline=self._deadline_s)
+        with self._scope:
+            await self._go.wait()
+        return not self._scope.cancelled_caught
+
+
+class WaitingRoom:
+    """The waiting requests of one queue; `changed` fires when the number of held ones does."""
+
+    def __init__(self, policy: HoldPolicy, park_timeout_s: float) -> None:
+        self.policy = policy
+        self.changed = Signal()
+        self.held = 0
+        self.held_bytes = 0
+        self._park_timeout_s = park_timeout_s
+        self._kind = Kind.PARKED
+        self._tickets: list[Ticket] = []
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    @property
+    def parked(self) -> int:
+        return len(self._tickets) - self.held
+
+    def __iter__(self) -> Iterator[Ticket]:
+        """Who still waits, the oldest first; who was refused is on its way out."""
+        return (ticket for ticket in tuple(self._tickets) if ticket.refusal is None)
+
+    @property
+    def oldest_held_s(self) -> float | None:
+        """For how long the request that waits longest has been held."""
+        since = [ticket.held_since_s for ticket in self._tickets if ticket.held_since_s is not None]
+        return trio.current_time() - min(since) if since else None
+
+    def enter(self, ticket: Ticket, kind: Kind) -> None:
+        """Raises HoldFull if the ticket would be held and there is no room."""
+        if kind is Kind.HELD:
+            self._hold(ticket)
+        elif ticket.held_since_s is not None:
+            # It was let go and came back before anything was done: it still is one of those that standby delays.
+            self._count_held(ticket, +1)
+        if not self._tickets:
+            self._kind = kind
+        self._set_bound(ticket, kind)
+        bisect.insort(self._tickets, ticket, key=lambda each: each.order)
+
+    def leave(self, ticket: Ticket) -> None:
+        self._tickets.remove(ticket)
+        if ticket.held_since_s is not None:
+            self._count_held(ticket, -1)
+
+    def wait_as(self, kind: Kind) -> None:
+        """From now on everybody waits for this reason; who is then held beyond the bounds is refused, newest first."""
+        if kind is self._kind:
+            return
+        self._kind = kind
+        for ticket in tuple(self._tickets):
+            if kind is Kind.HELD and ticket.held_since_s is None:
+                try:
+                    self._hold(ticket)
+                except HoldFull as error:
+                    ticket.refuse(error)
+                    continue
+            self._set_bound(ticket, kind)
+
+    def renew_bounds(self) -> None:
+        """The policy's timeout has changed."""
+        for ticket in self._tickets:
+            self._set_bound(ticket, ticket.kind)
+
+    def refuse_held(self) -> int:
+        """Fail everybody who is held; how many."""
+        held = [ticket for ticket in self._tickets if ticket.held_since_s is not None]
+        for ticket in held:
+            ticket.refuse(HeldFailed("failed by fail_held while it was held in standby"))
+        return len(held)
+
+    def timeout_of(self, ticket: Ticket) -> PloopError:
+        if ticket.kind is Kind.HELD:
+            return HoldTimeout(f"held in standby for more than {self.policy.timeout_ms} ms")
+        return ParkTimeout(f"the queue let nothing pass for more than {self._park_timeout_s} s")
+
+    def _hold(self, ticket: Ticket) -> None:
+        if self.held >= self.policy.requests:
+            raise HoldFull(f"{self.held} requests are already held in standby")
+        if self.held_bytes + ticket.data_bytes > self.policy.data_bytes:
+            raise HoldFull(f"{self.held_bytes} bytes are already held in standby, and {ticket.data_bytes} more are not")
+        if ticket.held_since_s is None:
+            ticket.held_since_s = trio.current_time()
+        self._count_held(ticket, +1)
+
+    def _set_bound(self, ticket: Ticket, kind: Kind) -> None:
+        ticket.kind = kind
+        if kind is Kind.HELD:
+            assert ticket.held_since_s is not None
+            ticket.bound(ticket.held_since_s + self.policy.timeout_ms / 1000)
+        else:
+            ticket.bound(trio.current_time() + self._park_timeout_s)
+
+    def _count_held(self, ticket: Ticket, by: int) -> None:
+        self.held += by
+        self.held_bytes += by * ticket.data_bytes
+        self.changed.fire()
