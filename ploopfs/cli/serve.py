@@ -23,6 +23,7 @@ from ploopfs.device.registry import Registry
 from ploopfs.device.waiting import OnStandby
 from ploopfs.engine.file import OsFiles
 from ploopfs.errors import ConfigError, MountError, PloopError
+from ploopfs.fuse.host import LinuxHost
 from ploopfs.fuse.mountpoint import State, check_mountpoint, inspect_mountpoint, replace_stale
 from ploopfs.scst import Scst
 from ploopfs.sysfs.nodes import Directory
@@ -70,7 +71,7 @@ async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Calla
             async with _until_signalled(signals, registry):
                 await _add_devices(registry, config)
                 max_tasks = len(registry.devices) * config.limits.requests_per_device + STATUS_TASKS
-                tree = build(registry)
+                tree = build(registry, LinuxHost(mountpoint))
                 await _serve_tree(tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks, ready=ready)
         finally:
             with trio.CancelScope(shield=True):

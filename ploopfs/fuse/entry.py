@@ -40,8 +40,11 @@ def _shape(inode: Inode) -> tuple[int, int, int]:
             return stat.S_IFDIR, 0, 2 + sum(isinstance(child, Directory) for child in children().values())
         case Link():
             return stat.S_IFLNK, 0, 1
-        case Attribute() | Stream():
-            return stat.S_IFREG, ATTRIBUTE_SIZE_BYTES, 1
+        case Attribute(bounded=bounded):
+            # Of a text without a bound no size would be true, and cp(1) stops at one: 0 makes it read to the end.
+            return stat.S_IFREG, ATTRIBUTE_SIZE_BYTES if bounded else 0, 1
+        case Stream():
+            return stat.S_IFREG, 0, 1
         case Disk(device):
             return stat.S_IFREG, device.size_bytes, 1
 

@@ -46,13 +46,14 @@ class Attribute:
     `show` is sync and never waits; its text is without the final newline, which the open file adds; None shows as an
     empty file. It raises `PloopError` for the reader's errno. `store` gets the text of one write(2); its `PloopError`
     is the writer's errno. `signal` is set on attributes that notify pollers. `removed` tells an open file that its
-    object is gone.
+    object is gone. `bounded` is false where the text may be longer than a page, as in proc and debugfs.
     """
 
     show: Show | None
     store: Store | None = None
     signal: Signal | None = None
     removed: Callable[[], bool] = _never
+    bounded: bool = True
 
     @property
     def mode(self) -> int:

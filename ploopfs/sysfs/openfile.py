@@ -82,7 +82,10 @@ class OpenAttribute:
         # Before show, not after: a change that comes between the two is then reported once too often, never missed.
         self._seen_version = self._version
         text = self._attribute.show()
-        return b"" if text is None else f"{text}\n".encode("utf-8", "surrogateescape")[: PAGE_BYTES - 1]
+        if text is None:
+            return b""
+        shown = f"{text}\n".encode("utf-8", "surrogateescape")
+        return shown[: PAGE_BYTES - 1] if self._attribute.bounded else shown
 
     def _check_exists(self) -> None:
         if self._attribute.removed():

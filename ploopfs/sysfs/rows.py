@@ -19,12 +19,13 @@ Removed = Callable[[], bool]
 
 @dataclass(frozen=True, slots=True)
 class Row(Generic[S]):
-    """`Attribute` explains show, store and signal; the file's mode follows from what a row has."""
+    """`Attribute` explains all but the name; the file's mode follows from what a row has."""
 
     name: str
     show: Callable[[S], str | None] | None
     store: Callable[[S, str], Awaitable[None]] | None = None
     signal: Callable[[S], Signal] | None = None
+    bounded: bool = True
 
 
 def constant(name: str, value: str | int) -> Row[S]:
@@ -72,6 +73,7 @@ def _attribute(row: Row[S], subject: S, removed: Removed) -> Attribute:
         store=row.store and partial(row.store, subject),
         signal=row.signal and row.signal(subject),
         removed=removed,
+        bounded=row.bounded,
     )
 
 

@@ -1,4 +1,4 @@
-"""The whole tree of one registry: `sys/` as a real one is laid out, and `dev/` with the disks.
+"""The whole tree of one registry: `sys/` and `proc/` as real ones are laid out, and `dev/` with the disks.
 
 Directories are computed from the registry each time they are looked at, so devices may come and go; the nodes of a
 device are the same objects for as long as it stays registered.
@@ -13,6 +13,7 @@ from ploopfs.device.registry import Registry
 from ploopfs.sysfs.block import BLOCK
 from ploopfs.sysfs.control import CONTROL
 from ploopfs.sysfs.nodes import Directory, Disk, Link, Node, Stream
+from ploopfs.sysfs.proc import ABSENT, Host, System, proc_directory
 from ploopfs.sysfs.queue import QUEUE
 from ploopfs.sysfs.rows import Kept, Removed, Row, directory
 from ploopfs.sysfs.vz7 import GROUPS
@@ -36,8 +37,8 @@ class DeviceNodes:
     in_dev: Link
 
 
-def build(registry: Registry) -> Directory:
-    """The root directory."""
+def build(registry: Registry, host: Host = ABSENT) -> Directory:
+    """The root directory. `host` is the system around us, for the files that show its part in our disks."""
 
     def make(name: str, device: Device) -> DeviceNodes:
         return _device_nodes(device, lambda: registry.devices.get(name) is not device)
@@ -55,7 +56,8 @@ def build(registry: Registry) -> Directory:
         "devices": _fixed({"virtual": _fixed({"block": devices})}),
         "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False, lambda: _of_module(registry))}),
     }
-    return _fixed({"sys": _fixed(sys), "dev": per_device(lambda nodes: (nodes.device.name, nodes.disk))})
+    disks = per_device(lambda nodes: (nodes.device.name, nodes.disk))
+    return _fixed({"sys": _fixed(sys), "dev": disks, "proc": proc_directory(System(registry, host))})
 
 
 def _device_nodes(device: Device, removed: Removed) -> DeviceNodes:

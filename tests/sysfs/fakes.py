@@ -21,6 +21,7 @@ from ploopfs.engine.counters import Counters
 from ploopfs.errors import PloopError
 from ploopfs.sysfs.nodes import Attribute, Directory, Node
 from ploopfs.sysfs.openfile import OpenAttribute, opening
+from ploopfs.sysfs.proc import ABSENT, Host
 from ploopfs.sysfs.tree import build
 
 CLUSTER_BYTES = 1 << 20
@@ -127,8 +128,8 @@ class FakeRegistry:
         return self.devices[name]
 
 
-def tree_of(registry: FakeRegistry) -> Directory:
-    return build(cast(Registry, registry))
+def tree_of(registry: FakeRegistry, host: Host = ABSENT) -> Directory:
+    return build(cast(Registry, registry), host)
 
 
 def node_at(root: Directory, path: str) -> Node:

@@ -28,6 +28,10 @@ VOLATILE = [
     ("/image_info", r"(?<=sdev:)\d+:\d+", "<major>:<minor>"),
     ("/version", r"\d+\.\d+\.\d+", "<version>"),
     ("/pid", r"\d+", "<pid>"),
+    # In a tree that stands alone there is nothing around ours; in a mounted one there are the disks of the machine.
+    ("proc/diskstats", r"(?<= ploop0)( \d+){17}", " <17 columns>"),
+    ("proc/ploopfs/diskstats", r"(?s).*(?<= ploop0)( \d+){17}", "<the system's lines, and ours>"),
+    ("proc/ploopfs/partitions", r"(?s)major minor  #blocks  name\n\n.*ploop0", "<the system's lines, and ours>"),
 ]
 
 STACKS = {

@@ -1,0 +1,63 @@
+"""What the running kernel shows of its own disks, and of those who use ours through a loop device.
+
+Reads proc and sysfs of the kernel alone, which answer at once; asks no file system anything, least of all the mounted
+tree, whose server is this very task. Knows nothing of devices but their names. Invariant: it never fails.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from ploopfs.sysfs.proc import Use
+
+log = logging.getLogger(__name__)
+
+LOOP_NUMBERS = re.compile(r"7:\d+")
+"""A whole loop device; its partitions have a major of their own."""
+LOOP_NAME = re.compile(r"/dev/(loop\d+)")
+
+
+class LinuxHost:
+    """`mountpoint` is where the disks will be served: it is looked at now, while nothing is mounted there."""
+
+    def __init__(self, mountpoint: str) -> None:
+        self._disks = os.path.join(os.path.realpath(mountpoint), "dev")
+
+    def diskstats(self) -> str:
+        return _read("/proc/diskstats")
+
+    def partitions(self) -> str:
+        return _read("/proc/partitions")
+
+    def mounts(self) -> Sequence[Use]:
+        return tuple(self._mounts())
+
+    def swaps(self) -> Sequence[Use]:
+        return tuple(self._swaps())
+
+    def _mounts(self) -> Iterator[Use]:
+        for line in _read("/proc/self/mountinfo").split("\n"):
+            _, _, numbers, *_ = [*line.split(" ", 3), "", ""]
+            if LOOP_NUMBERS.fullmatch(numbers):
+                yield from self._uses(f"dev/block/{numbers}", line)
+
+    def _swaps(self) -> Iterator[Use]:
+        for line in _read("/proc/swaps").split("\n"):
+            if name := LOOP_NAME.fullmatch(line.partition(" ")[0]):
+                yield from self._uses(f"block/{name[1]}", line)
+
+    def _uses(self, loop: str, line: str) -> Iterator[Use]:
+        """The kernel names the file as it was found when the loop device was set up, links resolved."""
+        directory, _, device = _read(f"/sys/{loop}/loop/backing_file").removesuffix("\n").rpartition("/")
+        if directory == self._disks:
+            yield Use(device, line)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError as error:
+        log.debug("%s: %s", path, error.strerror)
+        return ""
