@@ -188,6 +188,12 @@ class Busy(PloopError):
     errno = _errno.EBUSY
 
 
+class LimitReached(PloopError):
+    """The bound on how many of a kind may exist is reached."""
+
+    errno = _errno.ENOSPC
+
+
 class PermissionDenied(PloopError):
     """An attribute was opened in a direction that it does not have; even for root, as in kernfs."""
 

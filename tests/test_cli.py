@@ -23,7 +23,7 @@ from tests.mounted.disks import Disk, make_disk
 from tests.mounted.storage import Bindfs, store
 from tests.realparts import need
 
-VERBS = ("mount", "umount", "list", "status", "replace", "reopen", "wait", "create", "snapshot", "info")
+VERBS = ("mount", "umount", "list", "status", "replace", "reopen", "wait", "create", "snapshot", "info", "inject")
 MIB = 1 << 20
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ploopfs import __version__
-from ploopfs.cli import client, images, serve
+from ploopfs.cli import client, images, inject, serve
 from ploopfs.cli.exits import EPILOG, Exit
 from ploopfs.device.standby import State
 from ploopfs.errors import ConfigError, MountError, PloopError
@@ -61,6 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_mount(verbs)
     _add_client_verbs(verbs)
     _add_image_verbs(verbs)
+    inject.add_arguments(
+        _verb(
+            verbs,
+            "inject",
+            inject.run,
+            "make the storage below a device fail, delay or hang, and list and remove such rules",
+            "ploopfs inject ploop0 --op READ --errno EBUSY --count 3",
+            json=True,
+        )
+    )
     return parser
 
 

@@ -131,6 +131,11 @@ class Tree:
         finally:
             os.close(daemon)
 
+    def debug_path(self, device: str, name: str) -> str:
+        """A file of the device's directory in debugfs."""
+        self._check_device(device)
+        return self._path(f"sys/kernel/debug/ploopfs/{device}/{name}")
+
     def _check_device(self, device: str) -> None:
         if not device or "/" in device or device.startswith("."):
             raise BadValue(f"{device!r} is not a device name")

@@ -19,6 +19,7 @@ from ploopfs.device.unflushed import Unflushed
 from ploopfs.device.verify import Verify
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
+from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BeyondEnd, ReadOnly
 
@@ -26,7 +27,8 @@ _diskseq = itertools.count(1)
 
 
 class Device:
-    """A replaced top may be larger, the disk stays as it is: a stack that takes another's place keeps its size."""
+    """A replaced top may be larger, the disk stays as it is: a stack that takes another's place keeps its size.
+    `injector` stands around `files`."""
 
     def __init__(
         self,
@@ -36,6 +38,7 @@ class Device:
         key: StandbyKey,
         stack: Stack,
         files: Files,
+        injector: Injector,
         counters: Counters,
         bounds: Bounds = DEFAULT_BOUNDS,
         events: Events | None = None,
@@ -50,6 +53,8 @@ class Device:
         self.queue = RequestQueue(name, flavour, key, stack, bounds, self.events)
         self.unflushed = Unflushed(bounds.unflushed_bytes)
         self.queue.standby.changed.subscribe(self._standby_changed)
+        self.injector = injector
+        injector.follow(lambda: self.queue.stack)
         self.counters = counters
         self.settings = QueueSettings()
         self.tune = Tune()

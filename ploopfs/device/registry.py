@@ -16,6 +16,7 @@ from ploopfs.device.signal import Signal
 from ploopfs.device.standby import StandbyKey
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Files
+from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.opening import open_stack, resolve
 from ploopfs.errors import AlreadyExists, BadValue, PloopError
 
@@ -49,7 +50,8 @@ class Registry:
             raise BadValue(f"{name!r} is not a {flavour.name} device name, expected {flavour.device_name.pattern}")
         if name in self.devices:
             raise AlreadyExists(f"{name}: a device of that name exists")
-        counters = Counters()
+        counters, injector = Counters(), Injector()
+        files = injector.around(files)
         spec = await resolve(files, image, cluster_sectors=cluster_sectors)
         stack = await open_stack(files, spec, read_only=read_only, counters=counters)
         if name in self.devices:
@@ -62,6 +64,7 @@ class Registry:
             key=self.key,
             stack=stack,
             files=files,
+            injector=injector,
             counters=counters,
             bounds=bounds,
             events=self.events,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta
 from ploopfs.engine.epochs import Epochs
-from ploopfs.engine.file import Buffer
+from ploopfs.engine.file import Buffer, File
 from ploopfs.engine.writer import Writer
 from ploopfs.errors import TruncatedImage
 from ploopfs.image.map import Map
@@ -44,6 +44,28 @@ class Stack:
     def level_of(self, path: str) -> int | None:
         """The level whose file has this path."""
         return next((level for level, delta in enumerate(self.deltas) if delta.path == path), None)
+
+    def level_of_file(self, file: File) -> int | None:
+        """The level that is read and written through this open file."""
+        return next((level for level, delta in enumerate(self.deltas) if delta.file is file), None)
+
+    def serves(self, wanted: range, level: int, offset: int, length: int) -> bool:
+        """Whether any of these bytes of a level's file is one of the `wanted` bytes of the disk, or is about to be.
+
+        Header and map are none. Costs time in proportion to `wanted`."""
+        size = self.cluster_bytes
+        clusters = range(offset // size, -(-(offset + length) // size))
+        slots = range(wanted.start // size, min(-(-wanted.stop // size), len(self.map)))
+        held = [(slot, self.map.clusters[slot]) for slot in self.map.slots_of(level, clusters, slots)]
+        if level == self.map.top_level:
+            changing = self._writer.changing.items()
+            held += [(slot, cluster) for slot, cluster in changing if slot in slots and cluster in clusters]
+        for slot, cluster in held:
+            start = slot * size + max(0, offset - cluster * size)
+            stop = slot * size + min(size, offset + length - cluster * size)
+            if start < wanted.stop and wanted.start < stop:
+                return True
+        return False
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Exactly `length` bytes."""

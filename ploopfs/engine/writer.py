@@ -6,7 +6,7 @@ pages are written by one round at a time (`_map_writer`), and the memory of the 
 written: it never names a cluster that the file does not."""
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -51,6 +51,8 @@ class Writer:
         self._read_segments = read_segments
         self._counters = counters
         self._allocator = top.allocator  # asked for before anything changes
+        self.changing: dict[int, int] = {}
+        """slot -> cluster of what is being allocated or freed: the map does not name it yet, or any more."""
         self._claimed: dict[int, trio.Event] = {}
         self._growing = trio.Lock()
         self._syncer: Combiner[None] = Combiner(self._sync_once)
@@ -86,7 +88,7 @@ class Writer:
         for punch in plan.punches:
             await self._top.file.punch(punch.offset, punch.length)
         if plan.free_slots:
-            async with self._claim(plan.free_slots):
+            async with self._claim({slot: self._map.clusters[slot] for slot in plan.free_slots}):
                 await self._free(plan.free_slots)
 
     async def flush(self) -> None:
@@ -182,15 +184,16 @@ class Writer:
         return False
 
     @asynccontextmanager
-    async def _claim(self, slots: Iterable[int]) -> AsyncIterator[None]:
+    async def _claim(self, clusters: Mapping[int, int]) -> AsyncIterator[None]:
+        """`clusters` maps the slots that are claimed to what they are about to have, or have had."""
         done = trio.Event()
-        claimed = tuple(slots)
-        self._claimed.update(dict.fromkeys(claimed, done))
+        self._claimed.update(dict.fromkeys(clusters, done))
+        self.changing.update(clusters)
         try:
             yield
         finally:
-            for slot in claimed:
-                del self._claimed[slot]
+            for slot in clusters:
+                del self._claimed[slot], self.changing[slot]
             done.set()
 
     async def _sync_once(self, _waiting: list[None]) -> None:

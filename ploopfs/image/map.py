@@ -69,6 +69,13 @@ class Map:
     def is_hole(self, slot: int) -> bool:
         return self.levels[slot] == HOLE_LEVEL
 
+    def slots_of(self, level: int, clusters: range, among: range) -> list[int]:
+        """Which of the slots `among` the level owns with one of these clusters of its file."""
+        part = slice(among.start, among.stop)
+        levels, numbers = np.frombuffer(self.levels, np.uint8)[part], np.frombuffer(self.clusters, np.uint32)[part]
+        found = (levels == level) & (numbers >= clusters.start) & (numbers < clusters.stop)
+        return [among.start + int(index) for index in np.flatnonzero(found)]
+
     def assign(self, slot: int, cluster: int) -> None:
         """The top has written its own copy of a cluster."""
         self.levels[slot] = self.top_level

@@ -20,14 +20,14 @@ MAX_HOLD_TIMEOUT_MS = 24 * 3600 * 1000
 _OPTION = re.compile(r"([a-z]+)=(\S*) +")
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """A path may hold a newline; the attribute's value may not."""
     return text.replace("\n", "\\n")
 
 
 def _show_reason(device: Device) -> str | None:
     reason = device.queue.standby.reason
-    return None if reason is None else _one_line(str(reason))
+    return None if reason is None else one_line(str(reason))
 
 
 def _show_since(device: Device) -> str | None:
@@ -121,7 +121,7 @@ CONTROL: tuple[Row[Device], ...] = (
     Row("standby_reason", _show_reason, signal=lambda device: device.queue.standby.changed),
     Row("standby_since", _show_since, signal=lambda device: device.queue.standby.changed),
     Row("generation", lambda device: str(device.queue.generation), signal=lambda device: device.queue.changed),
-    Row("last_error", lambda device: _one_line(device.last_error) or None),
+    Row("last_error", lambda device: one_line(device.last_error) or None),
     Row("parked", lambda device: str(device.queue.parked)),
     control(
         "on_standby",

@@ -46,7 +46,8 @@ class Attribute:
     `show` is sync and never waits; its text is without the final newline, which the open file adds; None shows as an
     empty file. It raises `PloopError` for the reader's errno. `store` gets the text of one write(2); its `PloopError`
     is the writer's errno. `signal` is set on attributes that notify pollers. `removed` tells an open file that its
-    object is gone. `bounded` is false where the text may be longer than a page, as in proc and debugfs.
+    object is gone. `bounded` is false where the text may be longer than a page, as in proc and debugfs. `private`: it
+    is the owner's alone.
     """
 
     show: Show | None
@@ -54,10 +55,11 @@ class Attribute:
     signal: Signal | None = None
     removed: Callable[[], bool] = _never
     bounded: bool = True
+    private: bool = False
 
     @property
     def mode(self) -> int:
-        return (0o444 if self.show else 0) | (0o200 if self.store else 0)
+        return ((0o444 if self.show else 0) | (0o200 if self.store else 0)) & (0o700 if self.private else 0o777)
 
 
 @dataclass(eq=False, slots=True)

@@ -26,6 +26,7 @@ class Row(Generic[S]):
     store: Callable[[S, str], Awaitable[None]] | None = None
     signal: Callable[[S], Signal] | None = None
     bounded: bool = True
+    private: bool = False
 
 
 def constant(name: str, value: str | int) -> Row[S]:
@@ -74,6 +75,7 @@ def _attribute(row: Row[S], subject: S, removed: Removed) -> Attribute:
         signal=row.signal and row.signal(subject),
         removed=removed,
         bounded=row.bounded,
+        private=row.private,
     )
 
 

@@ -12,6 +12,7 @@ from ploopfs.device.device import Device
 from ploopfs.device.registry import Registry
 from ploopfs.sysfs.block import BLOCK
 from ploopfs.sysfs.control import CONTROL
+from ploopfs.sysfs.debug import DEBUG
 from ploopfs.sysfs.nodes import Directory, Disk, Link, Node, Stream
 from ploopfs.sysfs.proc import ABSENT, Host, System, proc_directory
 from ploopfs.sysfs.queue import QUEUE
@@ -31,6 +32,7 @@ class DeviceNodes:
 
     device: Device
     directory: Directory
+    debug: Directory
     disk: Disk
     in_block: Link
     in_class: Link
@@ -54,6 +56,7 @@ def build(registry: Registry, host: Host = ABSENT) -> Directory:
         "class": _fixed({"block": per_device(lambda nodes: (nodes.device.name, nodes.in_class))}),
         "dev": _fixed({"block": per_device(lambda nodes: (_numbers(nodes.device), nodes.in_dev))}),
         "devices": _fixed({"virtual": _fixed({"block": devices})}),
+        "kernel": _fixed({"debug": _fixed({"ploopfs": per_device(lambda nodes: (nodes.device.name, nodes.debug))})}),
         "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False, lambda: _of_module(registry))}),
     }
     disks = per_device(lambda nodes: (nodes.device.name, nodes.disk))
@@ -65,6 +68,7 @@ def _device_nodes(device: Device, removed: Removed) -> DeviceNodes:
     return DeviceNodes(
         device=device,
         directory=_device_directory(device, removed),
+        debug=directory(DEBUG, device, removed),
         disk=Disk(device),
         in_block=Link(from_block),
         in_class=Link(f"../{from_block}"),

@@ -14,10 +14,11 @@ from ploopfs.device.queue import Bounds, RequestQueue
 from ploopfs.device.registry import Registry
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
+from ploopfs.engine.inject.rule import Rule
 from ploopfs.errors import BackendError, PloopError
 from ploopfs.image.header import HEADER_BYTES, Header
 from ploopfs.scst import Scst
-from ploopfs.testing.faulty import Faults, FaultyFiles, Rule
+from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
 

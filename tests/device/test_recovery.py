@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ploopfs.device.standby import STANDBY_ERRNOS, State
+from ploopfs.engine.inject.rule import Rule
 from ploopfs.errors import BackendError, DeviceAborted, InStandby, PloopError, RequestFailed
-from ploopfs.testing.faulty import Rule
 from tests.device.rig import (
     CLUSTER,
     CONTENT,

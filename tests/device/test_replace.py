@@ -10,9 +10,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
+from ploopfs.engine.inject.filter import FilteredFile
 from ploopfs.errors import Busy, ImageNotClosed, QuiesceTimeout
 from ploopfs.image.header import IN_USE, V1
-from ploopfs.testing.faulty import FaultyFile
 from ploopfs.testing.files import MemoryFile
 from tests.device.rig import (
     BASE,
@@ -42,9 +42,10 @@ def new_top() -> bytes:
 
 
 def is_closed(file: object) -> bool:
-    assert isinstance(file, FaultyFile)
-    assert isinstance(file._inner, MemoryFile)
-    return file._inner.closed
+    while isinstance(file, FilteredFile):
+        file = file._inner
+    assert isinstance(file, MemoryFile)
+    return file.closed
 
 
 # --- a healthy device ---------------------------------------------------------------------------------------------

@@ -317,22 +317,14 @@ async def test_a_reopen_that_somebody_else_outran_says_so(lost: bool, caplog: py
 class AbandonedFile(FaultyFile):
     """As a real file: an operation that is given up may yet happen, so the file is never closed."""
 
-    async def read(self, offset: int, length: int) -> bytearray:
-        try:
-            return await super().read(offset, length)
-        except trio.Cancelled:
-            self.abandoned = True
-            raise
-
     async def aclose(self) -> None:
         if not self.abandoned:
             await super().aclose()
 
 
 class AbandonedFiles(FaultyFiles):
-    async def open(self, path: str, *, writable: bool) -> FaultyFile:
-        file = await super().open(path, writable=writable)
-        return AbandonedFile(file._inner, file._faults)
+    def wrap(self, file: File) -> FaultyFile:
+        return AbandonedFile(file, self.faults)
 
 
 @in_either_state

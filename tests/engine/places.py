@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ploopfs.engine.file import Files, OsFiles
+from ploopfs.engine.inject.grammar import execute
+from ploopfs.engine.inject.injector import Injector
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
 
@@ -59,3 +61,14 @@ class FaultyPlace(MemoryPlace):
         super().__init__()
         self.faults = Faults()
         self.files = FaultyFiles(self.memory, self.faults)
+
+
+class InjectedPlace(OsPlace):
+    """The machine's file system behind an injector: without a rule, or with one that takes nothing (`ruled`)."""
+
+    def __init__(self, directory: Path, *, ruled: bool) -> None:
+        super().__init__(directory)
+        injector = Injector()
+        self.files = injector.around(self.files)
+        if ruled:
+            execute(injector, "add,errno=EIO,level=3")

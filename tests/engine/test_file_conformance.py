@@ -7,14 +7,20 @@ import pytest
 
 from ploopfs.engine.file import File
 from ploopfs.errors import BackendError, ImageLocked
-from tests.engine.places import FaultyPlace, MemoryPlace, OsPlace, Place
+from tests.engine.places import FaultyPlace, InjectedPlace, MemoryPlace, OsPlace, Place
 
 CONTENT = bytes(range(256)) * 64
 
 
-@pytest.fixture(params=["os", "memory", "faulty"])
+@pytest.fixture(params=["os", "memory", "faulty", "injected", "ruled"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    places: dict[str, Place] = {"os": OsPlace(tmp_path), "memory": MemoryPlace(), "faulty": FaultyPlace()}
+    places: dict[str, Place] = {
+        "os": OsPlace(tmp_path),
+        "memory": MemoryPlace(),
+        "faulty": FaultyPlace(),
+        "injected": InjectedPlace(tmp_path, ruled=False),
+        "ruled": InjectedPlace(tmp_path, ruled=True),
+    }
     return places[request.param]
 
 

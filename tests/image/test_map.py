@@ -133,3 +133,19 @@ def test_every_lookup_agrees_with_a_walk_down_the_stack(
 ) -> None:
     layers: list[Layer] = [*([raw] if raw else []), *deltas]
     assert owners(stack(disk_clusters, *layers)) == expected_owners(disk_clusters, layers)
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=6, max_size=6), min_size=1, max_size=3), st.data())
+def test_the_slots_of_a_piece_of_a_file_are_those_that_the_map_leads_there(
+    layers: list[list[int]], data: st.DataObject
+) -> None:
+    merged = stack(6, *layers)
+    level = data.draw(st.integers(0, 3))
+    clusters = range(data.draw(st.integers(0, 6)), data.draw(st.integers(0, 7)))
+    among = range(data.draw(st.integers(0, 6)), data.draw(st.integers(0, 6)))
+    expected = [
+        slot
+        for slot, owner in enumerate(owners(merged))
+        if slot in among and owner is not None and owner[0] == level and owner[1] in clusters
+    ]
+    assert merged.slots_of(level, clusters, among) == expected

@@ -6,7 +6,7 @@ The standby machine, signals, statistics and counters are the real ones, as they
 from dataclasses import dataclass, field
 from typing import cast
 
-from ploopfs.device.events import Events
+from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import VZ7, Flavour
 from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
@@ -18,6 +18,7 @@ from ploopfs.device.unflushed import Unflushed
 from ploopfs.device.verify import Verify
 from ploopfs.device.waiting import HoldPolicy, OnStandby, WaitingRoom
 from ploopfs.engine.counters import Counters
+from ploopfs.engine.inject.injector import Injector
 from ploopfs.errors import PloopError
 from ploopfs.sysfs.nodes import Attribute, Directory, Node
 from ploopfs.sysfs.openfile import OpenAttribute, opening
@@ -92,12 +93,18 @@ class FakeDevice:
     counters: Counters = field(default_factory=Counters)
     settings: QueueSettings = field(default_factory=QueueSettings)
     tune: Tune = field(default_factory=Tune)
+    injector: Injector = field(default_factory=Injector)
+    all_events: Events = field(default_factory=Events)
     asked: list[str] = field(default_factory=list)
     refusal: PloopError | None = None
 
     @property
     def last_error(self) -> str:
         return self.why.text
+
+    @property
+    def events(self) -> DeviceEvents:
+        return DeviceEvents(self.all_events, self.name)
 
     async def replace(self, path: str, *, level: int | None = None, verify: Verify = Verify.NONE) -> None:
         self._answer(f"replace {path}" if level is None else f"replace {path} level={level} verify={verify.value}")

@@ -37,7 +37,7 @@ def test_nodes_are_the_same_objects_each_time(root: Directory) -> None:
     assert dict(walk(root)) == dict(walk(root))
 
 
-def test_modes_are_those_of_sysfs(root: Directory) -> None:
+def test_modes_are_those_of_sysfs_and_in_debugfs_the_owners_alone(root: Directory) -> None:
     modes = {type(node): set[int]() for _, node in walk(root)}
     for _, node in walk(root):
         modes[type(node)].add(node.mode)
@@ -45,7 +45,7 @@ def test_modes_are_those_of_sysfs(root: Directory) -> None:
         Directory: {0o755},
         Link: {0o777},
         Disk: {0o660},
-        Attribute: {0o444, 0o644, 0o200},
+        Attribute: {0o444, 0o644, 0o200, 0o600, 0o400},
         Stream: {0o444},
     }
 

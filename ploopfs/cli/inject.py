@@ -1,0 +1,131 @@
+"""`ploopfs inject`: faults at the storage of a device, by writing and reading its `error_injection`.
+
+Knows nothing of what a rule does: the tree refuses what it does not take, and says why.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+
+from ploopfs.cli.exits import Exit
+from ploopfs.cli.tree import Tree
+from ploopfs.engine.inject.grammar import OPS, STATUSES
+from ploopfs.errors import BadValue
+
+Rule = dict[str, int | float | str | bool]
+
+_VALUES = {
+    # option: (word, metavar, help)
+    "--errno": ("errno", "ERRNO", "answer with this errno, such as EBUSY, ENOTCONN or EIO"),
+    "--status": ("status", "STATUS", f"answer with the errno of a block status: {', '.join(STATUSES)}"),
+    "--level": ("level", "N", "only the delta of this level; default: all"),
+    "--start": ("start", "N", "first sector of the disk; default with --sectors: 0"),
+    "--sectors": ("nr_sectors", "N", "number of sectors; default with --start: the rest of the disk"),
+    "--count": ("count", "N", "so many times; default: until the rule is removed"),
+    "--skip": ("skip", "N", "let the first N pass"),
+    "--chance": ("chance", "N", "one in N; default 1"),
+    "--seed": ("seed", "N", "the same ones of --chance for the same seed"),
+    "--delay-ms": ("delay_ms", "N", "answer so much later"),
+}
+_FLAGS = {
+    "--hang": ("hang", "do not answer until the rule is removed"),
+    "--after": ("after", "do it, and then answer with the errno: a lost reply"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("device", metavar="DEV")
+    parser.add_argument("--op", choices=OPS, default=None, help="what is taken; default: ALL")
+    for option, (word, metavar, text) in _VALUES.items():
+        parser.add_argument(option, dest=word, metavar=metavar, help=text)
+    for option, (word, text) in _FLAGS.items():
+        parser.add_argument(option, dest=word, action="store_true", help=text)
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--list", action="store_true", help="show the rules, newest first: the first that fits decides")
+    others.add_argument("--remove", metavar="ID", help="remove one rule; what hangs by it goes on")
+    others.add_argument("--remove-all", action="store_true", help="remove every rule")
+    parser.add_argument("-m", "--mount", metavar="MOUNTPOINT", help="needed if several trees are mounted")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Add a rule and show it, unless another order is given."""
+    tree, device = Tree.find(arguments.mount), arguments.device
+    words = list(_words(arguments))
+    if words and (arguments.list or arguments.remove or arguments.remove_all):
+        raise BadValue(f"{words[0]} is of a new rule, expected nothing beside --list, --remove or --remove-all")
+    if arguments.remove_all:
+        write_command(tree, device, "removeall")
+    elif arguments.remove is not None:
+        write_command(tree, device, f"remove,id={arguments.remove}")
+    elif arguments.list:
+        _print(arguments, rules_of(tree, device))
+    else:
+        write_command(tree, device, ",".join(["add", *words]))
+        _print(arguments, rules_of(tree, device)[:1])
+    return Exit.OK
+
+
+def write_command(tree: Tree, device: str, command: str) -> None:
+    """Raises OSError with the errno of the write, and the reason in words."""
+    fd = os.open(tree.debug_path(device, "error_injection"), os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, os.fsencode(f"{command}\n"))
+    except OSError as error:
+        with open(tree.debug_path(device, "last_error"), encoding="utf-8", errors="surrogateescape") as file:
+            reason = file.read().removesuffix("\n")
+        raise OSError(error.errno, f"{device}: {reason}" if reason else error.strerror) from error
+    finally:
+        os.close(fd)
+
+
+def rules_of(tree: Tree, device: str) -> list[Rule]:
+    """Newest first; `first` and `last` are sectors."""
+    with open(tree.debug_path(device, "error_injection"), encoding="utf-8") as file:
+        return [_parsed(line) for line in file.read().splitlines()]
+
+
+def _words(arguments: argparse.Namespace) -> Iterator[str]:
+    for word in ("op", *(word for word, _, _ in _VALUES.values())):
+        if getattr(arguments, word) is not None:
+            yield f"{word}={getattr(arguments, word)}"
+    for word, _ in _FLAGS.values():
+        if getattr(arguments, word):
+            yield word
+
+
+def _parsed(line: str) -> Rule:
+    sectors, _, words = line.partition(" ")
+    first, last = sectors.split(":")
+    rule: Rule = {"first": int(first), "last": int(last)}
+    for word in words.split(","):
+        key, equals, value = word.partition("=")
+        rule[key] = (int(value) if value.isdecimal() else value) if equals else True
+    if "last_time" in rule:
+        rule["last_time"] = float(rule["last_time"])
+    return rule
+
+
+def _print(arguments: argparse.Namespace, rules: list[Rule]) -> None:
+    if arguments.json:
+        print(json.dumps(rules, indent=2))
+        return
+    for rule in rules:
+        print(_line(rule))
+
+
+def _line(rule: Rule) -> str:
+    """`3: READ EBUSY level=2 count=3, 2 hits`"""
+    what = [str(rule["op"])]
+    if "errno" in rule:
+        what.append(str(rule["errno"]))
+    if rule["where"] == "sectors":
+        what.append(f"sectors={rule['first']}-{rule['last']}")
+    what += [f"{key}={rule[key]}" for key in ("level", "skip", "count", "delay_ms", "seed") if key in rule]
+    if rule["chance"] != 1:
+        what.append(f"chance=1/{rule['chance']}")
+    what += [key for key in ("hang", "after") if key in rule]
+    hits = f"{rule['hits']} hits"
+    if "last_op" in rule:
+        hits += f", the last a {rule['last_op']} of {rule['last_length']} bytes at {rule['last_offset']}"
+    return f"{rule['id']}: {' '.join(what)}, {hits}"

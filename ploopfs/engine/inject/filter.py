@@ -1,0 +1,167 @@
+"""A filter around any Files: each operation asks what becomes of it before the storage sees it.
+
+The injector of a device and the faults of the tests stand behind it; it knows neither. Fault model: an operation waits
+(for a time, or until it is released), and is then answered with an errno without the storage having seen it, or done,
+or done and answered with an errno all the same (the reply was lost). Invariant: what it raises is what the real file
+raises, a BackendError with the operation's own name.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+import trio
+
+from ploopfs.engine.file import Buffer, File, Files
+from ploopfs.errors import BackendError
+
+T = TypeVar("T")
+
+OPERATIONS = frozenset({"open", "read", "write", "fsync", "stat", "truncate", "punch hole", "lock", "unlock"})
+"""The names that BackendError has for them."""
+
+_METHODS = ("read_nowait", "read", "write_nowait", "write", "sync", "size", "truncate", "punch", "lock", "unlock")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation on its way to the storage; `file` is None for one on a path."""
+
+    name: str
+    path: str
+    writable: bool = False
+    offset: int = 0
+    length: int = 0
+    file: "FilteredFile | None" = None
+
+
+class Fate(Protocol):
+    """What becomes of an operation: the waits first, then the errno, or the storage's own answer if there is none."""
+
+    @property
+    def errno(self) -> int | None: ...
+
+    @property
+    def delay_s(self) -> float: ...
+
+    @property
+    def released(self) -> trio.Event | None: ...
+
+    @property
+    def after(self) -> bool:
+        """The storage does it before it is answered with the errno."""
+
+
+class Judge(Protocol):
+    def match(self, operation: Operation) -> Fate | None: ...
+
+
+class FilteredFiles:
+    """Files whose operations the judge decides."""
+
+    def __init__(self, inner: Files, judge: Judge) -> None:
+        self._inner = inner
+        self._judge = judge
+
+    async def open(self, path: str, *, writable: bool) -> "FilteredFile":
+        work = partial(self._inner.open, path, writable=writable)
+        return self.wrap(await _decided(self._judge, Operation("open", path, writable), work))
+
+    def wrap(self, file: File) -> "FilteredFile":
+        return FilteredFile(file, self._judge)
+
+    async def is_directory(self, path: str) -> bool:
+        return await _decided(self._judge, Operation("stat", path), partial(self._inner.is_directory, path))
+
+    async def real_path(self, path: str) -> str:
+        return await _decided(self._judge, Operation("stat", path), partial(self._inner.real_path, path))
+
+
+class FilteredFile:
+    """One open file; nothing answers at once, so that every operation can be held."""
+
+    def __init__(self, inner: File, judge: Judge) -> None:
+        self.path = inner.path
+        self.writable = inner.writable
+        self.identity = inner.identity
+        self._inner = inner
+        self._judge = judge
+        self._given_up = False
+
+    @property
+    def abandoned(self) -> bool:
+        return self._given_up or self._inner.abandoned
+
+    @abandoned.setter
+    def abandoned(self, value: bool) -> None:
+        self._given_up = value
+
+    def bypass(self, on: bool) -> None:
+        """While on, callers reach the methods of the file below as if nobody stood between: an attribute of the object
+        hides the method of its class."""
+        for name in _METHODS:
+            if on:
+                self.__dict__[name] = getattr(self._inner, name)
+            else:
+                self.__dict__.pop(name, None)
+
+    def read_nowait(self, offset: int, length: int) -> bytearray | None:  # noqa: ARG002 -- the File protocol's signature
+        return None
+
+    def write_nowait(self, offset: int, data: Buffer) -> int:  # noqa: ARG002 -- the File protocol's signature
+        return 0
+
+    async def read(self, offset: int, length: int) -> bytearray:
+        return await self._decided("read", partial(self._inner.read, offset, length), offset, length)
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        await self._decided("write", partial(self._inner.write, offset, data), offset, len(data))
+
+    async def sync(self) -> None:
+        await self._decided("fsync", self._inner.sync)
+
+    async def size(self) -> int:
+        return await self._decided("stat", self._inner.size)
+
+    async def truncate(self, size: int) -> None:
+        await self._decided("truncate", partial(self._inner.truncate, size), size)
+
+    async def punch(self, offset: int, length: int) -> None:
+        await self._decided("punch hole", partial(self._inner.punch, offset, length), offset, length)
+
+    async def lock(self) -> None:
+        await self._decided("lock", self._inner.lock)
+
+    async def unlock(self) -> None:
+        await self._decided("unlock", self._inner.unlock)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def _decided(self, name: str, work: Callable[[], Awaitable[T]], offset: int = 0, length: int = 0) -> T:
+        operation = Operation(name, self.path, self.writable, offset, length, self)
+        try:
+            return await _decided(self._judge, operation, work)
+        except trio.Cancelled:
+            # As in a real file: who asked has given up, and nobody can say what the storage would still have done.
+            self._given_up = True
+            raise
+
+
+async def _decided(judge: Judge, operation: Operation, work: Callable[[], Awaitable[T]]) -> T:
+    fate = judge.match(operation)
+    if fate is None:
+        return await work()
+    if fate.delay_s:
+        await trio.sleep(fate.delay_s)
+    if fate.released is not None:
+        await fate.released.wait()
+    if fate.errno is None:
+        return await work()
+    if fate.after and operation.name != "open":  # an open whose reply is lost leaves nothing open
+        await work()
+    await trio.lowlevel.checkpoint()
+    raise BackendError(
+        fate.errno, operation.name, operation.path, offset=operation.offset, length=operation.length
+    )

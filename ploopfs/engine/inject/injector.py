@@ -1,0 +1,152 @@
+"""The rules of one device, and its place between the device and its storage.
+
+Knows no grammar. Invariants: a new rule goes before the older ones, and the first that takes an operation decides, as
+in the kernel's error injection; while no rule can take anything, every file is bypassed, so that an injector without
+rules costs nothing.
+"""
+
+import itertools
+import logging
+from collections.abc import Callable
+
+from ploopfs.engine.file import File, Files
+from ploopfs.engine.inject.filter import FilteredFile, FilteredFiles, Operation
+from ploopfs.engine.inject.rule import Rule, Sectors
+from ploopfs.engine.stack import Stack
+from ploopfs.errors import BadValue, LimitReached, NoSuchEntry
+from ploopfs.image.header import SECTOR_BYTES
+
+log = logging.getLogger(__name__)
+
+MAX_RULES = 64
+
+
+class Injector:
+    """`rules` is newest first, and spent ones stay in it until they are removed. `last_error` is why the last command
+    was refused, empty if it was not: the grammar's caller keeps it here."""
+
+    def __init__(self) -> None:
+        self.rules: list[Rule] = []
+        self.last_error = ""
+        self._files: set[InjectedFile] = set()
+        self._numbers = itertools.count(1)
+        self._stack: Callable[[], Stack | None] = lambda: None
+
+    def follow(self, stack: Callable[[], Stack]) -> None:
+        """`stack` tells the device's stack of the moment; before this call no operation has a level."""
+        self._stack = stack
+
+    def around(self, files: Files) -> Files:
+        """The same files, ruled by this injector from now on, whenever they were opened."""
+        return _InjectedFiles(files, self)
+
+    def add(self, rule: Rule) -> Rule:
+        """Raises BadValue for a rule that could never take anything, and LimitReached."""
+        if len(self.rules) >= MAX_RULES:
+            raise LimitReached(f"{MAX_RULES} rules exist, which is the most: remove one first")
+        self._check(rule)
+        rule.number = next(self._numbers)
+        self.rules.insert(0, rule)
+        self._settle()
+        return rule
+
+    def remove(self, number: int) -> None:
+        """What hangs by the rule goes on. Raises NoSuchEntry."""
+        rule = next((rule for rule in self.rules if rule.number == number), None)
+        if rule is None:
+            known = ", ".join(str(rule.number) for rule in self.rules) or "none"
+            raise NoSuchEntry(f"id is {number}, expected that of a rule (there: {known})")
+        self.rules.remove(rule)
+        self._let_go(rule)
+
+    def remove_all(self) -> None:
+        while self.rules:
+            self._let_go(self.rules.pop())
+
+    def match(self, operation: Operation) -> Rule | None:
+        for rule in self.rules:
+            if rule.takes(operation, self):
+                if rule.hits == 1:
+                    log.info("fault rule %d takes %s of %s", rule.number, operation.name, operation.path)
+                if rule.spent:
+                    self._settle()
+                return rule
+        return None
+
+    # --- where an operation lies ----------------------------------------------------------------------------------
+
+    def level(self, operation: Operation) -> int | None:
+        """The level of its file; a file that is in no level yet counts by its path, and a writable one as the top, for
+        nothing but the top is ever written."""
+        stack = self._stack()
+        if stack is None:
+            return None
+        level = stack.level_of_file(operation.file) if operation.file is not None else None
+        if level is None:
+            level = stack.level_of(operation.path)
+        if level is None and operation.writable:
+            level = len(stack.deltas) - 1
+        return level
+
+    def holds(self, operation: Operation, sectors: Sectors) -> bool:
+        stack = self._stack()
+        level = stack.level_of_file(operation.file) if stack and operation.file is not None else None
+        if stack is None or level is None or not operation.length:
+            return False
+        wanted = range(sectors.first * SECTOR_BYTES, (sectors.last + 1) * SECTOR_BYTES)
+        return stack.serves(wanted, level, operation.offset, operation.length)
+
+    # --- the files ------------------------------------------------------------------------------------------------
+
+    def adopt(self, file: "InjectedFile") -> None:
+        self._files.add(file)
+        file.bypass(not self._is_live)
+
+    def drop(self, file: "InjectedFile") -> None:
+        self._files.discard(file)
+
+    @property
+    def _is_live(self) -> bool:
+        return any(not rule.spent for rule in self.rules)
+
+    def _settle(self) -> None:
+        bypassed = not self._is_live
+        for file in self._files:
+            file.bypass(bypassed)
+
+    def _let_go(self, rule: Rule) -> None:
+        if rule.released is not None:
+            rule.released.set()
+        self._settle()
+
+    def _check(self, rule: Rule) -> None:
+        stack = self._stack()
+        if stack is None:
+            return
+        if rule.level is not None and rule.level >= len(stack.deltas):
+            raise BadValue(f"level is {rule.level}, expected 0 to {len(stack.deltas) - 1}: the levels of the stack")
+        disk_sectors = stack.size_bytes // SECTOR_BYTES
+        if rule.sectors is not None and rule.sectors.first >= disk_sectors:
+            raise BadValue(f"start is {rule.sectors.first}, expected a sector of the disk, which has {disk_sectors}")
+
+
+class InjectedFile(FilteredFile):
+    """An open file that its injector can put itself in front of, and get out of the way of."""
+
+    def __init__(self, inner: File, injector: Injector) -> None:
+        super().__init__(inner, injector)
+        self._injector = injector
+        injector.adopt(self)
+
+    async def aclose(self) -> None:
+        self._injector.drop(self)
+        await super().aclose()
+
+
+class _InjectedFiles(FilteredFiles):
+    def __init__(self, inner: Files, injector: Injector) -> None:
+        super().__init__(inner, injector)
+        self._injector = injector
+
+    def wrap(self, file: File) -> InjectedFile:
+        return InjectedFile(file, self._injector)
