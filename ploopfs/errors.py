@@ -78,6 +78,14 @@ class BackendError(PloopError):
         self.errno = errno
         self.operation, self.path, self.offset, self.length = operation, path, offset, length
 
+    @classmethod
+    def of(cls, error: OSError, operation: str, path: str, *, offset: int = 0, length: int = 0) -> "BackendError":
+        """What the kernel answered. It answers what a FUSE server had when it died with ECONNABORTED, and everything
+        later with ENOTCONN: that is one event, the mount is gone, and it bears the name that the specification knows.
+        """
+        number = _errno.ENOTCONN if error.errno == _errno.ECONNABORTED else error.errno or _errno.EIO
+        return cls(number, operation, path, offset=offset, length=length)
+
     def __str__(self) -> str:
         where = f" {self.length} bytes at {self.offset}" if self.length else ""
         name = _errno.errorcode.get(self.errno, str(self.errno))

@@ -204,7 +204,7 @@ class OsFile:
             return True
         if error.errno in _NO_NOWAIT:
             return False
-        raise _backend_error(error, operation, self.path, offset, length) from error
+        raise BackendError.of(error, operation, self.path, offset=offset, length=length) from error
 
 
 async def _hop(
@@ -213,14 +213,7 @@ async def _hop(
     try:
         return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
     except OSError as error:
-        raise _backend_error(error, operation, path, offset, length) from error
-
-
-def _backend_error(error: OSError, operation: str, path: str, offset: int, length: int) -> BackendError:
-    """The kernel answers what a FUSE server had when it died with ECONNABORTED, and everything later with ENOTCONN. It
-    is one event, the mount is gone, and it bears the name that the specification knows."""
-    number = errno.ENOTCONN if error.errno == errno.ECONNABORTED else error.errno or errno.EIO
-    return BackendError(number, operation, path, offset=offset, length=length)
+        raise BackendError.of(error, operation, path, offset=offset, length=length) from error
 
 
 def _read_fully(fd: int, offset: int, length: int) -> bytearray:

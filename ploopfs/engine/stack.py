@@ -28,9 +28,9 @@ class Stack:
         self.map = lower.stacked(self.top.map_level)
         self.size_bytes = size_bytes
         self.cluster_bytes = lower.cluster_bytes
-        self._counters = counters
+        self.counters = counters
         self._epochs = Epochs()
-        self._writer = Writer(self.top, self.map, self._epochs, self._read_segments, counters)
+        self.writer = Writer(self.top, self.map, self._epochs, self._read_segments, counters)
 
     @property
     def format_version(self) -> int:
@@ -58,7 +58,7 @@ class Stack:
         slots = range(wanted.start // size, min(-(-wanted.stop // size), len(self.map)))
         held = [(slot, self.map.clusters[slot]) for slot in self.map.slots_of(level, clusters, slots)]
         if level == self.map.top_level:
-            changing = self._writer.changing.items()
+            changing = self.writer.changing.items()
             held += [(slot, cluster) for slot, cluster in changing if slot in slots and cluster in clusters]
         for slot, cluster in held:
             start = slot * size + max(0, offset - cluster * size)
@@ -74,7 +74,7 @@ class Stack:
         try:
             if len(plan) == 1:
                 return await self._read_segment(plan[0])
-            self._counters.bio_splits += 1
+            self.counters.bio_splits += 1
             return await self._read_segments(plan)
         finally:
             self._epochs.leave(epoch)
@@ -83,24 +83,24 @@ class Stack:
         """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""
         epoch = self._epochs.enter()
         try:
-            await self._writer.write(offset, data, check_zeros=check_zeros)
+            await self.writer.write(offset, data, check_zeros=check_zeros)
         finally:
             self._epochs.leave(epoch)
         if fua:
-            self._counters.bio_fua_out += 1
+            self.counters.bio_fua_out += 1
             await self.flush()
 
     async def discard(self, offset: int, length: int) -> None:
         """Whole clusters that the top owns read as zeroes afterwards; anything smaller succeeds without effect."""
-        await self._writer.discard(offset, length)
+        await self.writer.discard(offset, length)
 
     async def flush(self) -> None:
         """Every write acknowledged before the call is on stable storage. A read-only stack has nothing to flush."""
         if self.read_only:
-            self._counters.bio_flush_skip += 1
+            self.counters.bio_flush_skip += 1
             return
-        self._counters.bio_flush_out += 1
-        await self._writer.flush()
+        self.counters.bio_flush_out += 1
+        await self.writer.flush()
 
     async def aclose(self, *, clean: bool) -> None:
         """Close every delta; raises what closing the top raised (its mark is then still set)."""
@@ -116,7 +116,7 @@ class Stack:
     async def _read_segment(self, segment: Segment) -> Buffer:
         match segment:
             case Hole(length):
-                self._counters.bio_rzero += 1
+                self.counters.bio_rzero += 1
                 return bytes(length)
             case Run(level, offset, length):
                 return await _read_run(self.deltas[level], offset, length)

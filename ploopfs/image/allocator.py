@@ -52,5 +52,11 @@ class Allocator:
         self._next += 1
         return self._next - 1, False
 
+    def reserve_below(self, cluster: int) -> None:
+        """Nothing below is handed out any more: the map of the file grows to there."""
+        self._gaps = deque((max(start, cluster), stop) for start, stop in self._gaps if stop > cluster)
+        self._released = sorted(released for released in self._released if released >= cluster)
+        self._next = max(self._next, min(cluster, self._limit + 1))
+
     def release(self, cluster: int) -> None:
         heapq.heappush(self._released, cluster)

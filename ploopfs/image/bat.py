@@ -59,6 +59,21 @@ class Bat:
         entries = self.view()
         return np.concatenate((entries[entries != 0], self._past_end))
 
+    @property
+    def end_bytes(self) -> int:
+        """Where in the file the entries of the disk end."""
+        return HEADER_BYTES + len(self.clusters) * BAT_ENTRY_BYTES
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether entries stand past the end of the disk."""
+        return bool(len(self._past_end))
+
+    def extend(self, disk_clusters: int) -> None:
+        """The disk has grown, and what stood past its end is gone from the file."""
+        self.clusters = self.clusters + array("I", bytes(BAT_ENTRY_BYTES * (disk_clusters - len(self.clusters))))
+        self._past_end = self._past_end[:0]
+
     def pages(self, changes: dict[int, int]) -> Iterable[PageWrite]:
         """The pages that carry `changes` (slot -> cluster), with every other entry as it is now."""
         by_page: dict[int, list[int]] = {}

@@ -29,8 +29,10 @@ FLAG_CONVERTING = 2
 _LAYOUT = struct.Struct("<16sIIIIIQIIIQ")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+_ENTRIES_OFFSET = 32
 _SIZE_OFFSET = 36
 _IN_USE_OFFSET = 44
+_FIRST_BLOCK_OFFSET = 48
 _FLAGS_OFFSET = 52
 _EXTENSION_OFFSET = 56
 assert _LAYOUT.size == HEADER_BYTES
@@ -175,6 +177,17 @@ class Header:
         _U32.pack_into(raw, _IN_USE_OFFSET, in_use)
         _U32.pack_into(raw, _FLAGS_OFFSET, flags)
         _U64.pack_into(raw, _EXTENSION_OFFSET, extension_sectors)
+        return type(self).parse(bytes(raw), "header")
+
+    def resized(self, size_sectors: int) -> "Header":
+        """The same image for a larger disk of whole clusters: the three fields that vz9's resize writes
+        (kernel-ploop.md 2.5), every other byte as it was read. Data never move down: too large an area stays."""
+        raw = bytearray(self.raw)
+        entries = size_sectors // self.cluster_sectors
+        _U32.pack_into(raw, _ENTRIES_OFFSET, entries)
+        (_U32 if self.version is V1 else _U64).pack_into(raw, _SIZE_OFFSET, size_sectors)
+        first = max(self.first_block_sectors, first_block_sectors(entries, self.cluster_sectors))
+        _U32.pack_into(raw, _FIRST_BLOCK_OFFSET, first)
         return type(self).parse(bytes(raw), "header")
 
     def marked_in_use(self) -> "Header":
