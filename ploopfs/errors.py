@@ -67,6 +67,42 @@ class ImageMismatch(PloopError):
     errno = _errno.EINVAL
 
 
+class LevelTooLarge(PloopError):
+    """A delta that user space has changed is larger than the one above it."""
+
+    errno = _errno.EFBIG
+
+
+class WrongLevel(PloopError):
+    """A level whose image cannot do what is asked: a raw one cannot be a top."""
+
+    errno = _errno.EBADSLT
+
+
+class WrongLength(PloopError):
+    """A file that user space has changed is not a whole number of clusters long."""
+
+    errno = _errno.EPROTO
+
+
+class NotSupported(PloopError):
+    """The kernel's ENOTSUPP, which has no name in user space, and which FUSE cannot carry."""
+
+    errno = 524
+
+
+class Interrupted(PloopError):
+    """A long operation was told to end before it was done."""
+
+    errno = _errno.EINTR
+
+
+class NothingTracked(PloopError):
+    """No cluster has been written since it was last asked about."""
+
+    errno = _errno.EAGAIN
+
+
 # --- storage ------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +239,7 @@ class LimitReached(PloopError):
 
 
 class PermissionDenied(PloopError):
-    """An attribute was opened in a direction that it does not have; even for root, as in kernfs."""
+    """An attribute (even for root, as in kernfs) or an image is not open in the direction that is asked for."""
 
     errno = _errno.EACCES
 

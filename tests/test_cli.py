@@ -23,7 +23,10 @@ from tests.mounted.disks import Disk, make_disk
 from tests.mounted.storage import Bindfs, store
 from tests.realparts import need
 
-VERBS = ("mount", "umount", "list", "status", "replace", "reopen", "wait", "create", "snapshot", "info", "inject")
+VERBS = (
+    *("mount", "umount", "list", "status", "replace", "reopen", "wait"),
+    *("create", "snapshot", "resize", "info", "inject"),
+)
 MIB = 1 << 20
 
 
@@ -190,6 +193,31 @@ def test_a_snapshot_is_of_a_disk_and_not_of_an_image(run: Run, tmp_path: Path) -
     told = run("snapshot", tmp_path / "top.hds")
     assert told.code == Exit.FAILED
     assert "a snapshot is taken of a disk" in told.err
+
+
+def test_an_image_that_nobody_uses_grows(run: Run, tmp_path: Path) -> None:
+    image = tmp_path / "top.hds"
+    run("create", "--cluster-size", "32K", "64M", image)
+    assert run("resize", "--json", "1G", image).json == {"image": str(image), "size": str(1 << 30)}
+    [layer] = run("info", "--json", image).json
+    assert (layer["size_bytes"], layer["in_use"], layer["check"]) == (1 << 30, False, 0)
+    for size, wrong in (("64M", "online shrink is not supported"), ("1048577K", "a multiple of the cluster")):
+        told = run("resize", size, image)
+        assert told.code == Exit.FAILED
+        assert wrong in told.err
+    assert image.read_bytes()[44:48] == bytes(4)
+
+
+@pytest.mark.expects_warnings
+def test_an_image_that_is_in_use_does_not_grow(run: Run, tmp_path: Path) -> None:
+    image = tmp_path / "top.hds"
+    run("create", "64M", image)
+    marked = bytearray(image.read_bytes())
+    marked[44:48] = b"Ynot"
+    image.write_bytes(marked)
+    told = run("resize", "1G", image)
+    assert (told.code, "open for reading only" in told.err) == (Exit.FAILED, True)
+    assert image.read_bytes() == marked
 
 
 def test_info_of_what_is_no_image_names_file_field_and_value(run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The verbs that work on image files without a daemon: create, snapshot, info."""
+"""The verbs that work on image files without a daemon: create, snapshot, resize, info."""
 
 import argparse
 import json
@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 import trio
 
 from ploopfs.cli.exits import Exit
+from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk, create_image, snapshot_disk
 from ploopfs.engine.file import OsFiles
+from ploopfs.engine.grow import grown
 from ploopfs.engine.inspect import ImageInfo, inspect_stack
-from ploopfs.engine.opening import DESCRIPTOR_NAME, resolve
+from ploopfs.engine.opening import DESCRIPTOR_NAME, open_stack, resolve
 from ploopfs.errors import BadValue, PloopError
 from ploopfs.image.header import SECTOR_BYTES, VERSIONS
 
@@ -70,6 +72,22 @@ def snapshot(arguments: argparse.Namespace) -> int:
     guid, new_top = snapshot_disk(os.path.realpath(path))
     _print_result(arguments, {"snapshot": guid, "top": new_top})
     return Exit.OK
+
+
+def resize(arguments: argparse.Namespace) -> int:
+    size_bytes = trio.run(_resize, arguments.path, arguments.size)
+    _print_result(arguments, {"image": arguments.path, "size": str(size_bytes)})
+    return Exit.OK
+
+
+async def _resize(path: str, size_sectors: int) -> int:
+    """The one image, whatever lies below it: a lower delta has no part in it."""
+    files = OsFiles()
+    stack = await open_stack(files, await resolve(files, [path]), read_only=False, counters=Counters())
+    try:
+        return (await grown(stack, size_sectors)).size_bytes
+    finally:
+        await stack.aclose(clean=True)
 
 
 def info(arguments: argparse.Namespace) -> int:

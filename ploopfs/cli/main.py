@@ -201,6 +201,11 @@ def _add_image_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]
         json=True,
     )
     snapshot.add_argument("path", metavar="PATH", help="the disk's directory or its DiskDescriptor.xml")
+    resize = _verb(
+        verbs, "resize", images.resize, "let an image that nobody uses grow", "ploopfs resize 20G top.hds", json=True
+    )
+    resize.add_argument("size", metavar="SIZE", type=images.sectors, help="NUMBER[KMGT], a bare number in sectors")
+    resize.add_argument("path", metavar="IMAGE", help="an image file, or raw@IMAGE; no descriptor is changed")
     info = _verb(
         verbs, "info", images.info, "what the images of a stack say of themselves", "ploopfs info /vz/disk", json=True
     )

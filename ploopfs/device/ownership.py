@@ -14,11 +14,12 @@ from ploopfs.image.header import MUTABLE_START, Header
 
 
 def is_the_image(old: Delta) -> AcceptMark:
-    """For reopen: the mark at our own path is ours if what opening and closing never changes is as we know it."""
-    ours = _marked_header(old)
+    """For reopen: the mark at our own path is ours if what opening and closing never changes is as we know it; or as a
+    growth that the outage cut off has left it."""
+    ours = [header.raw[:MUTABLE_START] for header in (_marked_header(old), old.doubtful_header) if header is not None]
 
     def accept(header: Header, _bat: Bat) -> bool:
-        return ours is not None and header.raw[:MUTABLE_START] == ours.raw[:MUTABLE_START]
+        return header.raw[:MUTABLE_START] in ours
 
     return accept
 

@@ -2,8 +2,10 @@
 
 Invariants. The mark is on stable storage before the first write and is cleared only by a close that has flushed. A
 sync that failed once fails for ever: the kernel may have dropped the pages, so a later success would be a lie. Only a
-delta that was opened for writing ever writes."""
+delta that was opened for writing ever writes, and whatever it writes passes `write` or `punch`. Several stacks may
+share a delta, one after the other: what is known of its file stays with it."""
 
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +21,15 @@ from ploopfs.image.check import Verdict, check_image, extension_offset_bytes
 from ploopfs.image.header import CLOSED, MUTABLE_START, SECTOR_BYTES, Header
 from ploopfs.image.map import RawLevel
 from ploopfs.image.stacking import Layer
+from ploopfs.image.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
 MAX_MAP_BYTES = 1 << 28
 """Bound on the header and map that are read into memory: 64 Mi clusters, a disk of 64 TiB at the default cluster."""
+
+SURELY_NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EOPNOTSUPP, errno.ENOSYS})
+"""Answers that exclude that the bytes arrive late."""
 
 _KERNEL_IO_ENGINES = {"nfs": "nfs", "nfs4": "nfs"}
 
@@ -53,8 +59,16 @@ class Delta:
         self.trusted_size = trusted_size
         self.marked = False
         self.uncertain_slots: set[int] = set()
+        self.doubtful_clusters: set[int] = set()
+        """Of the file: a write or a hole that failed may yet reach them."""
+        self.doubtful_header: Header | None = None
+        """The file may have this one instead of `header`."""
         self._closing_header = header
         self._modified = False
+        self.preallocates = False
+        """Space for a new cluster is taken when it is allocated, not when it is written (`set_falloc_new_clu`)."""
+        self.tracker: Tracker | None = None
+        self._size_uncertain = False
         self._sync_error: BackendError | None = None
 
     @property
@@ -142,11 +156,53 @@ class Delta:
             self._sync_error = error
             raise
 
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Everything that is written to the file passes here or `punch`."""
+        try:
+            done = self.file.write_nowait(offset, data)
+            if done < len(data):
+                await self.file.write(offset + done, memoryview(data)[done:] if done else data)
+        except BackendError as error:
+            self._note_doubtful(error, offset, len(data))
+            raise
+        finally:
+            if self.tracker is not None:
+                self.tracker.mark(offset, len(data))
+
+    async def punch(self, offset: int, length: int) -> None:
+        try:
+            await self.file.punch(offset, length)
+        except BackendError as error:
+            self._note_doubtful(error, offset, length)
+            raise
+        finally:
+            if self.tracker is not None:
+                self.tracker.mark(offset, length)
+
     async def grow(self, size: int) -> None:
         """The caller serializes calls, so that a smaller size can never follow a larger one."""
         if size > self.file_size:
-            await self.file.truncate(size)
+            self._size_uncertain = True
+            if self.preallocates:
+                await self.file.allocate(self.file_size, size - self.file_size)
+            else:
+                await self.file.truncate(size)
             self.file_size = size
+            self._size_uncertain = False
+
+    async def resize(self, header: Header) -> None:
+        """Put the header of a larger disk in force; the room for the map's new entries is zeroes already.
+
+        One write within a sector, so the image has the old size or the new one. After a failure memory has the old
+        one, and which of them the file has is in doubt until the mark is set or cleared, which then writes all of
+        ours."""
+        assert self.bat is not None
+        self.doubtful_header = header
+        await self.write(0, header.raw)
+        await self.sync()
+        self.header = header
+        self.bat.extend(header.disk_clusters)
+        self.doubtful_header = None
 
     async def write_map(self, changes: dict[int, int]) -> None:
         """Write the map pages that carry `changes` (slot -> cluster), then take them into memory.
@@ -158,7 +214,7 @@ class Delta:
         changes = {slot: self.bat.clusters[slot] for slot in self.uncertain_slots} | changes
         self.uncertain_slots.update(changes)
         for page in self.bat.pages(changes):
-            await self.file.write(page.offset, page.data)
+            await self.write(page.offset, page.data)
         self.uncertain_slots.difference_update(changes)
         for slot, cluster in changes.items():
             self.bat.clusters[slot] = cluster
@@ -185,9 +241,10 @@ class Delta:
                 await self.write_map({})
                 await self.sync()  # before the file is cut: the entry that may stand there names a cluster past the cut
             end = max(self.header.first_cluster, int(self.bat.used().max(initial=0)) + 1) * self.header.cluster_bytes
-            if end < self.file_size:
+            if end < self.file_size or self._size_uncertain:
                 await self.file.truncate(end)
                 self.file_size = end
+                self._size_uncertain = False
             closed = self.header.changed(in_use=CLOSED, flags=self.header.flags, extension_sectors=0)
         else:
             closed = self._closing_header
@@ -199,9 +256,15 @@ class Delta:
 
     async def _write_header(self) -> None:
         assert self.header is not None
-        data: Buffer = self.header.raw[MUTABLE_START:]
-        await self.file.write(MUTABLE_START, data)
+        start = 0 if self.doubtful_header else MUTABLE_START
+        await self.write(start, self.header.raw[start:])
         await self.sync()
+        self.doubtful_header = None
+
+    def _note_doubtful(self, error: BackendError, offset: int, length: int) -> None:
+        if self.header is not None and error.errno not in SURELY_NOT_WRITTEN:
+            size = self.header.cluster_bytes
+            self.doubtful_clusters.update(range(offset // size, -(-(offset + length) // size)))
 
 
 async def open_delta(files: Files, spec: ImageSpec, *, writable: bool) -> Delta:

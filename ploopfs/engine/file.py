@@ -73,6 +73,10 @@ class File(Protocol):
 
     async def truncate(self, size: int) -> None: ...
 
+    async def allocate(self, offset: int, length: int) -> None:
+        """Space for these bytes is taken, and the file is at least as long; what was there stays, the rest are zeroes.
+        Where the storage cannot, the C library writes."""
+
     async def punch(self, offset: int, length: int) -> None:
         """Make a hole, file size unchanged; EOPNOTSUPP where the storage cannot."""
 
@@ -170,6 +174,9 @@ class OsFile:
 
     async def truncate(self, size: int) -> None:
         await self._hop(partial(os.ftruncate, self._fd, size), "truncate", size)
+
+    async def allocate(self, offset: int, length: int) -> None:
+        await self._hop(partial(os.posix_fallocate, self._fd, offset, length), "fallocate", offset, length)
 
     async def punch(self, offset: int, length: int) -> None:
         await self._hop(partial(_punch, self._fd, offset, length), "punch hole", offset, length)

@@ -135,10 +135,17 @@ async def rebuilt(
     or closed, and any stack that these deltas serve serves on, except that a lower delta that holds a map gives it up.
     Raises BackendError, BadImage, ImageConverting; ImageMismatch also for a lower file that is no longer the one that
     was opened. Nothing has changed then."""
-    lower = _checked(deltas, cluster_sectors, size_bytes)
-    for delta in deltas[:-1]:
-        lower = lower.stacked(await _map_level_again(delta))
+    empty = _checked(deltas, cluster_sectors, size_bytes)
+    lower = await lower_map(deltas[:-1], empty.cluster_bytes, len(empty))
     return _over(deltas, lower, size_bytes, counters)
+
+
+async def lower_map(lower: Sequence[Delta], cluster_bytes: int, disk_clusters: int) -> Map:
+    """The merged map of open lower deltas, as their files have it. Raises as `rebuilt`."""
+    merged = Map.empty(cluster_bytes=cluster_bytes, disk_clusters=disk_clusters)
+    for delta in lower:
+        merged = merged.stacked(await _map_level_again(delta))
+    return merged
 
 
 def _checked(deltas: Sequence[Delta], cluster_sectors: int | None, size_bytes: int | None = None) -> Map:

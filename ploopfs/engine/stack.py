@@ -3,7 +3,7 @@
 A stack never changes its deltas: replacing the top makes a new stack over the same lower deltas and the same lower
 map, so a request that has its stack cannot mix two images. Knows nothing of standby."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta
@@ -12,7 +12,7 @@ from ploopfs.engine.file import Buffer, File
 from ploopfs.engine.writer import Writer
 from ploopfs.errors import TruncatedImage
 from ploopfs.image.map import Map
-from ploopfs.image.plan import Hole, Run, Segment, plan_read
+from ploopfs.image.plan import Hole, Run, Segment, Step, plan_read
 
 
 class Stack:
@@ -28,9 +28,9 @@ class Stack:
         self.map = lower.stacked(self.top.map_level)
         self.size_bytes = size_bytes
         self.cluster_bytes = lower.cluster_bytes
-        self.counters = counters
+        self._counters = counters
         self._epochs = Epochs()
-        self.writer = Writer(self.top, self.map, self._epochs, self._read_segments, counters)
+        self._writer = Writer(self.top, self.map, self._epochs, self._read_segments, counters)
 
     @property
     def format_version(self) -> int:
@@ -41,9 +41,18 @@ class Stack:
     def read_only(self) -> bool:
         return not self.top.writable
 
+    @property
+    def counters(self) -> Counters:
+        return self._counters
+
     def level_of(self, path: str) -> int | None:
         """The level whose file has this path."""
         return next((level for level, delta in enumerate(self.deltas) if delta.path == path), None)
+
+    def dropped_by(self, successor: "Stack") -> list[Delta]:
+        """The deltas whose open file the other stack does not use: to be closed when it is in force."""
+        kept = {id(delta.file) for delta in successor.deltas}
+        return [delta for delta in self.deltas if id(delta.file) not in kept]
 
     def level_of_file(self, file: File) -> int | None:
         """The level that is read and written through this open file."""
@@ -58,7 +67,7 @@ class Stack:
         slots = range(wanted.start // size, min(-(-wanted.stop // size), len(self.map)))
         held = [(slot, self.map.clusters[slot]) for slot in self.map.slots_of(level, clusters, slots)]
         if level == self.map.top_level:
-            changing = self.writer.changing.items()
+            changing = self._writer.changing.items()
             held += [(slot, cluster) for slot, cluster in changing if slot in slots and cluster in clusters]
         for slot, cluster in held:
             start = slot * size + max(0, offset - cluster * size)
@@ -74,7 +83,7 @@ class Stack:
         try:
             if len(plan) == 1:
                 return await self._read_segment(plan[0])
-            self.counters.bio_splits += 1
+            self._counters.bio_splits += 1
             return await self._read_segments(plan)
         finally:
             self._epochs.leave(epoch)
@@ -83,24 +92,36 @@ class Stack:
         """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""
         epoch = self._epochs.enter()
         try:
-            await self.writer.write(offset, data, check_zeros=check_zeros)
+            await self._writer.write(offset, data, check_zeros=check_zeros)
         finally:
             self._epochs.leave(epoch)
         if fua:
-            self.counters.bio_fua_out += 1
+            self._counters.bio_fua_out += 1
             await self.flush()
 
     async def discard(self, offset: int, length: int) -> None:
         """Whole clusters that the top owns read as zeroes afterwards; anything smaller succeeds without effect."""
-        await self.writer.discard(offset, length)
+        await self._writer.discard(offset, length)
 
     async def flush(self) -> None:
         """Every write acknowledged before the call is on stable storage. A read-only stack has nothing to flush."""
         if self.read_only:
-            self.counters.bio_flush_skip += 1
+            self._counters.bio_flush_skip += 1
             return
-        self.counters.bio_flush_out += 1
-        await self.writer.flush()
+        self._counters.bio_flush_out += 1
+        await self._writer.flush()
+
+    async def copy_up(self, slot: int, level: int) -> None:
+        """The top has its own copy of a cluster that this lower level owns, unless it is somebody else's by now."""
+        epoch = self._epochs.enter()
+        try:
+            await self._writer.copy_up(slot, level)
+        finally:
+            self._epochs.leave(epoch)
+
+    async def execute(self, steps: Iterable[Step]) -> None:
+        """The steps of an operation on the whole top, while no request is in flight."""
+        await self._writer.run(steps)
 
     async def aclose(self, *, clean: bool) -> None:
         """Close every delta; raises what closing the top raised (its mark is then still set)."""
@@ -116,7 +137,7 @@ class Stack:
     async def _read_segment(self, segment: Segment) -> Buffer:
         match segment:
             case Hole(length):
-                self.counters.bio_rzero += 1
+                self._counters.bio_rzero += 1
                 return bytes(length)
             case Run(level, offset, length):
                 return await _read_run(self.deltas[level], offset, length)

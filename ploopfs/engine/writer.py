@@ -13,9 +13,8 @@ import trio
 
 from ploopfs.engine.combine import Combiner
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.delta import Delta
+from ploopfs.engine.delta import SURELY_NOT_WRITTEN, Delta
 from ploopfs.engine.epochs import Epochs
-from ploopfs.engine.file import Buffer
 from ploopfs.errors import BackendError
 from ploopfs.image.map import Map
 from ploopfs.image.plan import (
@@ -28,13 +27,13 @@ from ploopfs.image.plan import (
     Write,
     WriteMap,
     WritePlan,
+    plan_copy_up,
     plan_discard,
     plan_write,
     slots_to_allocate,
 )
 
 _CANNOT_PUNCH = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
-_SURELY_NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 ReadSegments = Callable[[Sequence[Segment]], Awaitable[bytearray]]
 
@@ -63,21 +62,20 @@ class Writer:
         while await self._wait_unclaimed(slots_to_allocate(self._map, offset, len(data))):
             self._counters.bio_lockouts += 1
         plan = plan_write(self._map, self._allocator, offset, data, check_zeros=check_zeros)
-        new_clusters = plan.new_clusters
-        if not new_clusters:
-            self._counters.bio_wzero += plan.zero_clusters
-            await self._run(plan, data)
+        if plan.new_clusters:
+            await self._allocate(plan, data)
             return
-        self._count(plan)
-        async with self._claim(new_clusters):
-            try:
-                await self._run(plan, data)
-            except BackendError as error:
-                # Only an answer that excludes a late arrival of the bytes makes these clusters free again; otherwise
-                # they stay taken for as long as this file is open, and are at worst leaked.
-                if error.errno in _SURELY_NOT_WRITTEN and not self._top.uncertain_slots.intersection(new_clusters):
-                    self._release(new_clusters.values())
-                raise
+        self._counters.bio_wzero += plan.zero_clusters
+        await self.run(plan.steps, data)
+
+    async def copy_up(self, slot: int, level: int) -> None:
+        """Give the top its own copy of a cluster that this lower level owns. Whoever holds it may have done so when he
+        has ended: then there is nothing to do."""
+        self._top.note_modified()
+        while await self._wait_unclaimed((slot,)):
+            self._counters.bio_lockouts += 1
+        if self._map.levels[slot] == level:
+            await self._allocate(plan_copy_up(self._map, self._allocator, slot))
 
     async def discard(self, offset: int, length: int) -> None:
         self._top.note_modified()
@@ -86,7 +84,7 @@ class Writer:
         while await self._wait_unclaimed(plan.free_slots):
             plan = plan_discard(self._map, offset, length, single=single)
         for punch in plan.punches:
-            await self._top.file.punch(punch.offset, punch.length)
+            await self._top.punch(punch.offset, punch.length)
         if plan.free_slots:
             async with self._claim({slot: self._map.clusters[slot] for slot in plan.free_slots}):
                 await self._free(plan.free_slots)
@@ -104,18 +102,34 @@ class Writer:
 
     # --- the interpreter of write plans ---------------------------------------------------------------------------
 
-    async def _run(self, plan: WritePlan, data: bytes) -> None:
-        for step in plan.steps:
+    async def run(self, steps: Iterable[Step], data: bytes = b"") -> None:
+        for step in steps:
             await self._step(step, data)
+
+    async def _allocate(self, plan: WritePlan, data: bytes = b"") -> None:
+        """Run a plan that gives the top new clusters, with their slots claimed."""
+        self._count(plan)
+        new_clusters = plan.new_clusters
+        async with self._claim(new_clusters):
+            try:
+                await self.run(plan.steps, data)
+            except BackendError as error:
+                # Only an answer that excludes a late arrival of the bytes makes these clusters free again; otherwise
+                # they stay taken for as long as this file is open, and are at worst leaked.
+                if error.errno in SURELY_NOT_WRITTEN and not self._top.uncertain_slots.intersection(new_clusters):
+                    self._release(new_clusters.values())
+                else:
+                    self._top.doubtful_clusters.update(new_clusters.values())
+                raise
 
     async def _step(self, step: Step, data: bytes) -> None:
         match step:
             case Write(offset, start, stop):
-                await self._write(offset, data if stop - start == len(data) else memoryview(data)[start:stop])
+                await self._top.write(offset, data if stop - start == len(data) else memoryview(data)[start:stop])
             case CopyUp(offset, source, within, start, stop):
                 cluster = await self._read_segments(source)
                 cluster[within : within + stop - start] = memoryview(data)[start:stop]
-                await self._write(offset, cluster)
+                await self._top.write(offset, cluster)
             case Grow(size):
                 async with self._growing:
                     await self._top.grow(size)
@@ -126,18 +140,16 @@ class Writer:
             case WriteMap(entries):
                 await self._map_writer.submit(entries)
 
-    async def _write(self, offset: int, data: Buffer) -> None:
-        done = self._top.file.write_nowait(offset, data)
-        if done < len(data):
-            await self._top.file.write(offset + done, memoryview(data)[done:] if done else data)
-
     async def _scrub(self, offset: int, length: int) -> None:
-        try:
-            await self._top.file.punch(offset, length)
-        except BackendError as error:
-            if error.errno not in _CANNOT_PUNCH:
-                raise
-            await self._top.file.write(offset, bytes(length))
+        if not self._top.preallocates:
+            try:
+                await self._top.punch(offset, length)
+            except BackendError as error:
+                if error.errno not in _CANNOT_PUNCH:
+                    raise
+            else:
+                return
+        await self._top.write(offset, bytes(length))
 
     # --- the map --------------------------------------------------------------------------------------------------
 
@@ -163,7 +175,7 @@ class Writer:
         await self._sync()
         for cluster in clusters:
             try:
-                await self._top.file.punch(cluster * self._map.cluster_bytes, self._map.cluster_bytes)
+                await self._top.punch(cluster * self._map.cluster_bytes, self._map.cluster_bytes)
             except BackendError as error:
                 if error.errno not in _CANNOT_PUNCH:
                     raise

@@ -5,9 +5,11 @@ owns it. Knows nothing of files.
 """
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ploopfs.image.bat import Bat
 
@@ -59,6 +61,19 @@ class Map:
         level_view[owned] = level
         cluster_view[owned] = entries[owned]
         return Map(self.cluster_bytes, level, levels, clusters, self.raw_size_bytes)
+
+    def repointed(self, level: int, entries: Mapping[int, int]) -> "Map":
+        """A copy in which clusters of the disk that this level owns lie elsewhere in its file (slot -> cluster); other
+        slots of `entries` are as they were."""
+        clusters = array("I", self.clusters)
+        for slot, cluster in entries.items():
+            if self.levels[slot] == level:
+                clusters[slot] = cluster
+        return Map(self.cluster_bytes, self.top_level, bytearray(self.levels), clusters, self.raw_size_bytes)
+
+    def owned_by(self, *levels: int) -> npt.NDArray[np.intp]:
+        """The slots that one of these levels owns, ascending."""
+        return np.flatnonzero(np.isin(np.frombuffer(self.levels, np.uint8), levels))
 
     def __len__(self) -> int:
         return len(self.levels)

@@ -194,6 +194,13 @@ def _plan_new_cluster(
     return cluster
 
 
+def plan_copy_up(stack_map: Map, allocator: Allocator, slot: int) -> WritePlan:
+    """The top gets its own copy of a cluster that a lower level owns: a write of no bytes to it."""
+    steps: list[Step] = []
+    cluster = _plan_new_cluster(steps, stack_map, allocator, slot, 0, 0, 0)
+    return WritePlan((*steps, Barrier(), WriteMap({slot: cluster})))
+
+
 def _is_zero(data: bytes, start: int, stop: int) -> bool:
     return not data[start] and data[start:stop] == bytes(stop - start)
 

@@ -107,6 +107,11 @@ class MemoryFile:
         del self._image.data[size:]
         self._image.data.extend(bytes(size - len(self._image.data)))
 
+    async def allocate(self, offset: int, length: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_writable("fallocate")
+        self._image.data.extend(bytes(max(0, offset + length - len(self._image.data))))
+
     async def punch(self, offset: int, length: int) -> None:
         await trio.lowlevel.checkpoint()
         self._check_writable("punch hole")

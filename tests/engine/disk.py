@@ -14,6 +14,8 @@ import trio
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.file import Files
+from ploopfs.engine.grow import grown
+from ploopfs.engine.merge import copied_up, without_level
 from ploopfs.engine.opening import StackSpec, open_stack
 from ploopfs.engine.stack import Stack
 from ploopfs.image.bat import Bat
@@ -25,6 +27,7 @@ from tests.engine.model import CLUSTER_BYTES, Model, Owner
 from tests.engine.places import Place
 
 MAX_DEPTH = 5
+MODELLED = 16
 _IN_USE_OFFSET = 44
 
 
@@ -55,7 +58,9 @@ class Change:
 
 
 class Disk:
-    """`specs` is base first. `frozen` holds the bytes of each lower image, which nothing may change any more."""
+    """`specs` is base first. `frozen` holds the bytes of each lower image, which nothing may change any more.
+
+    The model has the first MODELLED clusters of a disk that has grown beyond them; nobody writes to the rest."""
 
     def __init__(self, place: Place, shape: Shape, random: Random, files: Files | None = None) -> None:
         self.place = place
@@ -63,6 +68,7 @@ class Disk:
         self.version = V2 if shape.raw_base else shape.version
         self.clusters = shape.clusters
         self.specs: list[ImageSpec] = []
+        self._made = 0
         self.frozen: dict[str, bytes] = {}
         self.model = Model(
             bytes(shape.clusters * CLUSTER_BYTES), [Owner.NOBODY] * shape.clusters, alone=True, raw=shape.raw_base
@@ -92,7 +98,7 @@ class Disk:
 
     async def open(self) -> None:
         self._opened = await open_stack(self.files, self.spec, read_only=False, counters=Counters())
-        assert self.stack.size_bytes == len(self.model)
+        assert self.stack.size_bytes == self.clusters * CLUSTER_BYTES
         assert not self.stack.read_only
 
     # --- one operation, to both -----------------------------------------------------------------------------------
@@ -161,10 +167,34 @@ class Disk:
         self._found = bytes(image)
         self.place.put(self.top_path, self._found)
 
+    async def grow(self, clusters: int) -> None:
+        clusters = max(self.clusters, clusters)
+        self._opened = await grown(self.stack, clusters * CLUSTER_BYTES // SECTOR_BYTES)
+        self.clusters = clusters
+        self.model.grow(min(clusters, MODELLED))
+
+    async def merge(self, meanwhile: Sequence[Change] = ()) -> None:
+        """What level top-1 has goes up while other requests are served, and the level goes."""
+        copied_to = [int(slot) for slot in self.stack.map.owned_by(self.stack.map.top_level - 1)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.run_together, meanwhile)
+            copied = await copied_up(self.stack)
+        self._opened = without_level(self.stack, copied)
+        await copied.dropped.aclose(clean=False)
+        for slot in copied_to:
+            self.model.owners[slot : slot + 1] = [Owner.TOP] * len(self.model.owners[slot : slot + 1])
+        self.model.alone = len(self.stack.deltas) == 1
+        assert self.place.content(self.specs[-2].path) == self.frozen.pop(self.specs[-2].path)
+        del self.specs[-2]
+
     async def verify(self) -> None:
         """Every byte, read in one piece, and who owns what."""
+        assert self.stack.size_bytes == self.clusters * CLUSTER_BYTES
         await self.run_engine(Change("read", 0, len(self.model)))
-        assert owners_of(self.stack) == self.model.owners
+        owners = owners_of(self.stack)
+        assert len(owners) == self.clusters
+        assert owners[: len(self.model.owners)] == self.model.owners
+        assert set(owners[len(self.model.owners) :]) <= {Owner.NOBODY}
 
     def check_images(self) -> None:
         for spec in self.specs:
@@ -189,7 +219,7 @@ class Disk:
 
     def _add_delta(self, clusters: dict[int, bytes], leaked: dict[int, bytes] | None = None) -> None:
         image = _image(self.clusters, self.version, clusters, leaked or {})
-        self._add(ImageSpec(self.place.path(f"{len(self.specs)}.hds")), image)
+        self._add(ImageSpec(self.place.path(f"{self._made}.hds")), image)
         for slot, content in clusters.items():
             self.model.write(slot * CLUSTER_BYTES, content)
             self.model.owners[slot] = Owner.TOP
@@ -199,6 +229,7 @@ class Disk:
             self.frozen[self.top_path] = self.place.content(self.top_path)
         self.place.put(spec.path, content)
         self.specs.append(spec)
+        self._made += 1
         self._found = content
 
 

@@ -123,6 +123,9 @@ class JournalFile:
     async def truncate(self, size: int) -> None:
         await self._run("truncate", lambda: self._inner.truncate(size), size)
 
+    async def allocate(self, offset: int, length: int) -> None:
+        await self._run("fallocate", lambda: self._inner.allocate(offset, length), offset, length)
+
     async def punch(self, offset: int, length: int) -> None:
         await self._run("punch hole", lambda: self._inner.punch(offset, length), offset, length)
 
@@ -153,7 +156,7 @@ def images_after_crash(
         image = bytearray(content)
         syncs = [sync.begun for sync in journal.of("fsync", path=path) if sync.ended is not None and sync.ended <= at]
         synced = max(syncs, default=0)
-        for entry in journal.of("write", "truncate", "punch hole", path=path):
+        for entry in journal.of("write", "truncate", "fallocate", "punch hole", path=path):
             if entry.begun <= at:
                 durable = entry.ended is not None and entry.ended < synced
                 _happen(image, entry, whole=durable or random.random() < 0.4, random=random)
@@ -161,6 +164,10 @@ def images_after_crash(
 
 
 def _happen(image: bytearray, entry: Entry, *, whole: bool, random: Random) -> None:
+    if entry.operation == "fallocate":
+        if whole:
+            image.extend(bytes(max(0, entry.offset + entry.length - len(image))))
+        return
     if entry.operation == "truncate":
         if whole:
             del image[entry.offset :]

@@ -39,6 +39,11 @@ class Model:
                 if self.alone and not self.raw:
                     self.owners[slot] = Owner.NOBODY
 
+    def grow(self, clusters: int) -> None:
+        new = clusters - len(self.owners)
+        self.content.extend(bytes(new * CLUSTER_BYTES))
+        self.owners.extend([Owner.TOP if self.raw else Owner.NOBODY] * new)
+
     def snapshot(self) -> None:
         self.owners = [Owner.NOBODY if owner is Owner.NOBODY else Owner.LOWER for owner in self.owners]
         self.alone = self.raw = False

@@ -40,6 +40,17 @@ def content(specs: Sequence[ImageSpec], scratch: Path) -> bytes:
     return target.read_bytes()
 
 
+def start_of(specs: Sequence[ImageSpec], scratch: Path, length: int) -> tuple[bytes, int]:
+    """The first bytes of a disk, and its size; everything behind them must be zeroes."""
+    target = scratch / "converted.raw"
+    done = run("qemu-img", "convert", "--image-opts", options(specs), "-O", "raw", str(target))
+    assert done.returncode == 0, done.stderr
+    with target.open("rb") as file:
+        start = file.read(length)
+        assert all(chunk.count(0) == len(chunk) for chunk in iter(lambda: file.read(1 << 20), b""))
+    return start, target.stat().st_size
+
+
 def io(specs: Sequence[ImageSpec], *commands: str) -> subprocess.CompletedProcess[str]:
     """qemu-io opens the top for writing. It exits with 0 even if a command fails, so look at its output too."""
     asked = [argument for command in commands for argument in ("-c", command)]

@@ -100,6 +100,14 @@ async def test_a_punched_hole_reads_as_zeroes_and_the_size_stays(place: Place, p
     assert await file.size() == len(CONTENT)
 
 
+async def test_allocated_space_reads_as_before_and_as_zeroes_past_the_old_end(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=True)
+    await file.allocate(len(CONTENT) - 10, 5000)
+    assert place.content(path) == CONTENT + bytes(4990)
+    await file.allocate(0, 100)
+    assert await file.size() == len(CONTENT) + 4990
+
+
 async def test_a_sync_of_a_healthy_file_succeeds(place: Place, path: str) -> None:
     file = await place.files.open(path, writable=True)
     await file.write(0, b"x")
@@ -139,6 +147,8 @@ async def test_a_file_opened_for_reading_cannot_be_changed(place: Place, path: s
         await file.truncate(0)
     with pytest.raises(BackendError):
         await file.punch(0, 4096)
+    with pytest.raises(BackendError):
+        await file.allocate(0, 100000)
     assert place.content(path) == CONTENT
 
 
@@ -201,6 +211,7 @@ async def test_a_closed_file_answers_ebadf_and_closes_again_quietly(place: Place
         lambda: file.write(0, b"x"),
         lambda: file.truncate(1),
         lambda: file.punch(0, 1),
+        lambda: file.allocate(0, 1),
         file.sync,
         file.size,
         file.lock,

@@ -63,6 +63,44 @@ async def test_qemu_reads_and_approves_of_what_a_random_life_leaves(tmp_path: Pa
     assert_qemu_agrees(disk, tmp_path)
 
 
+@pytest.mark.parametrize("clusters", [12, 8177], ids=["map-in-place", "map-moves-data"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+async def test_qemu_reads_and_approves_of_a_disk_that_grew_while_it_was_written(
+    tmp_path: Path, shape: Shape, clusters: int
+) -> None:
+    random = Random(11)
+    disk = Disk(OsPlace(tmp_path), shape, random)
+    await disk.open()
+    for size in (9, clusters):
+        for _ in range(15):
+            await disk.run(draw_change(len(disk.model), random))
+        await disk.grow(size)
+    await disk.run(Change("write", len(disk.model) - 512, 512, b"e" * 512))
+    await disk.verify()
+    await disk.close()
+    assert qemu.check(disk.top_path)[0] == 0, qemu.check(disk.top_path)
+    start, size = qemu.start_of(disk.specs, tmp_path, len(disk.model))
+    assert size == disk.clusters * CLUSTER_BYTES
+    assert start == disk.model.content
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES.values() if shape.depth > 1], ids=str)
+async def test_qemu_reads_and_approves_of_a_disk_whose_levels_were_merged_while_it_was_written(
+    tmp_path: Path, shape: Shape
+) -> None:
+    random = Random(13)
+    disk = Disk(OsPlace(tmp_path), shape, random)
+    await disk.open()
+    while len(disk.specs) > 1:
+        drawn = draw_disjoint(len(disk.model), 12, random)
+        await disk.merge([change for change in drawn if change.kind == "write"])
+        await disk.verify()
+        await disk.close()
+        assert_qemu_agrees(disk, tmp_path)
+        await disk.open()
+    await disk.close()
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 async def test_qemu_and_we_take_turns_at_writing_one_stack(tmp_path: Path, shape: Shape) -> None:
     random = Random(7)

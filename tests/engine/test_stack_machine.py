@@ -9,14 +9,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from ploopfs.image.header import V1, V2, Version
-from tests.engine.disk import KINDS_OF_DATA, MAX_DEPTH, Change, Disk, Shape, data_of, draw_change, draw_disjoint
+from tests.engine.disk import (
+    KINDS_OF_DATA,
+    MAX_DEPTH,
+    MODELLED,
+    Change,
+    Disk,
+    Shape,
+    data_of,
+    draw_change,
+    draw_disjoint,
+)
 from tests.engine.journal import Journal, JournalFiles
 from tests.engine.model import CLUSTER_BYTES
 from tests.engine.places import MemoryPlace
 
 SHORT = (0, 512, CLUSTER_BYTES, 2 * CLUSTER_BYTES - 4096)
 SEEDS = st.integers(0, 2**32 - 1)
-SLOTS = st.integers(0, 7)
+SLOTS = st.integers(0, MODELLED - 1)
+SIZES = st.sampled_from((7, 9, 12, MODELLED, 8176, 8177, 20000))
 WITHIN = st.sampled_from((0, 1, 511, 512, 4096, CLUSTER_BYTES // 2, CLUSTER_BYTES - 1))
 LENGTHS = st.sampled_from((1, 511, 512, 4096, CLUSTER_BYTES - 1, CLUSTER_BYTES, CLUSTER_BYTES + 1, 3 * CLUSTER_BYTES))
 
@@ -33,7 +44,7 @@ class Machine(RuleBasedStateMachine):
         trio.run(self.disk.open)
 
     def range_of(self, slot: int, within: int, length: int) -> tuple[int, int]:
-        offset = slot % self.disk.clusters * CLUSTER_BYTES + within
+        offset = slot * CLUSTER_BYTES % len(self.disk.model) + within
         return offset, min(length, len(self.disk.model) - offset)
 
     @rule(slot=SLOTS, within=WITHIN, length=LENGTHS, kind=st.sampled_from(KINDS_OF_DATA), fua=st.booleans())
@@ -65,6 +76,21 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def snapshot(self) -> None:
         trio.run(self.disk.snapshot)
+
+    @rule(clusters=SIZES)
+    def grow(self, clusters: int) -> None:
+        # A raw image is as long as its disk; in memory that has to be bytes.
+        raw_alone = self.disk.specs[-1].raw
+        trio.run(self.disk.grow, min(clusters, MODELLED) if raw_alone else clusters)
+        trio.run(self.disk.verify)
+
+    @precondition(lambda self: len(self.disk.specs) > 1)
+    @rule(count=st.integers(0, 5))
+    def merge(self, count: int) -> None:
+        # A discard beside it would depend on who comes first: it has no effect on a cluster of a lower level.
+        drawn = draw_disjoint(len(self.disk.model), count, self.random) if count else []
+        trio.run(self.disk.merge, [change for change in drawn if change.kind == "write"])
+        trio.run(self.disk.verify)
 
     @rule()
     def reopen(self) -> None:

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from ploopfs.errors import ImageFull
 from ploopfs.image.allocator import MAX_ENTRY, Allocator
 from ploopfs.image.bat import Bat
 from ploopfs.image.check import Report, Verdict, check_image
-from ploopfs.image.header import HEADER_BYTES, IN_USE, MIN_CLUSTER_SECTORS, SECTOR_BYTES, V1, V2, Header, Version
+from ploopfs.image.header import HEADER_BYTES, MIN_CLUSTER_SECTORS, V1, V2, Header
 from ploopfs.image.map import Map, RawLevel
 from ploopfs.image.plan import (
     Barrier,
@@ -35,6 +35,7 @@ from ploopfs.image.plan import (
     plan_write,
     slots_to_allocate,
 )
+from tests.image.patches import CLUSTER_BYTES, Patch, contents, crashes, image_file, patches
 
 C = 4
 """Bytes of a cluster where a plan is only looked at: maps do not mind, and every offset can be tried."""
@@ -335,49 +336,6 @@ def test_only_whole_clusters_of_the_top_are_discarded(offset: int, length: int, 
 # --- every plan, carried out --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Patch:
-    """One write that reaches the disk whole or not at all; a Grow is a patch of nothing at the new end."""
-
-    offset: int
-    content: bytes
-
-    def apply(self, file: bytearray) -> None:
-        file.extend(bytes(max(0, self.offset + len(self.content) - len(file))))
-        file[self.offset : self.offset + len(self.content)] = self.content
-
-
-def contents(files: Sequence[bytearray], segments: Iterable[Segment]) -> bytes:
-    parts = []
-    for segment in segments:
-        match segment:
-            case Hole(length):
-                parts.append(bytes(length))
-            case Run(level, offset, length):
-                parts.append(bytes(files[level][offset : offset + length]))
-                assert len(parts[-1]) == length, "a read past the end of a file"
-    return b"".join(parts)
-
-
-def patches(step: Step, data: bytes, files: Sequence[bytearray], cluster_bytes: int) -> list[Patch]:
-    """What a data step does to the top file, cut where clusters meet."""
-    match step:
-        case Grow(size):
-            return [Patch(size, b"")]
-        case Scrub(offset, length):
-            return [Patch(offset, bytes(length))]
-        case CopyUp(offset, source, within, start, stop):
-            cluster = contents(files, source)
-            assert len(cluster) == cluster_bytes
-            return [Patch(offset, cluster[:within] + data[start:stop] + cluster[within + stop - start :])]
-        case Write(offset, start, stop):
-            return [
-                Patch(offset + max(edge, start) - start, data[max(edge, start) : min(stop, edge + cluster_bytes)])
-                for edge in range(start - offset % cluster_bytes, stop, cluster_bytes)
-            ]
-    return []
-
-
 @st.composite
 def tiny_stacks(draw: st.DrawFn) -> tuple[Map, list[bytearray], Allocator]:
     """Up to three levels over 5 clusters; each cluster of a file holds bytes that say whose it is."""
@@ -444,23 +402,8 @@ def test_the_map_names_a_cluster_after_a_barrier_after_its_bytes(
 
 # --- every plan, cut off by a crash -------------------------------------------------------------------------------
 
-CLUSTER_BYTES = MIN_CLUSTER_SECTORS * SECTOR_BYTES
 WINDOW = 4
 """Clusters of the disk that are looked at; on the longer disk they lie on both sides of an edge of two map pages."""
-
-
-def image_file(version: Version, disk_clusters: int, entries: dict[int, int], *, end: int, tag: int) -> bytearray:
-    """An image marked in use whose file ends at cluster `end`; each cluster holds bytes that say whose it is."""
-    size_sectors = disk_clusters * MIN_CLUSTER_SECTORS
-    header = Header.new(size_sectors=size_sectors, cluster_sectors=MIN_CLUSTER_SECTORS, version=version)
-    header = header.changed(in_use=IN_USE, flags=0, extension_sectors=0)
-    file = bytearray(header.raw.ljust(header.bat_area_bytes, b"\0"))
-    for slot, cluster in entries.items():
-        position = HEADER_BYTES + 4 * slot
-        file[position : position + 4] = (cluster * header.entry_unit).to_bytes(4, "little")
-    for cluster in range(header.first_cluster, end):
-        file += bytes([tag + cluster]) * CLUSTER_BYTES
-    return file
 
 
 class Disk:
@@ -508,21 +451,7 @@ class Disk:
             self.bat.clusters[slot] = cluster
 
     def crashes(self, offset: int, data: bytes) -> Iterator[bytearray]:
-        """What a crash may leave of the top file: all that came before a barrier that was passed, and of what was begun
-        after it any part."""
-        certain = bytearray(self.files[-1])
-        begun: list[Patch] = []
-        for step in (*self.plan(offset, data).steps, Barrier()):
-            begun += self.patches(step, data)
-            if isinstance(step, Barrier):
-                for survivors in parts(begun):
-                    file = bytearray(certain)
-                    for patch in survivors:
-                        patch.apply(file)
-                    yield file
-                for patch in begun:
-                    patch.apply(certain)
-                begun = []
+        return crashes(self.files[-1], self.plan(offset, data).steps, lambda step: self.patches(step, data))
 
     def discard(self, index: int) -> bool:
         """True if the cluster reads as zeroes from here on. Storage that frees nothing: old bytes stay in place."""
@@ -537,19 +466,6 @@ class Disk:
             self.map.clear(freed)
             self.bat.clusters[freed] = 0
         return bool(plan.punches or plan.free_slots)
-
-
-def parts(patches: Sequence[Patch]) -> Iterator[Sequence[Patch]]:
-    """Each part of a few patches; of many the prefixes, each alone, and all but each."""
-    if len(patches) <= 4:
-        for count in range(len(patches) + 1):
-            yield from combinations(patches, count)
-        return
-    for index in range(len(patches)):
-        yield patches[:index]
-        yield patches[index : index + 1]
-        yield (*patches[:index], *patches[index + 1 :])
-    yield patches
 
 
 @st.composite

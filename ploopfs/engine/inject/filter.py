@@ -18,10 +18,14 @@ from ploopfs.errors import BackendError
 
 T = TypeVar("T")
 
-OPERATIONS = frozenset({"open", "read", "write", "fsync", "stat", "truncate", "punch hole", "lock", "unlock"})
+OPERATIONS = frozenset(
+    {"open", "read", "write", "fsync", "stat", "truncate", "fallocate", "punch hole", "lock", "unlock"}
+)
 """The names that BackendError has for them."""
 
-_METHODS = ("read_nowait", "read", "write_nowait", "write", "sync", "size", "truncate", "punch", "lock", "unlock")
+_READING = ("read_nowait", "read", "size")
+_CHANGING = ("write_nowait", "write", "sync", "truncate", "allocate", "punch")
+_METHODS = (*_READING, *_CHANGING, "lock", "unlock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,9 @@ class FilteredFile:
 
     async def truncate(self, size: int) -> None:
         await self._decided("truncate", partial(self._inner.truncate, size), size)
+
+    async def allocate(self, offset: int, length: int) -> None:
+        await self._decided("fallocate", partial(self._inner.allocate, offset, length), offset, length)
 
     async def punch(self, offset: int, length: int) -> None:
         await self._decided("punch hole", partial(self._inner.punch, offset, length), offset, length)

@@ -25,7 +25,7 @@ OPS: Mapping[str, frozenset[str]] = {
     "WRITE": frozenset({"write"}),
     "DISCARD": frozenset({"punch hole"}),
     "FLUSH": frozenset({"fsync"}),
-    "TRUNCATE": frozenset({"truncate"}),
+    "TRUNCATE": frozenset({"truncate", "fallocate"}),
     "OPEN": frozenset({"open"}),
     "STAT": frozenset({"stat"}),
     "LOCK": frozenset({"lock", "unlock"}),
