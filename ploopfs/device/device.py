@@ -105,8 +105,7 @@ class Device:
         self.counters.bio_in += 1
         self.counters.bio_fua_in += fua
         await self.queue.run(Op.WRITE, len(data), partial(self._write, offset, data, fua and bool(self.tune.pass_fuas)))
-        if self.unflushed.is_full:
-            await self.flush()
+        await self._bound_unflushed()
         self.counters.bio_out += 1
         return len(data)
 
@@ -116,40 +115,56 @@ class Device:
             raise ReadOnly(f"{self.name} is read-only")
         length = max(0, min(length, self.size_bytes - offset))
         await self.queue.run(Op.DISCARD, length, partial(self._discard, offset, length))
+        await self._bound_unflushed()
 
     async def flush(self) -> None:
         """Every write acknowledged before is on stable storage."""
         self.counters.bio_flush_in += 1
         await self.queue.run(Op.FLUSH, 0, self._flush)
 
+    async def _bound_unflushed(self) -> None:
+        """A flush of our own, which `pass_flushes` does not keep back."""
+        if self.unflushed.is_full:
+            await self.queue.run(Op.FLUSH, 0, self._flush_stack)
+
     # What the queue runs, on the stack that is then in force. What was done is recorded before anybody is told of it.
+    # What is done with a fuse out is not recorded, so that nothing older may be written again either.
 
     async def _write(self, offset: int, data: bytes, fua: bool, stack: Stack) -> None:
-        if data:
-            mark = self.unflushed.mark()
-            await stack.write(offset, data, fua=fua, check_zeros=bool(self.tune.check_zeros))
-            if fua:
-                self.unflushed.flushed(mark)
-            elif self.queue.standby.armed:
-                self.unflushed.wrote(offset, data)
+        if not data:
+            return
+        await stack.write(offset, data, check_zeros=bool(self.tune.check_zeros))
+        if self.queue.standby.armed:
+            self.unflushed.wrote(offset, data)
+        else:
+            self.unflushed.forget()
+        if fua:
+            # Recorded before it is flushed: if that fails, the map in memory has the cluster and a copy may have not.
+            self.counters.bio_fua_out += 1
+            await self._flush_stack(stack)
 
     async def _discard(self, offset: int, length: int, stack: Stack) -> None:
-        await stack.discard(offset, length)
+        slots = await stack.discard(offset, length)
         if self.queue.standby.armed:
-            self.unflushed.discarded(offset, length)
+            self.unflushed.discarded(slots, stack.cluster_bytes)
+        else:
+            self.unflushed.forget()
 
     async def _flush(self, stack: Stack) -> None:
-        mark = self.unflushed.mark()
         if self.tune.pass_flushes:
-            await stack.flush()
+            await self._flush_stack(stack)
         else:
             self.counters.bio_flush_skip += 1
+
+    async def _flush_stack(self, stack: Stack) -> None:
+        mark = self.unflushed.mark()
+        await stack.flush()
         self.unflushed.flushed(mark)
 
     def _standby_changed(self) -> None:
         """Without STANDBY_EN nobody has promised to recover the device: nothing is kept for that."""
         if self.queue.standby.state is State.NOT_SUPPORTED:
-            self.unflushed.flushed(self.unflushed.mark())
+            self.unflushed.forget()
 
     @property
     def replace_results(self) -> dict[tuple[str, str], int]:
@@ -170,6 +185,7 @@ class Device:
     async def aclose(self) -> bool:
         """Flush and close; raises if that fails. A store that is lost is not written to: then the answer is False, and
         the image keeps its in-use mark."""
+        self.queue.close_gate()
         lost = not self.read_only and (self.queue.standby.refuses or self.queue.aborted)
         await self.stack.aclose(clean=not lost)
         return not lost

@@ -16,6 +16,7 @@ import trio
 
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
+from ploopfs.device.holding import HoldReport
 from ploopfs.device.signal import Signal
 from ploopfs.device.standby import Reason, Standby, StandbyKey, State
 from ploopfs.device.stats import DiskStats, Op
@@ -41,7 +42,8 @@ _NO_FAULT = frozenset({errno.ENOSPC, errno.EOPNOTSUPP})
 """Answers of a sound storage, which is full or cannot make holes: they change nothing on the queue."""
 
 PACE = 32
-"""Who waited is let go while fewer requests than this are in flight: a store that has just come back is not stormed."""
+"""Who was stopped at the shut gate is let go while fewer requests than this are in flight: a store that has just come
+back is not stormed. Who then comes while these still wait is behind them, but is not held up by the pace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,12 @@ class RequestQueue:
         self._flavour = flavour
         self._quiescing = False
         self._closing = False
-        self._held_since_standby = 0
-        self._reported_full = False
+        self._has_stopped_some = False
+        self._paced_up_to = 0
+        self._report = HoldReport(self.events)
         self._idle = trio.lowlevel.ParkingLot()
         self.standby.changed.subscribe(self._standby_changed)
+        self._forget_key = key.changed.subscribe(self._let_go)
 
     @property
     def parked(self) -> int:
@@ -106,11 +110,13 @@ class RequestQueue:
             raise QueueFull(f"{self.bounds.requests} requests are already in the queue")
         ticket: Ticket | None = None
         if self._is_shut or self.room:
-            ticket = await self._wait_turn(Ticket(op, time.monotonic_ns(), length_bytes if op is Op.WRITE else 0))
+            ticket = Ticket(op, time.monotonic_ns(), length_bytes if op is Op.WRITE else 0)
+            await self._wait_turn(ticket)
         while True:
             generation, stack = self.generation, self.stack
             started_ns = self.stats.start(op)
-            if ticket is not None:
+            if ticket is not None and ticket.is_waiting:
+                self._report.passed(ticket)
                 self._depart(ticket)
             try:
                 result = await work(stack)
@@ -120,10 +126,10 @@ class RequestQueue:
                 failure = self.judge(op, error, generation)
                 if not is_held:
                     raise failure from error
-                came_ns = ticket.order if ticket else started_ns
-                again = ticket or Ticket(op, came_ns, length_bytes if op is Op.WRITE else 0)
+                if ticket is None:
+                    ticket = Ticket(op, started_ns, length_bytes if op is Op.WRITE else 0)
                 try:
-                    ticket = await self._wait_turn(again)
+                    await self._wait_turn(ticket)
                 except HoldFull:
                     raise failure from error
             except BaseException:
@@ -152,12 +158,15 @@ class RequestQueue:
 
     def fail_held(self) -> int:
         """Fail every held request with EIO; how many there were."""
-        return self.room.refuse_held()
+        count = self.room.refuse_held()
+        self._let_go()
+        return count
 
     def close_gate(self) -> None:
-        """The daemon ends: nobody waits any more, and nobody will."""
+        """The device or the daemon ends: nobody waits for recovery or a resume any more, and nobody will."""
         self._closing = True
         self._let_go()
+        self._forget_key()
 
     @asynccontextmanager
     async def quiesced(self) -> AsyncIterator[None]:
@@ -175,24 +184,26 @@ class RequestQueue:
 
     async def suspend(self) -> None:
         """Park what comes and wait for what is in flight; nobody fails. Raises QuiesceTimeout if requests do not end,
-        and the queue is then as it was. A second suspend is one."""
-        if self.suspended:
-            return
-        self.suspended = True
+        and the queue is then as it was; Busy if somebody resumes meanwhile. A second suspend is one, and waits too."""
+        was_suspended, self.suspended = self.suspended, True
         self._let_go()
         try:
             await self._wait_drained()
         except BaseException:
-            self.suspended = False
-            self._let_go()
+            if not was_suspended:
+                self.resume()
             raise
-        self.changed.fire()
+        if not self.suspended:
+            raise Busy("the queue was resumed before the requests in flight had ended")
+        if not was_suspended:
+            self.changed.fire()
 
     def resume(self) -> None:
         if self.suspended:
             self.suspended = False
             self.changed.fire()
             self._let_go()
+            self._idle.unpark_all()
 
     def swap(self, stack: Stack) -> None:
         """Put another stack in force: one step, without a wait, inside `quiesced` or suspended."""
@@ -251,34 +262,29 @@ class RequestQueue:
             return DeviceAborted("the device is aborted")
         return Kind.PARKED if self._quiescing else None
 
-    async def _wait_turn(self, ticket: Ticket) -> Ticket | None:
+    async def _wait_turn(self, ticket: Ticket) -> None:
         """Until the gate lets this request through; its ticket is still in the room then, so that nobody overtakes it
-        before it is counted in. None if there was nothing to wait for. Bounded in number, bytes and time."""
+        before it is counted in, unless there was nothing to wait for. Bounded in number, bytes and time."""
         verdict = self._verdict(ticket.op)
         if isinstance(verdict, PloopError):
             raise verdict
         if verdict is None and not self.room:
-            return None
-        self._enter(ticket, verdict or Kind.PARKED)
+            return
+        self._enter(ticket, verdict)
         try:
             await self._wait_let_go(ticket)
         except BaseException:
             self._depart(ticket)
             raise
-        return ticket
 
-    def _enter(self, ticket: Ticket, kind: Kind) -> None:
+    def _enter(self, ticket: Ticket, verdict: Kind | None) -> None:
+        self._has_stopped_some |= verdict is not None
         try:
-            self.room.enter(ticket, kind)
+            self.room.enter(ticket, verdict or Kind.PARKED)
         except HoldFull as error:
-            if not self._reported_full:
-                self._reported_full = True
-                self.events.emit("hold_refused", held=self.room.held, bytes=self.room.held_bytes, text=str(error))
+            self._report.refused(self.room, error)
             raise
-        if kind is Kind.HELD:
-            self._held_since_standby += 1
-            if self._held_since_standby == 1:
-                self.events.emit("held", operation=ticket.op.value)
+        self._report.began(self.room)
 
     async def _wait_let_go(self, ticket: Ticket) -> None:
         while True:
@@ -308,30 +314,38 @@ class RequestQueue:
         )
 
     def _depart(self, ticket: Ticket) -> None:
-        was_held = self.room.held
         self.room.leave(ticket)
-        if was_held and not self.room.held and self.standby.state is not State.ON:
-            self.events.emit("released", requests=self._held_since_standby)
-            self._held_since_standby = 0
         self._let_go()
 
     def _standby_changed(self) -> None:
         if self.standby.state is State.ON:
-            self._held_since_standby, self._reported_full = 0, False
+            self._report.new_standby()
         self._let_go()
 
     def _let_go(self) -> None:
         """Look at who waits, the oldest first: who must not wait any longer is refused; of the others one is let go at
         a time, and looks after the next when it is counted in."""
-        for ticket in self.room:
+        while (ticket := self.room.oldest) is not None:
             verdict = self._verdict(ticket.op)
             if isinstance(verdict, PloopError):
-                ticket.refuse(verdict)
+                self.room.refuse(ticket, verdict)
                 continue
-            self.room.wait_as(verdict or Kind.PARKED)
-            if verdict is None and self.stats.in_flight < PACE:
-                ticket.let_go()
-            return
+            refusal = self.room.wait_as(verdict or Kind.PARKED)
+            if refusal is not None:
+                self._report.refused(self.room, refusal)
+            self._report.began(self.room)
+            if verdict is None:
+                self._let_go_paced(ticket)
+            else:
+                self._has_stopped_some = True
+            break
+        self._report.ended(self.room, in_standby=self.standby.refuses)
+
+    def _let_go_paced(self, oldest: Ticket) -> None:
+        if self._has_stopped_some:
+            self._has_stopped_some, self._paced_up_to = False, self.room.newest_order
+        if self.stats.in_flight < PACE or oldest.order > self._paced_up_to:
+            oldest.let_go()
 
     def _count_out(self, op: Op, length_bytes: int, started_ns: int, *, is_over: bool = True) -> None:
         if is_over:
@@ -345,7 +359,7 @@ class RequestQueue:
 
     async def _wait_drained(self) -> None:
         with trio.move_on_after(self.bounds.quiesce_timeout_s) as timeout:
-            while self.stats.in_flight:
+            while self.stats.in_flight and (self._quiescing or self.suspended):
                 await self._idle.park()
         if timeout.cancelled_caught:
             raise QuiesceTimeout(

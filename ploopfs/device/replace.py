@@ -117,7 +117,7 @@ class Replacement:
             old = self._queue.stack
             level = _checked_level(old, wanted.level)
             replaced = old.deltas[level]
-            async with self._settled(old.top), self._bounded(path, wanted.verify):
+            async with self._settled(replaced), self._bounded(path, wanted.verify) as timeout:
                 file = await self._files.open(path, writable=replaced.writable)
                 async with _lock_handed_over(replaced.file, file):
                     new = await self._open(file, old, level, self._accept_mark(wanted, replaced))
@@ -126,7 +126,7 @@ class Replacement:
                         deltas[level] = new
                         stack = await self._stack(old, deltas)
                         async with self._marked(new):
-                            await self._replay(stack)
+                            await self._replay(stack, timeout)
                             self._queue.swap(stack)
                             self._queue.standby.recovered()
         for delta in old.deltas:
@@ -216,18 +216,25 @@ class Replacement:
         except PloopError as error:
             log.error("%s: %s: the in-use mark could not be taken away again", self._name, error)
 
-    async def _replay(self, stack: Stack) -> None:
-        """What a lost storage has acknowledged and no flush has confirmed is written again, before standby clears."""
+    async def _replay(self, stack: Stack, timeout: trio.CancelScope) -> None:
+        """What a lost storage has acknowledged and no flush has confirmed is written again, before standby clears. That
+        may be much: the bound is on each step."""
+        limit_s = self._queue.bounds.quiesce_timeout_s
+
+        def progressed() -> None:
+            timeout.deadline = max(timeout.deadline, trio.current_time() + limit_s)
+
         if self._is_lost and not stack.read_only and self._unflushed:
             mark = self._unflushed.mark()
             log.info("%s: writing %d unflushed bytes again", self._name, self._unflushed.data_bytes)
-            await self._unflushed.replay(stack)
+            await self._unflushed.replay(stack, progressed)
             self._unflushed.flushed(mark)
 
     @asynccontextmanager
     async def _settled(self, top: Delta) -> AsyncIterator[None]:
-        """A healthy top is flushed and its mark cleared before anything of the new one is read: both may be one file,
-        reached by two paths. If the replacement fails, the mark is put back."""
+        """A healthy top that is to go is flushed and its mark cleared before anything of the new one is read: both may
+        be one file, reached by two paths. If the replacement fails, the mark is put back. A top that stays keeps its
+        mark, and a lower delta has none."""
         if self._is_lost or not top.writable:
             yield
             return
@@ -256,10 +263,10 @@ class Replacement:
             self._queue.judge(Op.FLUSH, error, self._queue.generation)
 
     @asynccontextmanager
-    async def _bounded(self, path: str, verify: Verify = Verify.NONE) -> AsyncIterator[None]:
+    async def _bounded(self, path: str, verify: Verify = Verify.NONE) -> AsyncIterator[trio.CancelScope]:
         limit_s = VERIFY_TIMEOUT_S if verify is Verify.FULL else self._queue.bounds.quiesce_timeout_s
         with trio.move_on_after(limit_s) as timeout:
-            yield
+            yield timeout
         if timeout.cancelled_caught:
             raise StorageTimeout(f"{path}: the storage did not answer within {limit_s} s")
 

@@ -61,11 +61,25 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 
-@dataclass(slots=True)
 class StandbyKey:
-    """The global static key `ploop_standby_check`: in while the target subsystem is loaded."""
+    """The global static key `ploop_standby_check`: in while the target subsystem is loaded. `changed` fires when it is
+    put in or taken out."""
 
-    enabled: bool = False
+    __slots__ = ("_enabled", "changed")
+
+    def __init__(self, enabled: bool = False) -> None:
+        self._enabled = enabled
+        self.changed = Signal()
+
+    @property
+    def enabled(self) -> bool:
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        if enabled is not self._enabled:
+            self._enabled = enabled
+            self.changed.fire()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,18 +3,24 @@
 A storage that failed an fsync, or died, may have dropped what it took before, and answers a later fsync with success
 (real-parts.md 2.1). So the data of such writes are kept, by reference, until a flush has succeeded, and are written
 again to the stack that takes the place of a lost one. Knows nothing of the gate. Invariant: an entry goes only when a
-flush that started after it has succeeded.
+flush that started after it has succeeded, or all go. Writes that overlap and were in flight together are kept in the
+order of their acknowledgement, as nobody has promised another.
 """
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from ploopfs.engine.stack import Stack
+
+CHANGE_BYTES = 200
+"""What an entry takes beside its data: a million discards without a flush must not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One acknowledged write, or a discard (`data` None) of `length` bytes at `offset`."""
+    """One acknowledged write, or whole clusters that a discard made zero (`data` None): `length` bytes at `offset`."""
 
     offset: int
     length: int
@@ -22,8 +28,8 @@ class Change:
 
 
 class Unflushed:
-    """The changes since the last successful flush, in the order of their acknowledgement. `data_bytes` is what they
-    keep in memory; at `limit_bytes` a flush is due."""
+    """The changes since the last successful flush, in the order of their acknowledgement. `data_bytes` is the data of
+    writes among them; at `limit_bytes` of memory a flush is due."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -36,15 +42,18 @@ class Unflushed:
 
     @property
     def is_full(self) -> bool:
-        return self.data_bytes >= self.limit_bytes
+        return self.data_bytes + len(self._changes) * CHANGE_BYTES >= self.limit_bytes
 
     def wrote(self, offset: int, data: bytes) -> None:
         self._changes.append(Change(offset, len(data), data))
         self.data_bytes += len(data)
 
-    def discarded(self, offset: int, length: int) -> None:
-        """Kept too, in its place among the writes: a write before it must not come back."""
-        self._changes.append(Change(offset, length, None))
+    def discarded(self, slots: Iterable[int], cluster_bytes: int) -> None:
+        """Kept too, in its place among the writes: a write before it must not come back. Only what it has made zero: of
+        a cluster that it left alone a later write may have made one that a replay would destroy."""
+        for _, run in groupby(enumerate(slots), lambda each: each[1] - each[0]):
+            first, *others = (slot for _, slot in run)
+            self._changes.append(Change(first * cluster_bytes, (1 + len(others)) * cluster_bytes, None))
 
     def mark(self) -> int:
         """To be taken before a flush starts, and given to `flushed` when it has succeeded."""
@@ -58,6 +67,9 @@ class Unflushed:
             if change.data is not None:
                 self.data_bytes -= len(change.data)
 
+    def forget(self) -> None:
+        self.flushed(self.mark())
+
     def slots(self, cluster_bytes: int) -> set[int]:
         """The clusters of the disk that a replay writes to."""
         return {
@@ -67,12 +79,23 @@ class Unflushed:
             for slot in range(change.offset // cluster_bytes, -(-(change.offset + change.length) // cluster_bytes))
         }
 
-    async def replay(self, stack: Stack) -> None:
-        """Write all of it to `stack` and flush. Raises what that raises, with nothing forgotten."""
+    async def replay(self, stack: Stack, progressed: Callable[[], None] = lambda: None) -> None:
+        """Write all of it to `stack` and flush; `progressed` is called after each change. Raises what that raises, with
+        nothing forgotten."""
         for change in tuple(self._changes):
             if change.data is None:
-                await stack.discard(change.offset, change.length)
+                await _make_zero(stack, change.offset, change.length)
             else:
                 await stack.write(change.offset, change.data)
+            progressed()
         if self._changes:
             await stack.flush()
+
+
+async def _make_zero(stack: Stack, offset: int, length: int) -> None:
+    """Whole clusters. What this top does not own cannot be discarded, and a lower delta may show through there."""
+    discarded = set(await stack.discard(offset, length))
+    size = stack.cluster_bytes
+    for slot in range(offset // size, (offset + length) // size):
+        if slot not in discarded:
+            await stack.write(slot * size, bytes(size))

@@ -2,13 +2,13 @@
 
 A request waits held (the device is in standby, and its policy is to hold) or parked (suspended, quiesced, or behind
 others that wait). Knows nothing of why a queue is shut. Invariants: the oldest is let go first and nobody overtakes;
-a request that failed in the storage and is held keeps the place that it had when it came; the sum over all times that
-one request is held is bounded by `hold_timeout_ms`.
+a request that failed in the storage and is held keeps the place that it had when it came; a request fails when it would
+be held later than `hold_timeout_ms` after it was held first, however often it was let go in between; who is in the room
+has not been refused.
 """
 
 import bisect
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -49,7 +49,7 @@ class HoldPolicy:
 class Ticket:
     """One waiting request. `order` is when it came (ns), `data_bytes` what it keeps in memory while it waits.
 
-    `held_since_s` is set by the first time that it is held, in the seconds of trio's clock.
+    `held_since_s` is set by the first time that it is held, in the seconds of trio's clock. `is_waiting`: in the room.
     """
 
     op: Op
@@ -57,6 +57,7 @@ class Ticket:
     data_bytes: int
     held_since_s: float | None = None
     kind: Kind = Kind.PARKED
+    is_waiting: bool = False
     refusal: PloopError | None = None
     _deadline_s: float = math.inf
     _go: trio.Event = field(default_factory=trio.Event)
@@ -83,7 +84,8 @@ class Ticket:
 
 
 class WaitingRoom:
-    """The waiting requests of one queue; `changed` fires when the number of held ones does."""
+    """The waiting requests of one queue; `changed` fires when the number of held ones does, `held`: those that standby
+    delays, though it may be over by now."""
 
     def __init__(self, policy: HoldPolicy, park_timeout_s: float) -> None:
         self.policy = policy
@@ -101,9 +103,13 @@ class WaitingRoom:
     def parked(self) -> int:
         return len(self._tickets) - self.held
 
-    def __iter__(self) -> Iterator[Ticket]:
-        """Who still waits, the oldest first; who was refused is on its way out."""
-        return (ticket for ticket in tuple(self._tickets) if ticket.refusal is None)
+    @property
+    def oldest(self) -> Ticket | None:
+        return self._tickets[0] if self._tickets else None
+
+    @property
+    def newest_order(self) -> int:
+        return self._tickets[-1].order if self._tickets else 0
 
     @property
     def oldest_held_s(self) -> float | None:
@@ -113,45 +119,59 @@ class WaitingRoom:
 
     def enter(self, ticket: Ticket, kind: Kind) -> None:
         """Raises HoldFull if the ticket would be held and there is no room."""
-        if kind is Kind.HELD:
-            self._hold(ticket)
-        elif ticket.held_since_s is not None:
-            # It was let go and came back before anything was done: it still is one of those that standby delays.
-            self._count_held(ticket, +1)
         if not self._tickets:
             self._kind = kind
-        self._set_bound(ticket, kind)
+        assert kind is self._kind, (kind, self._kind)
+        if kind is Kind.HELD:
+            self._check_bounds(ticket)
         bisect.insort(self._tickets, ticket, key=lambda each: each.order)
+        ticket.is_waiting = True
+        if ticket.held_since_s is not None:
+            # It was let go and came back before anything was done: it still is one of those that standby delays.
+            self._count_held(ticket, +1)
+        self._set_kind(ticket, kind)
 
     def leave(self, ticket: Ticket) -> None:
-        self._tickets.remove(ticket)
-        if ticket.held_since_s is not None:
-            self._count_held(ticket, -1)
+        """Nothing happens if it has left already."""
+        if ticket.is_waiting:
+            ticket.is_waiting = False
+            self._tickets.remove(ticket)
+            if ticket.held_since_s is not None:
+                self._count_held(ticket, -1)
 
-    def wait_as(self, kind: Kind) -> None:
-        """From now on everybody waits for this reason; who is then held beyond the bounds is refused, newest first."""
+    def refuse(self, ticket: Ticket, error: PloopError) -> None:
+        self.leave(ticket)
+        ticket.refuse(error)
+
+    def wait_as(self, kind: Kind) -> HoldFull | None:
+        """From now on everybody waits for this reason; who is then held beyond the bounds is refused, newest first, and
+        the result says so."""
         if kind is self._kind:
-            return
+            return None
         self._kind = kind
+        refusal: HoldFull | None = None
         for ticket in tuple(self._tickets):
             if kind is Kind.HELD and ticket.held_since_s is None:
                 try:
-                    self._hold(ticket)
+                    self._check_bounds(ticket)
                 except HoldFull as error:
-                    ticket.refuse(error)
+                    refusal = error
+                    self.refuse(ticket, error)
                     continue
-            self._set_bound(ticket, kind)
+            self._set_kind(ticket, kind)
+        return refusal
 
     def renew_bounds(self) -> None:
         """The policy's timeout has changed."""
-        for ticket in self._tickets:
-            self._set_bound(ticket, ticket.kind)
+        if self._kind is Kind.HELD:
+            for ticket in self._tickets:
+                self._set_kind(ticket, Kind.HELD)
 
     def refuse_held(self) -> int:
         """Fail everybody who is held; how many."""
         held = [ticket for ticket in self._tickets if ticket.held_since_s is not None]
         for ticket in held:
-            ticket.refuse(HeldFailed("failed by fail_held while it was held in standby"))
+            self.refuse(ticket, HeldFailed("failed by fail_held while it was held in standby"))
         return len(held)
 
     def timeout_of(self, ticket: Ticket) -> PloopError:
@@ -159,22 +179,21 @@ class WaitingRoom:
             return HoldTimeout(f"held in standby for more than {self.policy.timeout_ms} ms")
         return ParkTimeout(f"the queue let nothing pass for more than {self._park_timeout_s} s")
 
-    def _hold(self, ticket: Ticket) -> None:
+    def _check_bounds(self, ticket: Ticket) -> None:
         if self.held >= self.policy.requests:
             raise HoldFull(f"{self.held} requests are already held in standby")
         if self.held_bytes + ticket.data_bytes > self.policy.data_bytes:
             raise HoldFull(f"{self.held_bytes} bytes are already held in standby, and {ticket.data_bytes} more are not")
+
+    def _set_kind(self, ticket: Ticket, kind: Kind) -> None:
+        ticket.kind = kind
+        if kind is Kind.PARKED:
+            ticket.bound(trio.current_time() + self._park_timeout_s)
+            return
         if ticket.held_since_s is None:
             ticket.held_since_s = trio.current_time()
-        self._count_held(ticket, +1)
-
-    def _set_bound(self, ticket: Ticket, kind: Kind) -> None:
-        ticket.kind = kind
-        if kind is Kind.HELD:
-            assert ticket.held_since_s is not None
-            ticket.bound(ticket.held_since_s + self.policy.timeout_ms / 1000)
-        else:
-            ticket.bound(trio.current_time() + self._park_timeout_s)
+            self._count_held(ticket, +1)
+        ticket.bound(ticket.held_since_s + self.policy.timeout_ms / 1000)
 
     def _count_held(self, ticket: Ticket, by: int) -> None:
         self.held += by

@@ -99,9 +99,10 @@ class Stack:
             self._counters.bio_fua_out += 1
             await self.flush()
 
-    async def discard(self, offset: int, length: int) -> None:
-        """Whole clusters that the top owns read as zeroes afterwards; anything smaller succeeds without effect."""
-        await self._writer.discard(offset, length)
+    async def discard(self, offset: int, length: int) -> tuple[int, ...]:
+        """Whole clusters that the top owns read as zeroes afterwards: the result. Anything else succeeds without
+        effect."""
+        return await self._writer.discard(offset, length)
 
     async def flush(self) -> None:
         """Every write acknowledged before the call is on stable storage. A read-only stack has nothing to flush."""

@@ -77,7 +77,8 @@ class Writer:
         if self._map.levels[slot] == level:
             await self._allocate(plan_copy_up(self._map, self._allocator, slot))
 
-    async def discard(self, offset: int, length: int) -> None:
+    async def discard(self, offset: int, length: int) -> tuple[int, ...]:
+        """The clusters of the disk that were discarded."""
         self._top.note_modified()
         single = self._map.top_level == 0 and self._top.bat is not None
         plan = plan_discard(self._map, offset, length, single=single)
@@ -88,6 +89,7 @@ class Writer:
         if plan.free_slots:
             async with self._claim({slot: self._map.clusters[slot] for slot in plan.free_slots}):
                 await self._free(plan.free_slots)
+        return plan.slots
 
     async def flush(self) -> None:
         """All that was acknowledged before the call is on stable storage, and the map that leads to it."""

@@ -237,10 +237,14 @@ class Punch:
 
 @dataclass(frozen=True, slots=True)
 class DiscardPlan:
-    """`punches` for a stack with lower deltas; `free_slots` for a single delta, whose entries are cleared."""
+    """`slots` is all that is discarded: by `punches` for a stack with lower deltas, else by clearing their entries."""
 
+    slots: tuple[int, ...]
     punches: tuple[Punch, ...]
-    free_slots: tuple[int, ...]
+
+    @property
+    def free_slots(self) -> tuple[int, ...]:
+        return () if self.punches else self.slots
 
 
 def plan_discard(stack_map: Map, offset: int, length: int, *, single: bool) -> DiscardPlan:
@@ -250,5 +254,6 @@ def plan_discard(stack_map: Map, offset: int, length: int, *, single: bool) -> D
     end = min((offset + length) // cluster_bytes, len(stack_map))
     owned = [slot for slot in range(first, end) if stack_map.owned_by_top(slot)]
     if single:
-        return DiscardPlan((), tuple(owned))
-    return DiscardPlan(tuple(Punch(stack_map.clusters[slot] * cluster_bytes, cluster_bytes) for slot in owned), ())
+        return DiscardPlan(tuple(owned), ())
+    punches = (Punch(stack_map.clusters[slot] * cluster_bytes, cluster_bytes) for slot in owned)
+    return DiscardPlan(tuple(owned), tuple(punches))

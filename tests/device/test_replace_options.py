@@ -8,7 +8,7 @@ from ploopfs.device.standby import State
 from ploopfs.device.verify import Verify
 from ploopfs.errors import BackendError, BadImage, ImageMismatch, ImageNotClosed, NoSuchEntry
 from ploopfs.image.header import IN_USE
-from tests.device.rig import BASE, CLUSTER, CONTENT, MIDDLE, NEW, TOP, Rig, image, rig_of, three_deltas
+from tests.device.rig import BASE, CLUSTER, CONTENT, MIDDLE, NEW, STACK, TOP, Rig, image, rig_of, three_deltas
 
 pytestmark = pytest.mark.expects_warnings
 
@@ -49,6 +49,19 @@ async def test_the_top_goes_on_to_be_written_after_a_lower_level_was_replaced(ri
     assert await rig.device.aclose()
     again = await rig_of({path: rig.store.bytes_of(path) for path in (BASE, MIDDLE, TOP)})
     assert await again.content() == content
+
+
+@pytest.mark.parametrize("level", [0, 1])
+async def test_the_top_stays_marked_in_use_when_a_lower_level_is_replaced(rig: Rig, level: int) -> None:
+    rig.copy(STACK[level], NEW)
+    await rig.device.write(0, b"x")
+    rig.faults.log.clear()
+    await rig.device.replace(NEW, level=level)
+    assert rig.is_marked(TOP)
+    assert rig.changes_of(TOP) == []
+    await rig.device.write(4 * CLUSTER, b"y")
+    assert await rig.device.aclose()
+    assert not rig.is_marked(TOP)
 
 
 @pytest.mark.parametrize("level", [3, 99])

@@ -8,6 +8,7 @@ from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
+from ploopfs.testing.forgetful import ForgetfulFiles
 
 
 class Place(Protocol):
@@ -72,3 +73,15 @@ class InjectedPlace(OsPlace):
         self.files = injector.around(self.files)
         if ruled:
             execute(injector, "add,errno=EIO,level=3")
+
+
+class ForgetfulPlace(MemoryPlace):
+    """While it does not crash it is to be no different from memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgetful = ForgetfulFiles()
+        self.memory, self.files = self.forgetful.memory, self.forgetful
+
+    def put(self, path: str, data: bytes) -> None:
+        self.forgetful.put(path, data)

@@ -7,12 +7,12 @@ import pytest
 
 from ploopfs.engine.file import File
 from ploopfs.errors import BackendError, ImageLocked
-from tests.engine.places import FaultyPlace, InjectedPlace, MemoryPlace, OsPlace, Place
+from tests.engine.places import FaultyPlace, ForgetfulPlace, InjectedPlace, MemoryPlace, OsPlace, Place
 
 CONTENT = bytes(range(256)) * 64
 
 
-@pytest.fixture(params=["os", "memory", "faulty", "injected", "ruled"])
+@pytest.fixture(params=["os", "memory", "faulty", "injected", "ruled", "forgetful"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     places: dict[str, Place] = {
         "os": OsPlace(tmp_path),
@@ -20,6 +20,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         "faulty": FaultyPlace(),
         "injected": InjectedPlace(tmp_path, ruled=False),
         "ruled": InjectedPlace(tmp_path, ruled=True),
+        "forgetful": ForgetfulPlace(),
     }
     return places[request.param]
 

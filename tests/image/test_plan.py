@@ -328,9 +328,11 @@ def test_the_slots_to_allocate_are_those_the_top_does_not_own(offset: int, lengt
 def test_only_whole_clusters_of_the_top_are_discarded(offset: int, length: int, slots: list[int]) -> None:
     top = [5, 4, 0, 0, 3]
     lone = plan_discard(stack(5, top), offset, length, single=True)
-    assert lone == DiscardPlan((), tuple(slots))
+    assert lone == DiscardPlan(tuple(slots), ())
+    assert lone.free_slots == tuple(slots)
     stacked = plan_discard(stack(5, [0, 1, 2, 0, 0], top), offset, length, single=False)
-    assert stacked == DiscardPlan(tuple(Punch(top[slot] * C, C) for slot in slots), ())
+    assert stacked == DiscardPlan(tuple(slots), tuple(Punch(top[slot] * C, C) for slot in slots))
+    assert stacked.free_slots == ()
 
 
 # --- every plan, carried out --------------------------------------------------------------------------------------

@@ -1,0 +1,265 @@
+"""What was acknowledged and not flushed: kept, bounded, written again, and never written over what came later."""
+
+import errno
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ploopfs.device.queue import Bounds
+from ploopfs.device.standby import State
+from ploopfs.device.unflushed import CHANGE_BYTES
+from ploopfs.engine.inject.rule import Rule as Delay
+from tests.device.rig import (
+    CLUSTER,
+    DISK_BYTES,
+    NEW,
+    TOP,
+    Asked,
+    Rig,
+    errno_of,
+    image,
+    rig_of,
+    three_deltas,
+)
+
+pytestmark = pytest.mark.expects_warnings
+
+ALONE = {TOP: image({0: b"a", 1: b"b", 2: b"c"}).build()}
+
+
+def kept(rig: Rig) -> list[tuple[int, int, bytes | None]]:
+    return [(change.offset, change.length, change.data) for change in rig.device.unflushed._changes]
+
+
+async def lose_and_reopen(rig: Rig) -> None:
+    rig.faults.remove(await rig.enter_standby(errno.ENOTCONN))
+    await rig.device.reopen()
+    assert rig.state is State.OFF
+
+
+# --- what is kept -------------------------------------------------------------------------------------------------
+
+
+async def test_an_acknowledged_write_is_kept_until_a_flush_has_succeeded(rig: Rig) -> None:
+    await rig.device.write(10, b"one")
+    await rig.device.write(20, b"three")
+    assert kept(rig) == [(10, 3, b"one"), (20, 5, b"three")]
+    assert rig.device.unflushed.data_bytes == 8
+    await rig.device.flush()
+    assert kept(rig) == []
+    assert rig.device.unflushed.data_bytes == 0
+
+
+async def test_a_write_that_failed_is_not_kept(rig: Rig) -> None:
+    rig.lose(errno.ENOSPC, "write")
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"x")) == errno.ENOSPC
+    assert kept(rig) == []
+
+
+async def test_of_a_discard_the_clusters_that_became_zero_are_kept_and_no_others(rig: Rig) -> None:
+    await rig.device.write(3 * CLUSTER, b"x")
+    await rig.device.flush()
+    await rig.device.discard(0, DISK_BYTES)
+    assert kept(rig) == [(2 * CLUSTER, 2 * CLUSTER, None)]
+    await rig.device.discard(2 * CLUSTER + 1, CLUSTER)
+    assert len(kept(rig)) == 1
+
+
+async def test_a_flush_that_failed_confirms_nothing(rig: Rig) -> None:
+    await rig.device.write(0, b"x")
+    rule = rig.lose(errno.ENOSPC, "fsync")
+    assert await errno_of(rig.device.flush()) == errno.EIO
+    rig.faults.remove(rule)
+    assert len(kept(rig)) == 1
+
+
+async def test_a_flush_confirms_only_what_was_acknowledged_before_it_started(rig: Rig) -> None:
+    await rig.device.write(2 * CLUSTER, b"before")
+    healed = rig.hang("fsync")
+    async with trio.open_nursery() as nursery:
+        Asked(nursery, rig.device.flush())
+        await wait_all_tasks_blocked()
+        await rig.device.write(2 * CLUSTER, b"meanwhile")
+        healed.set()
+    assert kept(rig) == [(2 * CLUSTER, 9, b"meanwhile")]
+
+
+async def test_fua_confirms_itself_and_all_that_came_before(rig: Rig) -> None:
+    await rig.device.write(0, b"before")
+    await rig.device.write(2 * CLUSTER, b"fua", fua=True)
+    assert kept(rig) == []
+
+
+async def test_without_pass_fuas_a_write_is_kept_as_any_other(rig: Rig) -> None:
+    rig.device.tune.pass_fuas = 0
+    await rig.device.write(2 * CLUSTER, b"fua", fua=True)
+    assert kept(rig) == [(2 * CLUSTER, 3, b"fua")]
+
+
+async def test_a_fua_whose_fsync_fails_confirms_nothing_and_is_kept_as_what_may_have_been_done(rig: Rig) -> None:
+    await rig.device.write(2 * CLUSTER, b"before")
+    rule = rig.lose(errno.ENOSPC, "fsync")
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"fua", fua=True)) == errno.EIO
+    rig.faults.remove(rule)
+    assert kept(rig) == [(2 * CLUSTER, 6, b"before"), (2 * CLUSTER, 3, b"fua")]
+
+
+async def test_a_copy_that_lacks_the_cluster_of_a_fua_that_failed_is_still_ours(rig: Rig) -> None:
+    rig.copy(TOP, NEW)
+    rig.lose(errno.EIO, "fsync", skip=1)
+    # The first fsync is the barrier between data and map, the second one is the flush.
+    assert await errno_of(rig.device.write(4 * CLUSTER, b"fua", fua=True)) == errno.EIO
+    assert rig.state is State.ON
+    await rig.device.replace(NEW)
+    assert rig.queue.standby.state is State.OFF
+
+
+async def test_a_flush_that_is_not_passed_on_confirms_nothing(rig: Rig) -> None:
+    rig.device.tune.pass_flushes = 0
+    await rig.device.write(2 * CLUSTER, b"x")
+    await rig.device.flush()
+    assert len(kept(rig)) == 1
+    assert rig.device.counters.bio_flush_skip == 1
+
+
+@pytest.mark.parametrize("change", [lambda d: d.write(2 * CLUSTER, b"x"), lambda d: d.discard(2 * CLUSTER, CLUSTER)])
+@pytest.mark.parametrize("fuse", ["the key", "STANDBY_EN"])
+async def test_with_a_fuse_out_nothing_is_kept(
+    rig: Rig, fuse: str, change: Callable[[object], Awaitable[object]]
+) -> None:
+    if fuse == "the key":
+        rig.registry.key.enabled = False
+    else:
+        rig.queue.standby.detach()
+    await change(rig.device)
+    assert kept(rig) == []
+
+
+async def test_a_target_that_lets_go_of_the_device_drops_what_is_kept(rig: Rig) -> None:
+    await rig.device.write(0, b"x")
+    rig.queue.standby.detach()
+    assert kept(rig) == []
+    assert rig.device.unflushed.data_bytes == 0
+
+
+# --- bounded ------------------------------------------------------------------------------------------------------
+
+
+async def bounded(limit_bytes: int) -> Rig:
+    return await rig_of(three_deltas(), bounds=Bounds(unflushed_bytes=limit_bytes))
+
+
+async def test_at_the_bound_the_write_that_reaches_it_is_flushed() -> None:
+    rig = await bounded(3 * (100 + CHANGE_BYTES))
+    for count in (1, 2):
+        await rig.device.write(2 * CLUSTER, bytes(100))
+        assert (len(kept(rig)), rig.device.counters.bio_flush_out) == (count, 0)
+    await rig.device.write(2 * CLUSTER, bytes(100))
+    assert (len(kept(rig)), rig.device.counters.bio_flush_out) == (0, 1)
+
+
+async def test_discards_count_though_they_hold_no_data() -> None:
+    rig = await bounded(2 * CHANGE_BYTES)
+    await rig.device.discard(2 * CLUSTER, CLUSTER)
+    assert len(kept(rig)) == 1
+    await rig.device.discard(2 * CLUSTER, CLUSTER)
+    assert (len(kept(rig)), rig.device.counters.bio_flush_out) == (0, 1)
+
+
+async def test_at_the_bound_the_flush_is_passed_on_even_where_flushes_are_not() -> None:
+    rig = await bounded(CHANGE_BYTES)
+    rig.device.tune.pass_flushes = 0
+    await rig.device.write(2 * CLUSTER, b"x")
+    assert (len(kept(rig)), rig.device.counters.bio_flush_out) == (0, 1)
+
+
+async def test_with_a_fuse_out_no_bound_is_ever_reached() -> None:
+    rig = await rig_of(three_deltas(), armed=False, bounds=Bounds(unflushed_bytes=1))
+    await rig.device.write(2 * CLUSTER, b"x")
+    assert rig.device.counters.bio_flush_out == 0
+
+
+async def test_when_the_flush_at_the_bound_fails_so_does_the_write_and_what_was_acknowledged_stays() -> None:
+    rig = await bounded(2 * CHANGE_BYTES)
+    await rig.device.write(2 * CLUSTER, b"x")
+    rig.lose(errno.EBUSY, "fsync")
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"y")) == errno.EIO
+    assert rig.state is State.ON
+    assert kept(rig)[0] == (2 * CLUSTER, 1, b"x")
+
+
+# --- written again ------------------------------------------------------------------------------------------------
+
+
+async def test_after_recovery_it_is_on_stable_storage_and_nothing_is_kept(rig: Rig) -> None:
+    await rig.device.write(2 * CLUSTER, b"x")
+    rig.faults.remove(await rig.enter_standby(errno.ENOTCONN))
+    rig.faults.log.clear()
+    await rig.device.reopen()
+    operations = [operation for operation, path in rig.faults.log if path == TOP]
+    assert operations[-2:] == ["write", "fsync"]
+    assert kept(rig) == []
+
+
+async def test_nothing_is_written_again_when_nothing_was_kept(rig: Rig) -> None:
+    rig.faults.remove(await rig.enter_standby(errno.ENOTCONN))
+    rig.faults.log.clear()
+    await rig.device.reopen()
+    assert len(rig.changes_of(TOP)) == 1, "the mark alone"
+
+
+@pytest.mark.parametrize("images", [three_deltas(), ALONE], ids=["three deltas", "alone"])
+async def test_a_discard_that_had_no_effect_does_not_destroy_what_was_written_after_it(
+    images: dict[str, bytes],
+) -> None:
+    rig = await rig_of(images)
+    for slot in (0, 4):
+        await rig.device.discard(slot * CLUSTER, CLUSTER)
+        await rig.device.write(slot * CLUSTER + 5, b"x")
+    before = await rig.content()
+    await lose_and_reopen(rig)
+    assert await rig.content() == before
+
+
+async def test_what_was_discarded_is_zero_on_an_image_that_never_had_the_cluster(rig: Rig) -> None:
+    """The new top has nothing there, so the base would show."""
+    await rig.device.write(0, b"x")
+    await rig.device.discard(0, CLUSTER)
+    before = await rig.content()
+    assert not any(before[:CLUSTER])
+    rig.store.put(NEW, image({2: b"t"}).build())
+    rig.faults.remove(await rig.enter_standby(errno.ENOTCONN))
+    rig.device.unflushed._changes.popleft()
+    rig.device.unflushed._first_number += 1
+    await rig.device.replace(NEW)
+    assert await rig.content() == before
+
+
+async def test_what_was_written_with_a_fuse_out_is_not_overwritten_by_what_was_kept_before(rig: Rig) -> None:
+    await rig.device.write(2 * CLUSTER, b"kept")
+    rig.registry.key.enabled = False
+    await rig.device.write(2 * CLUSTER, b"late")
+    rig.registry.key.enabled = True
+    await lose_and_reopen(rig)
+    assert (await rig.content())[2 * CLUSTER :].startswith(b"late")
+
+
+@pytest.mark.parametrize(("delay_s", "number"), [(9, 0), (11, errno.ETIMEDOUT)])
+async def test_the_bound_on_a_recovery_is_on_each_step_of_what_is_written_again(
+    autojump_clock: MockClock, delay_s: float, number: int
+) -> None:
+    rig = await rig_of(three_deltas(), bounds=Bounds(quiesce_timeout_s=10))
+    for at in range(5):
+        await rig.device.write(2 * CLUSTER + at, bytes([at]))
+    rig.faults.remove(await rig.enter_standby(errno.ENOTCONN))
+    # The first write is the mark's.
+    rig.device.injector.add(Delay(frozenset({"write"}), delay_s=delay_s, skip=1))
+    started_s = autojump_clock.current_time()
+    assert await errno_of(rig.device.reopen()) == number
+    if number:
+        assert (rig.state, len(kept(rig))) == (State.ON, 5)
+    else:
+        assert (rig.state, kept(rig)) == (State.OFF, [])
+        assert autojump_clock.current_time() - started_s == 5 * delay_s
