@@ -232,6 +232,18 @@ class Busy(PloopError):
     errno = _errno.EBUSY
 
 
+class NotUnique(PloopError):
+    """A number that must be one's own is another's."""
+
+    errno = _errno.EBADSLT
+
+
+class NoMedium(PloopError):
+    """The file behind a device of the target subsystem is closed."""
+
+    errno = _errno.EMEDIUMTYPE
+
+
 class LimitReached(PloopError):
     """The bound on how many of a kind may exist is reached."""
 

@@ -25,7 +25,7 @@ from ploopfs.engine.file import OsFiles
 from ploopfs.errors import ConfigError, MountError, PloopError
 from ploopfs.fuse.host import LinuxHost
 from ploopfs.fuse.mountpoint import State, check_mountpoint, inspect_mountpoint, replace_stale
-from ploopfs.scst import Scst
+from ploopfs.scst.module import Scst
 from ploopfs.sysfs.nodes import Directory
 from ploopfs.sysfs.tree import build
 
@@ -65,13 +65,14 @@ def mount(arguments: argparse.Namespace) -> int:
 async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Callable[[], None]) -> int:
     """Serve until unmounted or signalled; `ready` is called when the tree answers. The exit code."""
     registry = Registry(pid=os.getpid())
+    scst = Scst(registry, mountpoint)
     # Held until the last image is closed: a signal that comes then must not kill us in the middle of it.
     with trio.open_signal_receiver(*ENDING) as signals:
         try:
             async with _until_signalled(signals, registry):
-                await _add_devices(registry, config)
+                await _add_devices(registry, scst, config)
                 max_tasks = len(registry.devices) * config.limits.requests_per_device + STATUS_TASKS
-                tree = build(registry, LinuxHost(mountpoint))
+                tree = build(registry, scst, LinuxHost(mountpoint))
                 await _serve_tree(tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks, ready=ready)
         finally:
             with trio.CancelScope(shield=True):
@@ -102,8 +103,7 @@ async def _end_on_signal(signals: AsyncIterator[int], registry: Registry, everyt
     everything.cancel()
 
 
-async def _add_devices(registry: Registry, config: Config) -> None:
-    scst = Scst(registry.key)
+async def _add_devices(registry: Registry, scst: Scst, config: Config) -> None:
     if config.scst.loaded:
         scst.load()
     limits = config.limits

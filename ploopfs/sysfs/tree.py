@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ploopfs import __version__
 from ploopfs.device.device import Device
 from ploopfs.device.registry import Registry
+from ploopfs.scst.module import Scst
 from ploopfs.sysfs.block import BLOCK
 from ploopfs.sysfs.control import CONTROL
 from ploopfs.sysfs.debug import DEBUG
@@ -17,6 +18,9 @@ from ploopfs.sysfs.nodes import Directory, Disk, Link, Node, Stream
 from ploopfs.sysfs.proc import ABSENT, Host, System, proc_directory
 from ploopfs.sysfs.queue import QUEUE
 from ploopfs.sysfs.rows import Kept, Removed, Row, directory
+from ploopfs.sysfs.scst.modules import control, modules
+from ploopfs.sysfs.scst.parts import together
+from ploopfs.sysfs.scst.root import scst_tgt
 from ploopfs.sysfs.vz7 import GROUPS
 
 MODULE: tuple[Row[Registry], ...] = (
@@ -39,7 +43,7 @@ class DeviceNodes:
     in_dev: Link
 
 
-def build(registry: Registry, host: Host = ABSENT) -> Directory:
+def build(registry: Registry, scst: Scst, host: Host = ABSENT) -> Directory:
     """The root directory. `host` is the system around us, for the files that show its part in our disks."""
 
     def make(name: str, device: Device) -> DeviceNodes:
@@ -51,13 +55,15 @@ def build(registry: Registry, host: Host = ABSENT) -> Directory:
         return Directory(lambda: dict(map(entry, kept.of(registry.devices).values())))
 
     devices = per_device(lambda nodes: (nodes.device.name, nodes.directory))
+    debug = _fixed({"ploopfs": per_device(lambda nodes: (nodes.device.name, nodes.debug))})
     sys = {
         "block": per_device(lambda nodes: (nodes.device.name, nodes.in_block)),
         "class": _fixed({"block": per_device(lambda nodes: (nodes.device.name, nodes.in_class))}),
         "dev": _fixed({"block": per_device(lambda nodes: (_numbers(nodes.device), nodes.in_dev))}),
         "devices": _fixed({"virtual": _fixed({"block": devices})}),
-        "kernel": _fixed({"debug": _fixed({"ploopfs": per_device(lambda nodes: (nodes.device.name, nodes.debug))})}),
-        "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False, lambda: _of_module(registry))}),
+        "kernel": together(lambda: {"debug": debug}, scst_tgt(scst)),
+        "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False, lambda: _of_module(registry, scst))}),
+        "module": Directory(modules(scst)),
     }
     disks = per_device(lambda nodes: (nodes.device.name, nodes.disk))
     return _fixed({"sys": _fixed(sys), "dev": disks, "proc": proc_directory(System(registry, host))})
@@ -90,8 +96,8 @@ def _device_directory(device: Device, removed: Removed) -> Directory:
     return directory(BLOCK, device, removed, others)
 
 
-def _of_module(registry: Registry) -> dict[str, Node]:
-    return {"events": Stream(registry.events)}
+def _of_module(registry: Registry, scst: Scst) -> dict[str, Node]:
+    return {"events": Stream(registry.events), **control(scst)}
 
 
 def _fixed(children: Mapping[str, Node]) -> Directory:

@@ -17,7 +17,7 @@ from ploopfs.device.stats import Op
 from ploopfs.engine.inject.rule import Rule
 from ploopfs.errors import BackendError, PloopError
 from ploopfs.image.header import HEADER_BYTES, Header
-from ploopfs.scst import Scst
+from ploopfs.scst.module import Scst
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
@@ -127,7 +127,7 @@ async def rig_of(
     for path, content in images.items():
         store.put(path, content)
     registry = Registry()
-    scst = Scst(registry.key)
+    scst = Scst(registry)
     device = await registry.add(
         "ploop0",
         flavour=VZ7,

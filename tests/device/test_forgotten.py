@@ -23,7 +23,7 @@ from ploopfs.device.standby import State
 from ploopfs.device.waiting import OnStandby
 from ploopfs.engine.file import Buffer
 from ploopfs.errors import InStandby, PloopError, RequestFailed
-from ploopfs.scst import Scst
+from ploopfs.scst.module import Scst
 from ploopfs.testing.forgetful import ForgetfulFiles
 from tests.device.rig import CLUSTER, CONTENT, DISK_BYTES, DISK_CLUSTERS, TOP, Asked, cluster_of, image, three_deltas
 from tests.engine.model import Model, Owner
@@ -127,7 +127,7 @@ class Story:
         self.device = await registry.add("ploop0", flavour=VZ7, image=self.paths, files=self.store)
         self.device.queue.set_on_standby(self.way.on_standby)
         self.device.tune.pass_flushes = int(self.way.pass_flushes)
-        scst = Scst(registry.key)
+        scst = Scst(registry)
         scst.load()
         scst.attach(self.device)
 

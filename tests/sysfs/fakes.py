@@ -20,6 +20,7 @@ from ploopfs.device.waiting import HoldPolicy, OnStandby, WaitingRoom
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.errors import PloopError
+from ploopfs.scst.module import Scst
 from ploopfs.sysfs.nodes import Attribute, Directory, Node
 from ploopfs.sysfs.openfile import OpenAttribute, opening
 from ploopfs.sysfs.proc import ABSENT, Host
@@ -112,6 +113,9 @@ class FakeDevice:
     async def reopen(self) -> None:
         self._answer("reopen")
 
+    async def flush(self) -> None:
+        self._answer("flush")
+
     def _answer(self, asked: str) -> None:
         self.asked.append(asked)
         if self.refusal is not None:
@@ -125,6 +129,10 @@ class FakeRegistry:
     key: StandbyKey = field(default_factory=lambda: StandbyKey(enabled=True))
     changed: Signal = field(default_factory=Signal)
     events: Events = field(default_factory=Events)
+    scst: Scst = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scst = Scst(cast(Registry, self))
 
     def add(self, *deltas: FakeDelta, name: str = "ploop0") -> FakeDevice:
         """A device whose two fuses are in, on the given deltas or on one."""
@@ -136,7 +144,7 @@ class FakeRegistry:
 
 
 def tree_of(registry: FakeRegistry, host: Host = ABSENT) -> Directory:
-    return build(cast(Registry, registry), host)
+    return build(cast(Registry, registry), registry.scst, host)
 
 
 def node_at(root: Directory, path: str) -> Node:
