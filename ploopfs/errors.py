@@ -272,3 +272,9 @@ class MountError(PloopError):
     """A mountpoint cannot be used; says why and what would help."""
 
     errno = _errno.EBUSY
+
+
+class NamespaceError(PloopError):
+    """The view of a command cannot be arranged: a right, a kernel feature or a free name is missing."""
+
+    errno = _errno.EPERM

@@ -5,13 +5,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 
+from ploopfs.cli.events import as_text, wait_event
 from ploopfs.cli.exits import Exit
 from ploopfs.cli.images import is_closed
+from ploopfs.cli.text import Colour, duration, print_table, size
 from ploopfs.cli.tree import DeviceStatus, Tree
+from ploopfs.cli.why import failure
 from ploopfs.fuse.mountpoint import State, inspect_mountpoint, ploopfs_mounts
+
+HELD = "held"
+"""What `wait --for` takes beside the states of standby."""
 
 
 def list_devices(arguments: argparse.Namespace) -> int:
@@ -21,8 +26,8 @@ def list_devices(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([asdict(status) for status in found], indent=2))
     else:
-        rows = [(status.device, _size(status.size_bytes), status.standby, status.disk) for status in found]
-        _print_table(("DEVICE", "SIZE", "STANDBY", "DISK"), rows)
+        rows = [(status.device, size(status.size_bytes), status.standby, status.disk) for status in found]
+        print_table(("DEVICE", "SIZE", "STANDBY", "DISK"), rows, {"STANDBY": _standby_colour})
     return Exit.OK
 
 
@@ -34,12 +39,15 @@ def status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([asdict(one) for one in found], indent=2))
     else:
-        print("\n\n".join("\n".join(_lines(one)) for one in found))
+        heads = ("DEVICE", "STANDBY", "SINCE", "HELD", "SIZE", "ACCESS", "WHY")
+        print_table(heads, [_row(one) for one in found], {"STANDBY": _standby_colour, "WHY": lambda _: Colour.RED})
     return Exit.OK
 
 
 def replace(arguments: argparse.Namespace) -> int:
-    Tree.find(arguments.mount).store(arguments.device, "ploopfs/replace_delta", os.path.abspath(arguments.path))
+    level = "" if arguments.level is None else f"level={arguments.level} "
+    value = f"{level}verify={arguments.verify} {os.path.abspath(arguments.path)}"
+    Tree.find(arguments.mount).store(arguments.device, "ploopfs/replace_delta", value)
     return Exit.OK
 
 
@@ -49,13 +57,23 @@ def reopen(arguments: argparse.Namespace) -> int:
 
 
 def wait(arguments: argparse.Namespace) -> int:
-    tree = Tree.find(arguments.mount)
+    tree, device = Tree.find(arguments.mount), arguments.device
+    tree.check_device(device)
+    wanted = arguments.state or arguments.event
     if sys.stderr.isatty():
-        print(f"waiting until {arguments.device} is {arguments.state} ...", file=sys.stderr)
-    if tree.wait(arguments.device, arguments.state, arguments.timeout):
+        print(f"waiting until {device} is {wanted} ...", file=sys.stderr)
+    if arguments.event:
+        record = wait_event(tree, device, arguments.event, arguments.timeout)
+        if record is not None:
+            print(record.line if arguments.json else as_text(record))
+            return Exit.OK
+        print(f"ploopfs: {device}: no {arguments.event} within {arguments.timeout:g} s", file=sys.stderr)
+        return Exit.TIMEOUT
+    name, reached = ("ploopfs/held", "0".__ne__) if wanted == HELD else ("queue/standby", wanted.__eq__)
+    if tree.wait(device, name, reached, arguments.timeout):
         return Exit.OK
-    now = tree.attribute(arguments.device, "queue/standby")
-    print(f"ploopfs: {arguments.device} is still {now!r} after {arguments.timeout:g} s", file=sys.stderr)
+    now = tree.attribute(device, name)
+    print(f"ploopfs: {device} is still {now!r} after {arguments.timeout:g} s", file=sys.stderr)
     return Exit.TIMEOUT
 
 
@@ -63,7 +81,8 @@ def umount(arguments: argparse.Namespace) -> int:
     tree = Tree.find(arguments.mountpoint)
     written = [top for device in tree.devices() if (top := tree.written_image(device)) is not None]
     if not tree.unmount(arguments.timeout):
-        print(f"ploopfs: {arguments.mountpoint}: unmounted, but its daemon is still closing images", file=sys.stderr)
+        doing = "closes images, or serves a command of `ploopfs exec`"
+        print(f"ploopfs: {arguments.mountpoint}: unmounted, but its daemon still {doing}", file=sys.stderr)
         return Exit.TIMEOUT
     # The daemon's own exit code is for its parent only; the mark says the same to everybody.
     not_closed = [image for image in written if not is_closed(image)]
@@ -82,33 +101,18 @@ def _all_of(tree: Tree) -> list[DeviceStatus]:
         return []
 
 
-def _lines(one: DeviceStatus) -> list[str]:
-    lines = [f"{one.device}: {one.standby}"]
-    if one.since_s is not None:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.since_s))
-        lines.append(f"  since       {since} ({time.time() - one.since_s:.0f} s)")
-    if one.reason:
-        lines.append(f"  why         {one.reason}")
+def _row(one: DeviceStatus) -> tuple[str, ...]:
+    since = "-" if one.since_s is None else duration(time.time() - one.since_s)
     access = "read-only" if one.read_only else "read-write"
-    lines.append(f"  disk        {one.disk} ({_size(one.size_bytes)}, {access})")
-    lines.append(f"  generation  {one.generation}")
-    if one.aborted:
-        lines.append("  aborted     writes are refused until the top is replaced or 0 is written to pstate/aborted")
-    if one.last_error:
-        lines.append(f"  last error  {one.last_error}")
-    lines += [f"  delta {level:<5} {path}" for level, path in reversed(list(enumerate(one.deltas)))]
-    return lines
+    return one.device, one.standby, since, str(one.held), size(one.size_bytes), access, _why(one)
 
 
-def _size(size_bytes: int) -> str:
-    size, units = float(size_bytes), iter("BKMGTPE")
-    unit = next(units)
-    while size >= 1024 and unit != "E":
-        size, unit = size / 1024, next(units)
-    return f"{size:g}{unit}" if size == int(size) else f"{size:.1f}{unit}"
+def _why(one: DeviceStatus) -> str:
+    first = failure(one.reason)
+    if first is not None:
+        return f"{first.errno} on {first.operation} of {first.file}"
+    return "aborted: writes are refused" if one.aborted else ""
 
 
-def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
-    for row in (heads, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _standby_colour(cell: str) -> Colour | None:
+    return {"on": Colour.RED, "off": Colour.GREEN}.get(cell.rstrip(), Colour.DIM)

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ploopfs import __version__
-from ploopfs.cli import client, images, inject, serve
-from ploopfs.cli.exits import EPILOG, Exit
+from ploopfs.cli import client, events, exec, images, inject, serve, why
+from ploopfs.cli.exits import EPILOG, Exit, failed
+from ploopfs.device.events import EVENTS
 from ploopfs.device.standby import State
-from ploopfs.errors import ConfigError, MountError, PloopError
+from ploopfs.device.verify import Verify
+from ploopfs.errors import PloopError
 from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, VERSIONS, is_valid_cluster_size
 
 MOUNT_OPTIONS = ("allow_other",)
@@ -25,23 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         expected = group.subgroup((PloopError, OSError))
         if expected is None or expected.exceptions != group.exceptions:
             raise
-        return _failed(_first(expected))
+        return failed(_first(expected))
     except (PloopError, OSError) as error:
-        return _failed(error)
+        return failed(error)
     except KeyboardInterrupt:
         return Exit.FAILED
-
-
-def _failed(error: BaseException) -> int:
-    message = error.strerror if isinstance(error, OSError) and error.filename is None else error
-    print(f"ploopfs: {message}", file=sys.stderr)
-    match error:
-        case ConfigError():
-            return Exit.CONFIG
-        case MountError():
-            return Exit.NO_MOUNT
-        case _:
-            return Exit.FAILED
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -59,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ploopfs {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_mount(verbs)
-    _add_client_verbs(verbs)
+    _add_verbs_that_show(verbs)
+    _add_verbs_that_act(verbs)
     _add_image_verbs(verbs)
     inject.add_arguments(
         _verb(
@@ -133,42 +124,79 @@ def _add_mount(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     umount.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds to wait, default 60")
 
 
-def _add_client_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_verbs_that_show(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     _verb(verbs, "list", client.list_devices, "list the devices of all mounted trees", "ploopfs list --json", json=True)
     status = _verb(
-        verbs, "status", client.status, "what a device is in, since when, and why", "ploopfs status ploop0", json=True
+        verbs, "status", client.status, "what each device is in, since when, and why", "ploopfs status", json=True
     )
     status.add_argument("device", metavar="DEV", nargs="?", help="default: every device")
-    replace = _verb(
+    reason = _verb(
         verbs,
-        "replace",
-        client.replace,
-        "put another image in the place of the top delta",
-        "ploopfs replace ploop0 /copy/top.hds",
+        "why",
+        why.why,
+        "one device on one screen: what it is in, what failed first, what to type next",
+        "ploopfs why ploop0",
+        json=True,
     )
-    replace.add_argument("device", metavar="DEV")
-    replace.add_argument("path", metavar="PATH", help="the new top")
-    reopen = _verb(verbs, "reopen", client.reopen, "open the top delta's own path again", "ploopfs reopen ploop0")
-    reopen.add_argument("device", metavar="DEV")
+    reason.add_argument("device", metavar="DEV")
+    watch = _verb(verbs, "watch", events.watch, "follow what happens", "ploopfs watch ploop0 --last 20", json=True)
+    watch.add_argument("device", metavar="DEV", nargs="?", help="default: every device")
+    watch.add_argument("--last", type=_count, default=10, metavar="N", help="begin with the last N or all; default 10")
+    watch.add_argument("--no-follow", action="store_true", help="end after those")
     wait = _verb(
         verbs,
         "wait",
         client.wait,
-        "wait until queue/standby reads a state",
+        "wait until queue/standby reads a state, a request is held, or something happens",
         "ploopfs wait ploop0 --for off --timeout 60",
+        json=True,
     )
     wait.add_argument("device", metavar="DEV")
-    wait.add_argument(
-        "--for",
-        dest="state",
-        required=True,
-        choices=[state.value for state in State],
-        metavar="STATE",
-        help="on, off or 'not supported'",
+    until = wait.add_mutually_exclusive_group(required=True)
+    states = [*(state.value for state in State), client.HELD]
+    until.add_argument(
+        "--for", dest="state", choices=states, metavar="STATE", help=f"one of {', '.join(map(repr, states))}"
     )
+    until.add_argument("--event", choices=sorted(EVENTS), metavar="NAME", help=f"the next {', '.join(sorted(EVENTS))}")
     wait.add_argument("--timeout", type=float, metavar="S", help="seconds; default: for ever")
-    for parser in (status, replace, reopen, wait):
-        parser.add_argument("-m", "--mount", metavar="MOUNTPOINT", help="needed if several trees are mounted")
+    for parser in (status, reason, watch, wait):
+        _add_mount_option(parser)
+
+
+def _add_verbs_that_act(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    replace = _verb(
+        verbs,
+        "replace",
+        client.replace,
+        "put another image in the place of the top delta, or of another one",
+        "ploopfs replace ploop0 /copy/top.hds",
+    )
+    replace.add_argument("device", metavar="DEV")
+    replace.add_argument("path", metavar="PATH", help="the new image")
+    replace.add_argument("--level", type=int, metavar="N", help="the delta that it replaces; default: the top")
+    replace.add_argument(
+        "--verify",
+        choices=[how.value for how in Verify],
+        default=Verify.NONE.value,
+        help="what to compare with the old delta first, where that can be read; default: none",
+    )
+    reopen = _verb(verbs, "reopen", client.reopen, "open the top delta's own path again", "ploopfs reopen ploop0")
+    reopen.add_argument("device", metavar="DEV")
+    for parser in (replace, reopen):
+        _add_mount_option(parser)
+    execute = _verb(
+        verbs,
+        "exec",
+        exec.execute,
+        "run a command where /sys, /dev and /proc show a tree's disks beside the real ones",
+        "ploopfs exec /mnt/ploop -- sh -c 'cat /sys/block/*/queue/standby'",
+    )
+    execute.add_argument("mountpoint", metavar="MOUNTPOINT")
+    execute.add_argument("command", metavar="-- CMD", nargs=argparse.PARSER, help="the command and its arguments")
+
+
+def _add_mount_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--mount", metavar="MOUNTPOINT", help="needed if several trees are mounted")
 
 
 def _add_image_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -212,6 +240,12 @@ def _add_image_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]
     info.add_argument(
         "paths", metavar="PATH", nargs="+", help="a disk's directory or DiskDescriptor.xml, or image files, base first"
     )
+
+
+def _count(text: str) -> int | None:
+    if text != "all" and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
+    return None if text == "all" else int(text)
 
 
 def _cluster_sectors(text: str) -> int:

@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ploopfs.errors import BadValue, MountError, NoSuchDevice
@@ -29,6 +30,22 @@ class DeviceStatus:
     aborted: bool
     last_error: str
     deltas: list[str]
+    on_standby: str
+    hold_timeout_ms: int
+    held: int
+    held_bytes: int
+    unflushed_bytes: int
+    recovery: str
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One delta; the last of a stack is the top."""
+
+    path: str
+    read_only: bool
+    format: str
 
 
 class Tree:
@@ -55,12 +72,16 @@ class Tree:
     def pid(self) -> int:
         return int(self._read("sys/fs/ploopfs/pid"))
 
+    @property
+    def is_checking(self) -> bool:
+        """The global key is in: errors of the storage can mean standby."""
+        return self._read("sys/fs/ploopfs/ploop_standby_check") == "1"
+
     def devices(self) -> list[str]:
         return sorted(os.listdir(self._path("sys/block")), key=lambda name: (len(name), name))
 
     def status(self, device: str) -> DeviceStatus:
         since = self.attribute(device, "ploopfs/standby_since")
-        levels = sorted(int(level) for level in os.listdir(self._attribute_path(device, "pdelta")))
         return DeviceStatus(
             device=device,
             mountpoint=self.mountpoint,
@@ -71,26 +92,55 @@ class Tree:
             since_s=float(since) if since else None,
             reason=self.attribute(device, "ploopfs/standby_reason"),
             generation=int(self.attribute(device, "ploopfs/generation")),
-            aborted=self.attribute(device, "pstate/aborted") == "1",
+            aborted=self._optional(device, "pstate/aborted") == "1",
             last_error=self.attribute(device, "ploopfs/last_error"),
-            deltas=[self.attribute(device, f"pdelta/{level}/image") for level in levels],
+            deltas=[level.path for level in self.levels(device)],
+            on_standby=self.attribute(device, "ploopfs/on_standby"),
+            hold_timeout_ms=int(self.attribute(device, "ploopfs/hold_timeout_ms")),
+            held=int(self.attribute(device, "ploopfs/held")),
+            held_bytes=int(self.attribute(device, "ploopfs/held_bytes")),
+            unflushed_bytes=int(self.attribute(device, "ploopfs/unflushed_bytes")),
+            recovery=self._optional(device, "ploopfs/recovery"),
+            agent=self._optional(device, "ploopfs/agent"),
         )
+
+    def levels(self, device: str) -> list[Level]:
+        """Base first. A flavour without pdelta has them in one file."""
+        listed = self._optional(device, "ploopfs/deltas")
+        if listed:
+            return [_level(line) for line in listed.split("\n")]
+        try:
+            numbers = sorted(map(int, os.listdir(self._attribute_path(device, "pdelta"))))
+        except FileNotFoundError:
+            return []
+        return [self._pdelta(device, f"pdelta/{number}") for number in numbers]
 
     def written_image(self, device: str) -> str | None:
         """The top image if the device writes to it and it can bear an in-use mark."""
-        top = f"pdelta/{self.attribute(device, 'pstate/top')}"
-        if self.attribute(device, "ro") == "1" or self.attribute(device, f"{top}/format") == "raw":
+        levels = self.levels(device)
+        if not levels or self.attribute(device, "ro") == "1" or levels[-1].format == "raw":
             return None
-        return self.attribute(device, f"{top}/image")
+        return levels[-1].path
+
+    def _pdelta(self, device: str, directory: str) -> Level:
+        path, read_only, form = (self.attribute(device, f"{directory}/{name}") for name in ("image", "ro", "format"))
+        return Level(path, read_only == "1", form)
+
+    def _optional(self, device: str, name: str) -> str:
+        """Empty where a device has no such attribute."""
+        try:
+            return self.attribute(device, name)
+        except FileNotFoundError:
+            return ""
 
     def attribute(self, device: str, name: str) -> str:
         """The value without its newline."""
-        self._check_device(device)
+        self.check_device(device)
         return self._read(f"sys/block/{device}/{name}")
 
     def store(self, device: str, name: str, value: str) -> None:
         """One write(2). Raises OSError with the errno of the store, its reason from `last_error` in the arguments."""
-        self._check_device(device)
+        self.check_device(device)
         fd = os.open(self._attribute_path(device, name), os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, os.fsencode(f"{value}\n"))
@@ -100,15 +150,15 @@ class Tree:
         finally:
             os.close(fd)
 
-    def wait(self, device: str, state: str, timeout_s: float | None) -> bool:
-        """Wait by poll(2) until `queue/standby` reads `state`; False if the time ran out."""
-        self._check_device(device)
+    def wait(self, device: str, name: str, reached: Callable[[str], bool], timeout_s: float | None) -> bool:
+        """Wait by poll(2) until an attribute that notifies reads a wanted value; False if the time ran out."""
+        self.check_device(device)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        fd = os.open(self._attribute_path(device, "queue/standby"), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(self._attribute_path(device, name), os.O_RDONLY | os.O_CLOEXEC)
         try:
             poller = select.poll()
             poller.register(fd, select.POLLPRI | select.POLLERR)
-            while os.pread(fd, 4096, 0).decode().rstrip("\n") != state:
+            while not reached(os.pread(fd, 4096, 0).decode().rstrip("\n")):
                 left_ms = None if deadline is None else max(0, deadline - time.monotonic()) * 1000
                 if not poller.poll(left_ms) and left_ms is not None:
                     return False
@@ -133,10 +183,11 @@ class Tree:
 
     def debug_path(self, device: str, name: str) -> str:
         """A file of the device's directory in debugfs."""
-        self._check_device(device)
+        self.check_device(device)
         return self._path(f"sys/kernel/debug/ploopfs/{device}/{name}")
 
-    def _check_device(self, device: str) -> None:
+    def check_device(self, device: str) -> None:
+        """Raises PloopError unless there is a device of that name."""
         if not device or "/" in device or device.startswith("."):
             raise BadValue(f"{device!r} is not a device name")
         if not os.path.lexists(self._path(f"sys/block/{device}")):
@@ -152,3 +203,10 @@ class Tree:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.mountpoint, name)
+
+
+def _level(line: str) -> Level:
+    """`number path ro format`; the path may hold blanks."""
+    _, rest = line.split(" ", 1)
+    path, read_only, form = rest.rsplit(" ", 2)
+    return Level(path, read_only == "1", form)

@@ -63,6 +63,12 @@ def ploopfs_mounts() -> list[str]:
     return [mount.mountpoint for mount in _mounts() if mount.fstype == FSTYPE and mount.root == "/"]
 
 
+def mountpoints_below(directory: str) -> list[str]:
+    """Of what is mounted in a directory, without what is mounted in that."""
+    below = sorted({mount.mountpoint for mount in _mounts() if mount.mountpoint.startswith(f"{directory}/")})
+    return [path for path in below if not any(path.startswith(f"{other}/") for other in below)]
+
+
 def inspect_mountpoint(path: str) -> State:
     """Asks a live server one question, so it waits for as long as that server does."""
     place = os.path.realpath(path)

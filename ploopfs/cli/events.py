@@ -1,0 +1,163 @@
+"""The events of a mounted tree as a client reads them: `watch`, and `wait --event`.
+
+Knows the format of the records and nothing of what they mean, but which of them are bad news.
+"""
+
+import argparse
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ploopfs.cli.exits import Exit
+from ploopfs.cli.text import Colour, painted
+from ploopfs.cli.tree import Tree
+
+EVENTS = "sys/fs/ploopfs/events"
+READ_BYTES = 1 << 16
+FIXED = ("seq", "time", "device", "event")
+
+COLOURS = {
+    "standby_on": Colour.RED,
+    "hold_timeout": Colour.RED,
+    "hold_refused": Colour.RED,
+    "agent_gave_up": Colour.RED,
+    "gap": Colour.YELLOW,
+    "warning": Colour.YELLOW,
+    "aborted": Colour.YELLOW,
+    "held": Colour.YELLOW,
+    "standby_off": Colour.GREEN,
+    "released": Colour.GREEN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line: as it is, and what it says. A gap is a record without a device, of all of them."""
+
+    line: str
+    values: dict[str, Any]
+
+    @property
+    def event(self) -> str:
+        return str(self.values["event"])
+
+    def is_of(self, device: str | None) -> bool:
+        return device is None or self.event == "gap" or self.values["device"] == device
+
+
+class EventFile:
+    """An open file of the events: at first every record that is still held can be read, then each that comes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._rest = b""
+
+    def read(self) -> Iterator[Record]:
+        """What there is to read now."""
+        while data := os.read(self._fd, READ_BYTES):
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                text = line.decode("utf-8", "surrogateescape")
+                yield Record(text, json.loads(text))
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until there is something to read; false if the time ran out."""
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        return bool(poller.poll(None if timeout_s is None else max(0, timeout_s) * 1000))
+
+    def wait_for_either(self, output_fd: int) -> bool:
+        """Until there is something to read; false if nobody is left who reads `output_fd`."""
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        poller.register(output_fd, 0)
+        return output_fd not in dict(poller.poll())
+
+
+@contextmanager
+def opened_events(tree: Tree) -> Iterator[EventFile]:
+    fd = os.open(os.path.join(tree.mountpoint, EVENTS), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield EventFile(fd)
+    finally:
+        os.close(fd)
+
+
+def watch(arguments: argparse.Namespace) -> int:
+    """Print what happens, until interrupted."""
+    tree, device = Tree.find(arguments.mount), arguments.device
+    if device is not None:
+        tree.check_device(device)
+    # As every other filter does whose reader goes away.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        with opened_events(tree) as events:
+            for record in deque((one for one in events.read() if one.is_of(device)), maxlen=arguments.last):
+                _print(record, arguments.json)
+            sys.stdout.flush()
+            while not arguments.no_follow and events.wait_for_either(sys.stdout.fileno()):
+                for record in events.read():
+                    if record.is_of(device):
+                        _print(record, arguments.json)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        pass
+    return Exit.OK
+
+
+def wait_event(tree: Tree, device: str, event: str, timeout_s: float | None) -> Record | None:
+    """The first such event from now on; None if the time ran out."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with opened_events(tree) as events:
+        deque(events.read(), maxlen=0)
+        while True:
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if not events.wait(left_s):
+                return None
+            for record in events.read():
+                if record.event == event and record.is_of(device):
+                    return record
+
+
+def recent(tree: Tree, device: str, count: int) -> list[Record]:
+    """The last events of a device."""
+    with opened_events(tree) as events:
+        return list(deque((one for one in events.read() if one.is_of(device)), maxlen=count))
+
+
+def as_text(record: Record) -> str:
+    """One line: when, whose, what, and the facts as `name=value`, in colour."""
+    values = record.values
+    if record.event == "gap":
+        return painted(f"... {values['lost']} events were overwritten before they were read", Colour.YELLOW)
+    seconds = float(values["time"])
+    when = f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{int(seconds % 1 * 1000):03d}"
+    facts = " ".join(f"{name}={_shown(value)}" for name, value in values.items() if name not in FIXED)
+    what = painted(f"{record.event:<14}", _colour(record))
+    return f"{painted(when, Colour.DIM)}  {values['device'] or '-':<8}  {what}  {facts}".rstrip()
+
+
+def _colour(record: Record) -> Colour | None:
+    """An operation is as good as its result."""
+    if "result" in record.values:
+        return Colour.GREEN if record.values["result"] == "ok" else Colour.RED
+    return COLOURS.get(record.event)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    text = json.dumps(value) if isinstance(value, bool) else str(value)
+    return json.dumps(text) if not text or " " in text or "\n" in text else text
+
+
+def _print(record: Record, as_json: bool) -> None:
+    print(record.line if as_json else as_text(record))

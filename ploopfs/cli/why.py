@@ -1,0 +1,175 @@
+"""`ploopfs why`: one screen about one device: what it is in, since when, what failed first, what to type next.
+
+Reads the tree like everybody else. Knows which steps lead out of which trouble, and takes none of them.
+"""
+
+import argparse
+import errno
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from ploopfs.cli.events import as_text, recent
+from ploopfs.cli.exits import Exit
+from ploopfs.cli.text import Colour, duration, painted, size
+from ploopfs.cli.tree import DeviceStatus, Tree
+from ploopfs.fuse.mountpoint import ploopfs_mounts
+
+RECENT = 6
+LABEL_COLUMNS = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """`standby_reason`, taken apart: what met the first error."""
+
+    errno: str
+    operation: str
+    offset: int
+    length: int
+    level: int | None
+    file: str
+
+    @property
+    def in_words(self) -> str:
+        number = getattr(errno, self.errno, 0)
+        meaning = f" ({os.strerror(number)})" if number else ""
+        where = f" of {self.length} bytes at {self.offset}" if self.length else ""
+        return f"{self.errno}{meaning} on {self.operation.replace('_', ' ')}{where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A command to type, and what it is good for."""
+
+    command: str
+    purpose: str
+
+
+def failure(reason: str) -> Failure | None:
+    """None for an empty reason. The file comes last, and may hold blanks."""
+    if not reason:
+        return None
+    facts, _, file = reason.partition(" file=")
+    values = dict(fact.split("=", 1) for fact in facts.split(" "))
+    level = values["level"]
+    return Failure(
+        values["errno"],
+        values["operation"],
+        int(values["offset"]),
+        int(values["length"]),
+        None if level == "-" else int(level),
+        file,
+    )
+
+
+def why(arguments: argparse.Namespace) -> int:
+    tree = Tree.find(arguments.mount)
+    one = tree.status(arguments.device)
+    todo = list(steps(tree, one))
+    events = recent(tree, one.device, RECENT)
+    if arguments.json:
+        facts = {"status": asdict(one), "next": [asdict(step) for step in todo]}
+        print(json.dumps(facts | {"events": [record.values for record in events]}, indent=2))
+        return Exit.OK
+    print(_headline(one))
+    print()
+    for label, text in _facts(tree, one):
+        print(f"  {label:<{LABEL_COLUMNS}}{text}")
+    if events:
+        print(f"\nlast events ({painted(f'ploopfs watch {one.device}', Colour.BOLD)} shows more)")
+        for record in events:
+            print(f"  {as_text(record)}")
+    print("\nwhat to type next" if todo else "\nnothing to do")
+    for step in todo:
+        print(f"  {painted(step.command, Colour.BOLD)}\n      {step.purpose}")
+    return Exit.OK
+
+
+def _headline(one: DeviceStatus) -> str:
+    if one.since_s is not None:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.since_s))
+        return painted(f"{one.device} is in standby since {since} ({duration(time.time() - one.since_s)})", Colour.RED)
+    if one.aborted:
+        return painted(f"{one.device} is aborted: writes are refused, reads pass", Colour.RED)
+    if one.standby == "off":
+        return painted(f"{one.device} is not in standby", Colour.GREEN)
+    return f"{one.device} does not support standby"
+
+
+def _facts(tree: Tree, one: DeviceStatus) -> Iterator[tuple[str, str]]:
+    first = failure(one.reason)
+    if first is not None:
+        yield "first error", first.in_words
+        yield "file", first.file + _place(first.level, len(one.deltas))
+    if one.standby == "not supported":
+        yield "standby", "not attached to a target (STANDBY_EN is out): a storage error is a plain error"
+    elif not tree.is_checking:
+        yield "standby", "never entered: no target subsystem is loaded (ploop_standby_check is out)"
+    yield "requests", _requests(one)
+    if one.unflushed_bytes:
+        yield "unflushed", f"{size(one.unflushed_bytes)} of writes, kept to be written again with the recovery"
+    if one.agent:
+        yield "recovery", f"{one.recovery} (the agent is {one.agent.replace('_', ' ')})"
+    if one.last_error:
+        yield "last error", one.last_error
+    access = "read-only" if one.read_only else "read-write"
+    yield "disk", f"{one.disk} ({size(one.size_bytes)}, {access}, generation {one.generation})"
+    for level, delta in reversed(list(enumerate(tree.levels(one.device)))):
+        yield f"level {level}", f"{delta.path} ({delta.format}{', read-only' if delta.read_only else ''})"
+
+
+def _place(level: int | None, depth: int) -> str:
+    if level is None:
+        return " (no delta of the stack in force)"
+    return f" (level {level}, the top)" if level == depth - 1 else f" (level {level})"
+
+
+def _requests(one: DeviceStatus) -> str:
+    if one.on_standby == "fail":
+        return "refused with EIO at once (on_standby is fail)" if one.since_s else "would be refused in standby (fail)"
+    bound = f"for at most {duration(one.hold_timeout_ms / 1000)}"
+    if not one.since_s:
+        return f"would be held in standby, {bound}"
+    return f"{one.held} held, with {size(one.held_bytes)} of data, each {bound}"
+
+
+def steps(tree: Tree, one: DeviceStatus) -> Iterator[Step]:
+    """What leads out of the trouble that a device is in; nothing for a device in none."""
+    mount = f" --mount {shlex.quote(tree.mountpoint)}" if len(ploopfs_mounts()) > 1 else ""
+    control = f"{tree.mountpoint}/sys/block/{one.device}"
+    first = failure(one.reason)
+    if first is not None:
+        yield _look(first)
+        yield from _agent_steps(one, control)
+        yield Step(f"ploopfs reopen {one.device}{mount}", "the storage is back, and the image is where it was")
+        level = "" if first.level in (None, len(one.deltas) - 1) else f" --level {first.level}"
+        yield Step(f"ploopfs replace {one.device} PATH{level}{mount}", "or: a copy of the image lies at PATH")
+        if one.held:
+            yield Step(f"echo 1 > {control}/ploopfs/fail_held", "or: give up the requests that wait; they get EIO")
+        yield Step(f"ploopfs wait {one.device} --for off{mount}", "see it leave standby")
+    elif one.aborted:
+        yield Step(f"echo 0 > {control}/pstate/aborted", "the storage is sound again: take writes")
+        yield Step(f"ploopfs replace {one.device} PATH{mount}", "or: put another image in the place of the top")
+
+
+def _look(first: Failure) -> Step:
+    file = shlex.quote(first.file)
+    match first.errno:
+        case "ENOTCONN":
+            return Step(f"stat {file}", "still not connected? the mount below it is dead: mount the store anew")
+        case "EBUSY":
+            return Step(f"fuser --verbose {file}", "somebody has taken the image, here or on another host: get it back")
+        case _:
+            return Step(f"head -c 4096 {file} | wc -c", "the store failed: see whether it answers again")
+
+
+def _agent_steps(one: DeviceStatus, control: str) -> Iterator[Step]:
+    match one.agent:
+        case "paused":
+            yield Step(f"echo resume > {control}/ploopfs/agent", "the agent is paused: let it recover the device")
+        case "probing" | "waiting" | "gave_up":
+            yield Step(f"echo now > {control}/ploopfs/agent", "the agent will try by itself: have it try now")
