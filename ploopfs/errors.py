@@ -187,6 +187,10 @@ class StorageTimeout(PloopError):
     errno = _errno.ETIMEDOUT
 
 
+class CommandFailed(PloopError):
+    """A user's program that was to recover a device could not be started, failed, or left it in standby."""
+
+
 class BeyondEnd(PloopError):
     """A write at or past the end of the device, as a block device answers it."""
 

@@ -24,7 +24,7 @@ from tests.mounted.storage import Bindfs, store
 from tests.realparts import need
 
 VERBS = (
-    *("mount", "umount", "list", "status", "why", "watch", "wait", "replace", "reopen", "exec"),
+    *("mount", "umount", "list", "status", "why", "watch", "wait", "metrics", "replace", "reopen", "exec"),
     *("create", "snapshot", "resize", "info", "inject"),
 )
 MIB = 1 << 20

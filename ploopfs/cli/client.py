@@ -1,4 +1,4 @@
-"""The verbs that talk to a running daemon through its tree: list, status, replace, reopen, wait, umount."""
+"""The verbs that talk to a running daemon through its tree: list, status, replace, reopen, wait, metrics, umount."""
 
 import argparse
 import json
@@ -75,6 +75,29 @@ def wait(arguments: argparse.Namespace) -> int:
     now = tree.attribute(device, name)
     print(f"ploopfs: {device} is still {now!r} after {arguments.timeout:g} s", file=sys.stderr)
     return Exit.TIMEOUT
+
+
+def metrics(arguments: argparse.Namespace) -> int:
+    text = Tree.find(arguments.mount).metrics()
+    print(json.dumps(_families(text), indent=2) if arguments.json else text)
+    return Exit.OK
+
+
+def _families(text: str) -> list[dict[str, object]]:
+    # It comes with an HTTP server: the other verbs do not wait for that to be loaded.
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
+
+    return [
+        {
+            "name": family.name,
+            "type": family.type,
+            "help": family.documentation,
+            "samples": [
+                {"name": sample.name, "labels": sample.labels, "value": sample.value} for sample in family.samples
+            ],
+        }
+        for family in text_string_to_metric_families(f"{text}\n")
+    ]
 
 
 def umount(arguments: argparse.Namespace) -> int:

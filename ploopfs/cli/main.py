@@ -159,7 +159,15 @@ def _add_verbs_that_show(verbs: "argparse._SubParsersAction[argparse.ArgumentPar
     )
     until.add_argument("--event", choices=sorted(EVENTS), metavar="NAME", help=f"the next {', '.join(sorted(EVENTS))}")
     wait.add_argument("--timeout", type=float, metavar="S", help="seconds; default: for ever")
-    for parser in (status, reason, watch, wait):
+    metrics = _verb(
+        verbs,
+        "metrics",
+        client.metrics,
+        "what all devices count, in the text format of Prometheus",
+        "ploopfs metrics -m /mnt/ploop > /var/lib/node_exporter/ploopfs.prom",
+        json=True,
+    )
+    for parser in (status, reason, watch, wait, metrics):
         _add_mount_option(parser)
 
 

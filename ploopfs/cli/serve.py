@@ -17,6 +17,8 @@ import trio
 
 from ploopfs.cli.exits import Exit
 from ploopfs.config import Config, load
+from ploopfs.device.agents import run_agents
+from ploopfs.device.device import Device
 from ploopfs.device.flavour import FLAVOURS
 from ploopfs.device.queue import Bounds
 from ploopfs.device.registry import Registry
@@ -73,7 +75,8 @@ async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Calla
                 await _add_devices(registry, scst, config)
                 max_tasks = len(registry.devices) * config.limits.requests_per_device + STATUS_TASKS
                 tree = build(registry, scst, LinuxHost(mountpoint))
-                await _serve_tree(tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks, ready=ready)
+                async with _agents(registry, mountpoint):
+                    await _serve_tree(tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks, ready=ready)
         finally:
             with trio.CancelScope(shield=True):
                 clean = await registry.aclose(deadline_s=SHUTDOWN_DEADLINE_S)
@@ -130,8 +133,27 @@ async def _add_devices(registry: Registry, scst: Scst, config: Config) -> None:
             raise ConfigError(f"{config.path}: devices[{index}] ({wanted.name}): {error}") from error
         device.queue.set_on_standby(OnStandby(wanted.on_standby))
         device.queue.set_hold_timeout(wanted.hold_timeout_ms)
+        device.agent.configure(wanted.recovery)
         if wanted.standby:
             scst.attach(device)
+
+
+@asynccontextmanager
+async def _agents(registry: Registry, mountpoint: str) -> AsyncIterator[None]:
+    """Inside, devices are recovered as their configuration says."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_agents, registry, partial(_recovery_environment, mountpoint))
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def _recovery_environment(mountpoint: str, device: Device) -> dict[str, str]:
+    """Where a command finds the device that it is to recover."""
+    return {
+        "PLOOPFS_MOUNT": mountpoint,
+        "PLOOPFS_DISK": os.path.join(mountpoint, "dev", device.name),
+        "PLOOPFS_SYSFS": os.path.join(mountpoint, "sys/block", device.name),
+    }
 
 
 async def _serve_tree(

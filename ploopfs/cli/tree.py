@@ -77,6 +77,10 @@ class Tree:
         """The global key is in: errors of the storage can mean standby."""
         return self._read("sys/fs/ploopfs/ploop_standby_check") == "1"
 
+    def metrics(self) -> str:
+        """The text format of Prometheus."""
+        return self._read("sys/fs/ploopfs/metrics")
+
     def devices(self) -> list[str]:
         return sorted(os.listdir(self._path("sys/block")), key=lambda name: (len(name), name))
 

@@ -7,11 +7,14 @@ Looks at no image and at no device: whether the files exist is found out by who 
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ploopfs.config.loading import compose, read_text
+from ploopfs.config.recovery import RECOVERY, check_recovery, recovery_of
 from ploopfs.config.rules import ListOf, MapOf, Scalar, Value, Walk, is_path, shown, whole
+from ploopfs.device.recovery import Recovery
 from ploopfs.errors import ConfigError
 
 MAX_DEVICES = 1024
@@ -39,6 +42,7 @@ class DeviceConfig:
     hold_timeout_ms: int = 300_000
     dm_name: str | None = None
     dm_uuid: str = ""
+    recovery: Recovery = field(default_factory=Recovery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ _DEVICE = MapOf(
             f"a device-mapper name: 1 to {MAX_NAME} bytes without a slash", (str,), _is_dm_name
         ),
         "dm_uuid": Scalar(f"at most {MAX_NAME} bytes", (str,), lambda uuid: not uuid or _is_dm_name(uuid)),
+        "recovery": RECOVERY,
     },
     required=("name", "image"),
 )
@@ -162,6 +167,9 @@ def _check_device(walk: Walk, device: Mapping[str, Value], where: str) -> None:
         walk.error(f"{where}.image", f"is not raw, expected [{RAW_PREFIX}PATH]: the flavour block knows no deltas")
     if flavour == "block" and device.get("standby"):
         walk.error(f"{where}.standby", "is true, expected false: a device that is no ploop has no standby mode")
+    if flavour == "block" and device.get("recovery") not in (None, "manual"):
+        walk.error(f"{where}.recovery", "is given, expected none: a device that is no ploop has no standby mode")
+    check_recovery(walk, device.get("recovery"), f"{where}.recovery")
     if device.get("cluster_sectors") is not None and image is not None and not lone_raw:
         walk.error(f"{where}.cluster_sectors", f"is given, expected only where image is [{RAW_PREFIX}PATH]")
 
@@ -189,7 +197,8 @@ def _resolved(directory: Path, image: str) -> str:
 def _device(directory: Path, found: Mapping[str, Value]) -> DeviceConfig:
     image = found["image"]
     images = _resolved(directory, image) if isinstance(image, str) else tuple(_resolved(directory, i) for i in image)
-    return DeviceConfig(**{**found, "image": images})
+    recovery = recovery_of(found.get("recovery", "manual"), partial(_resolved, directory))
+    return DeviceConfig(**{**found, "image": images, "recovery": recovery})
 
 
 def load(path: str | os.PathLike[str]) -> Config:

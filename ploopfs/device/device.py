@@ -7,6 +7,7 @@ every replaced top. Sizes and offsets are bytes.
 import itertools
 from functools import partial
 
+from ploopfs.device.agent import Agent
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
 from ploopfs.device.last_error import LastError
@@ -63,6 +64,7 @@ class Device:
         self._replacement = Replacement(
             name, self.queue, files, counters=counters, unflushed=self.unflushed, why=self.why
         )
+        self.agent = Agent(self, files)
 
     @property
     def stack(self) -> Stack:
@@ -186,6 +188,7 @@ class Device:
         """Flush and close; raises if that fails. A store that is lost is not written to: then the answer is False, and
         the image keeps its in-use mark."""
         self.queue.close_gate()
+        await self.agent.aclose()
         lost = not self.read_only and (self.queue.standby.refuses or self.queue.aborted)
         await self.stack.aclose(clean=not lost)
         return not lost

@@ -37,6 +37,9 @@ EVENTS = {
 }
 """Every event with its meaning; `emit` refuses others. Packages above add theirs with `declare`."""
 
+FIXED = ("seq", "time", "device", "event")
+"""The keys of every line, in their order; no fact bears such a name."""
+
 
 def declare(event: str, meaning: str) -> str:
     """Make an event known; the result is its name."""
@@ -56,8 +59,8 @@ class Record:
 
     def as_json(self) -> str:
         """One line without its newline; the fixed keys come first."""
-        fixed = {"seq": self.sequence, "time": round(self.time_s, 6), "device": self.device, "event": self.event}
-        return json.dumps(fixed | self.facts)
+        values = (self.sequence, round(self.time_s, 6), self.device, self.event)
+        return json.dumps(dict(zip(FIXED, values, strict=True)) | self.facts)
 
 
 class Events:
@@ -76,6 +79,7 @@ class Events:
 
     def emit(self, device: str, event: str, **facts: Fact) -> None:
         assert event in EVENTS, event
+        assert facts.keys().isdisjoint(FIXED), facts
         record = Record(self.next_sequence, time.time(), device, event, facts)
         if len(self._ring) < self._capacity:
             self._ring.append(record)

@@ -100,6 +100,11 @@ class RequestQueue:
         """Requests that wait for another reason than standby."""
         return self.room.parked
 
+    @property
+    def is_stopped(self) -> bool:
+        """Somebody keeps it quiesced or suspended."""
+        return self._quiescing or self.suspended
+
     async def run(self, op: Op, length_bytes: int, work: Callable[[Stack], Awaitable[T]]) -> T:
         """Pass the gate and execute `work` on the stack of the present generation, which it must be possible to do
         again: a request that is held and met the storage's error itself is issued anew on the recovered stack.
@@ -175,6 +180,7 @@ class RequestQueue:
         if self._quiescing:
             raise Busy("another operation holds the queue quiesced")
         self._quiescing = True
+        self._let_go()
         try:
             await self._wait_drained()
             yield
@@ -220,6 +226,8 @@ class RequestQueue:
 
         A late error of a replaced stack (an older generation) changes nothing here.
         """
+        if isinstance(error, BackendError):
+            self.stats.failed(error.errno, error.operation)
         # Whoever asked for it: an fsync that failed is a failed flush, in a write's barrier or behind its FUA too.
         failed = Op.FLUSH if isinstance(error, BackendError) and error.operation == "fsync" else op
         request_errno = self._flavour.request_errno(failed, error.errno)

@@ -115,18 +115,28 @@ class Reason:
 class Standby:
     """The machine of one queue, with the log line of each transition and the two fuses.
 
-    `changed` fires on every change of state. `since_s` is the wall-clock time of the last change.
+    `changed` fires on every change of state. `since_s` is the wall-clock time of the last change. `entered` is how
+    often standby was entered.
     """
 
     def __init__(self, device_name: str, key: StandbyKey, events: DeviceEvents | None = None) -> None:
         self.state = State.NOT_SUPPORTED
         self.reason: Reason | None = None
         self.since_s = time.time()
+        self._since_ns = time.monotonic_ns()
         self.changed = Signal()
+        self.entered = 0
+        self._ended_ns = 0
         self._name = device_name
         self._key = key
         self._events = events or DeviceEvents(Events(), device_name)
         self._warned: set[str] = set()
+
+    @property
+    def seconds(self) -> float:
+        """For how long the queue has been in standby, all times together."""
+        present_ns = time.monotonic_ns() - self._since_ns if self.state is State.ON else 0
+        return (self._ended_ns + present_ns) / 1e9
 
     @property
     def armed(self) -> bool:
@@ -177,12 +187,15 @@ class Standby:
         before, after = self.state, TRANSITIONS[self.state, event]
         if after is before:
             return
-        was_in_it_s = time.time() - self.since_s
-        self.state = after
-        self.since_s = time.time()
+        now_ns = time.monotonic_ns()
+        was_in_it_ns = now_ns - self._since_ns
+        if before is State.ON:
+            self._ended_ns += was_in_it_ns
+        self.entered += after is State.ON
+        self.state, self.since_s, self._since_ns = after, time.time(), now_ns
         if after is not State.ON:
             self.reason = None
-        self._report(before, was_in_it_s)
+        self._report(before, was_in_it_ns / 1e9)
         self.changed.fire()
 
     def _report(self, before: State, was_in_it_s: float) -> None:

@@ -1,14 +1,20 @@
-"""The block layer's own statistics of one device: the columns of `stat` and `inflight`.
+"""The statistics of one device: the block layer's own columns of `stat` and `inflight`, and what metrics add to them.
 
-Knows nothing of requests but their kind, length and duration. Times are nanoseconds inside, milliseconds when shown.
+Knows nothing of requests but their kind, length and duration, and of answers of the storage but their errno and
+operation. Times are nanoseconds inside, milliseconds when shown.
 """
 
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import Enum
 
 SECTOR_BYTES = 512
 NS_PER_MS = 1_000_000
+BUCKET_BOUNDS_NS = tuple(
+    int(seconds * 1e9) for seconds in (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.1, 0.5, 1, 5, 30)
+)
+"""From an answer out of the page cache to a storage that hangs; the last bucket has no bound."""
 
 
 class Op(Enum):
@@ -32,13 +38,17 @@ class OpStats:
     length_bytes: int = 0
     duration_ns: int = 0
     in_flight: int = 0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKET_BOUNDS_NS) + 1))
+    """How many took at most so long, each counted once."""
 
 
 @dataclass(slots=True)
 class DiskStats:
-    """`stat` and `inflight` of one device (kernel-ploop.md 4.4)."""
+    """`stat` and `inflight` of one device (kernel-ploop.md 4.4). `errors` counts the storage's answers to requests by
+    errno and operation."""
 
     by_op: dict[Op, OpStats] = field(default_factory=lambda: {op: OpStats() for op in Op})
+    errors: dict[tuple[int, str], int] = field(default_factory=dict)
     in_flight: int = 0
     _busy_ns: int = 0
     _busy_since_ns: int = 0
@@ -57,7 +67,13 @@ class DiskStats:
         stats = self.by_op[op]
         stats.ios += 1
         stats.length_bytes += length_bytes
-        stats.duration_ns += now_ns - started_ns
+        duration_ns = now_ns - started_ns
+        stats.duration_ns += duration_ns
+        stats.buckets[bisect_left(BUCKET_BOUNDS_NS, duration_ns)] += 1
+
+    def failed(self, errno: int, operation: str) -> None:
+        """Count an answer of the storage that is an error."""
+        self.errors[errno, operation] = self.errors.get((errno, operation), 0) + 1
 
     def abandon(self, op: Op) -> None:
         """Count a request out that has not ended: it will be started again."""

@@ -12,7 +12,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,8 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from ploopfs.engine import lock
+from ploopfs.engine import lock, probe
+from ploopfs.engine.probe import ProbedImage
 from ploopfs.errors import BackendError, BadImage
 
 T = TypeVar("T")
@@ -99,12 +100,19 @@ class Files(Protocol):
     async def real_path(self, path: str) -> str:
         """The same file without symbolic links in its path, as far as it exists."""
 
+    async def probe(self, images: Sequence[ProbedImage]) -> None:
+        """Whether their storage works, asked without a thread of those that serve requests; one probe at a time. Raises
+        BackendError with the storage's answer, ImageMismatch if another file lies there."""
+
 
 class OsFiles:
     """Files of this machine. `threads` bounds the worker threads that may wait for the storage at the same time."""
 
     def __init__(self, threads: int = 64) -> None:
         self._limiter = trio.CapacityLimiter(threads)
+        # A probe that was given up keeps its thread until the storage lets go of it, and the next one waits for that.
+        self._probes = trio.CapacityLimiter(1)
+        self._scratch = probe.scratch_name()
 
     async def open(self, path: str, *, writable: bool) -> "OsFile":
         return await _hop(partial(OsFile, path, writable, self._limiter), self._limiter, "open", path)
@@ -114,6 +122,10 @@ class OsFiles:
 
     async def real_path(self, path: str) -> str:
         return await _hop(partial(os.path.realpath, path), self._limiter, "stat", path)
+
+    async def probe(self, images: Sequence[ProbedImage]) -> None:
+        work = partial(probe.probe, images, self._scratch)
+        await trio.to_thread.run_sync(work, limiter=self._probes, abandon_on_cancel=True)
 
 
 class OsFile:

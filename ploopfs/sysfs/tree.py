@@ -6,15 +6,17 @@ device are the same objects for as long as it stays registered.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from ploopfs import __version__
 from ploopfs.device.device import Device
 from ploopfs.device.registry import Registry
 from ploopfs.scst.module import Scst
+from ploopfs.sysfs.agent import AGENT
 from ploopfs.sysfs.block import BLOCK
 from ploopfs.sysfs.control import CONTROL
 from ploopfs.sysfs.debug import DEBUG
-from ploopfs.sysfs.nodes import Directory, Disk, Link, Node, Stream
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node, Stream
 from ploopfs.sysfs.proc import ABSENT, Host, System, proc_directory
 from ploopfs.sysfs.queue import QUEUE
 from ploopfs.sysfs.rows import Kept, Removed, Row, directory
@@ -54,6 +56,7 @@ def build(registry: Registry, scst: Scst, host: Host = ABSENT) -> Directory:
     def per_device(entry: Callable[[DeviceNodes], tuple[str, Node]]) -> Directory:
         return Directory(lambda: dict(map(entry, kept.of(registry.devices).values())))
 
+    of_module = _of_module(registry, scst)
     devices = per_device(lambda nodes: (nodes.device.name, nodes.directory))
     debug = _fixed({"ploopfs": per_device(lambda nodes: (nodes.device.name, nodes.debug))})
     sys = {
@@ -62,7 +65,7 @@ def build(registry: Registry, scst: Scst, host: Host = ABSENT) -> Directory:
         "dev": _fixed({"block": per_device(lambda nodes: (_numbers(nodes.device), nodes.in_dev))}),
         "devices": _fixed({"virtual": _fixed({"block": devices})}),
         "kernel": together(lambda: {"debug": debug}, scst_tgt(scst)),
-        "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False, lambda: _of_module(registry, scst))}),
+        "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False, lambda: of_module)}),
         "module": Directory(modules(scst)),
     }
     disks = per_device(lambda nodes: (nodes.device.name, nodes.disk))
@@ -90,14 +93,18 @@ def _device_directory(device: Device, removed: Removed) -> Directory:
             "slaves": _fixed({}),
             "queue": directory(QUEUE, device, removed),
             **{name: make(device, removed) for name, make in GROUPS.items() if name in device.flavour.groups},
-            "ploopfs": directory(CONTROL, device, removed),
+            "ploopfs": directory((*CONTROL, *AGENT), device, removed),
         }
 
     return directory(BLOCK, device, removed, others)
 
 
 def _of_module(registry: Registry, scst: Scst) -> dict[str, Node]:
-    return {"events": Stream(registry.events), **control(scst)}
+    # The library comes with an HTTP server: only who serves a tree pays for loading it.
+    from ploopfs.sysfs.metrics import exposition  # noqa: PLC0415
+
+    metrics = Attribute(partial(exposition, registry), bounded=False)
+    return {"events": Stream(registry.events), "metrics": metrics, **control(scst)}
 
 
 def _fixed(children: Mapping[str, Node]) -> Directory:

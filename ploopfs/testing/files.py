@@ -5,12 +5,14 @@ Fault model: none. Every operation succeeds at once, writes are visible at once,
 
 import errno
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from ploopfs.engine.file import Buffer, Identity
-from ploopfs.errors import BackendError, ImageLocked
+from ploopfs.engine.probe import ProbedImage
+from ploopfs.errors import BackendError, ImageLocked, ImageMismatch
 
 _DEVICE_NUMBER = 0x700
 
@@ -56,6 +58,14 @@ class MemoryFiles:
     async def real_path(self, path: str) -> str:
         await trio.lowlevel.checkpoint()
         return path
+
+    async def probe(self, images: Sequence[ProbedImage]) -> None:
+        await trio.lowlevel.checkpoint()
+        for image in images:
+            if image.path not in self.images:
+                raise BackendError(errno.ENOENT, "open", image.path)
+            if not self.images[image.path].data.startswith(image.start):
+                raise ImageMismatch(f"{image.path}: the header is not the one that was opened")
 
 
 class MemoryFile:

@@ -9,13 +9,14 @@ after the crash works."""
 
 import errno
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import trio
 
 from ploopfs.engine.file import Buffer
+from ploopfs.engine.probe import ProbedImage
 from ploopfs.errors import BackendError
 from ploopfs.testing.files import MemoryFile, MemoryFiles
 
@@ -100,6 +101,9 @@ class ForgetfulFiles:
 
     async def real_path(self, path: str) -> str:
         return await self.memory.real_path(path)
+
+    async def probe(self, images: Sequence[ProbedImage]) -> None:
+        await self.memory.probe(images)
 
 
 class ForgetfulFile:

@@ -232,6 +232,30 @@ async def test_who_was_never_stopped_is_not_held_up_by_the_pace(monkeypatch: pyt
         hangs.set()
 
 
+async def test_who_waits_behind_others_when_the_queue_is_quiesced_is_stopped_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue_module, "PACE", 1)
+    async with gate_of() as gate, trio.open_nursery() as nursery:
+        await gate.enter_standby()
+        await gate.asked_one_by_one("a")
+        hangs = gate.hangs = trio.Event()
+        await gate.recover()
+        await gate.asked_one_by_one("b")
+        quiesced = Asked(nursery, quiesce(gate, trio.Event()))
+        await wait_all_tasks_blocked()
+        quiesced.cancel_scope.cancel()
+        await wait_all_tasks_blocked()
+        gate.hangs = trio.Event()
+        hangs.set()
+        await wait_all_tasks_blocked()
+        assert (gate.issued[2:], gate.queue.stats.in_flight) == (["a"], 1)
+        hangs, gate.hangs = gate.hangs, None
+        hangs.set()
+        await wait_all_tasks_blocked()
+        assert gate.issued[2:] == ["a", "b"]
+
+
 # --- bounds -------------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ploopfs.device import stats as stats_module
-from ploopfs.device.stats import DiskStats, Op
+from ploopfs.device.stats import BUCKET_BOUNDS_NS, DiskStats, Op
 
 MS = 1_000_000
 
@@ -80,3 +80,32 @@ def test_inflight_shows_reads_and_everything_else() -> None:
     assert stats.inflight_columns() == (1, 3)
     assert stats.in_flight == 4
     assert [op for op in Op if not op.is_write] == [Op.READ]
+
+
+@pytest.mark.parametrize(
+    ("duration_ms", "bound_s"),
+    [(0, 1e-4), (1, 1e-3), (2, 2.5e-3), (100, 0.1), (101, 0.5), (30_000, 30), (30_001, None)],
+)
+def test_a_request_is_counted_in_the_bucket_that_is_just_long_enough(
+    clock: Clock, duration_ms: int, bound_s: float | None
+) -> None:
+    stats = DiskStats()
+    ended(stats, clock, Op.WRITE, 512, duration_ms)
+    expected = len(BUCKET_BOUNDS_NS) if bound_s is None else BUCKET_BOUNDS_NS.index(round(bound_s * 1e9))
+    assert [place for place, count in enumerate(stats.by_op[Op.WRITE].buckets) if count] == [expected]
+    assert not any(stats.by_op[Op.READ].buckets)
+
+
+def test_a_request_that_is_started_again_is_in_no_bucket_yet(clock: Clock) -> None:
+    stats = DiskStats()
+    stats.start(Op.READ)
+    clock.now_ns += 5 * MS
+    stats.abandon(Op.READ)
+    assert sum(stats.by_op[Op.READ].buckets) == stats.by_op[Op.READ].ios == 0
+
+
+def test_errors_are_counted_by_errno_and_operation() -> None:
+    stats = DiskStats()
+    for number, operation in ((5, "read"), (107, "read"), (5, "read"), (5, "fsync")):
+        stats.failed(number, operation)
+    assert stats.errors == {(5, "read"): 2, (107, "read"): 1, (5, "fsync"): 1}

@@ -5,7 +5,7 @@ A test adds its own entries (`note`), so that "synced before acknowledged" is a 
 failure is computed from the journal alone: `images_after_crash`.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
@@ -13,6 +13,7 @@ from typing import TypeVar
 import trio
 
 from ploopfs.engine.file import Buffer, File, Files
+from ploopfs.engine.probe import ProbedImage
 
 T = TypeVar("T")
 SECTOR_BYTES = 512
@@ -90,6 +91,9 @@ class JournalFiles:
 
     async def real_path(self, path: str) -> str:
         return await self._inner.real_path(path)
+
+    async def probe(self, images: Sequence[ProbedImage]) -> None:
+        await self._inner.probe(images)
 
 
 class JournalFile:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ploopfs.engine.file import File
-from ploopfs.errors import BackendError, ImageLocked
+from ploopfs.engine.probe import ProbedImage
+from ploopfs.errors import BackendError, ImageLocked, ImageMismatch
 from tests.engine.places import FaultyPlace, ForgetfulPlace, InjectedPlace, MemoryPlace, OsPlace, Place
 
 CONTENT = bytes(range(256)) * 64
@@ -222,3 +223,23 @@ async def test_a_closed_file_answers_ebadf_and_closes_again_quietly(place: Place
             await call()
         assert raised.value.errno == errno.EBADF
     assert place.content(path) == CONTENT
+
+
+async def test_a_probe_of_a_sound_storage_succeeds_and_leaves_the_image_as_it_was(place: Place, path: str) -> None:
+    await place.files.probe([ProbedImage(path=path, start=CONTENT[:64], failed=(4096, 512), write_beside=True)])
+    await place.files.probe([ProbedImage(path=path), ProbedImage(path=path, start=CONTENT[:1])])
+    assert place.content(path) == CONTENT
+
+
+async def test_a_probe_misses_an_image_that_is_not_there_and_refuses_another_in_its_place(
+    place: Place, path: str
+) -> None:
+    with pytest.raises(BackendError) as missing:
+        await place.files.probe([ProbedImage(path=path), ProbedImage(path=place.path("gone"), write_beside=True)])
+    assert (missing.value.errno, missing.value.operation, missing.value.path) == (
+        errno.ENOENT,
+        "open",
+        place.path("gone"),
+    )
+    with pytest.raises(ImageMismatch, match="the header is not the one that was opened"):
+        await place.files.probe([ProbedImage(path=path, start=b"other", write_beside=True)])

@@ -2,9 +2,7 @@
 
 import json
 import os
-import socket
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.daemon import HANG_S, Daemon, device, opened, serving, until
+from tests.mounted.daemon import HANG_S, Daemon, device, opened, serving
 from tests.mounted.disks import make_disk
+from tests.mounted.exporter import scraped
 from tests.realparts import need
 
 pytestmark = pytest.mark.real
@@ -127,35 +126,10 @@ def test_lsblk_shows_a_swap_area_on_a_disk(daemon: Daemon) -> None:
 
 
 def test_node_exporter_tells_of_our_disks(daemon: Daemon) -> None:
-    need(commands=("prometheus-node-exporter",))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     root = daemon.mountpoint
-    command = [
-        "prometheus-node-exporter",
-        f"--path.sysfs={root}/sys",
-        f"--path.procfs={root}/proc",
-        f"--path.rootfs={root}",
-        f"--web.listen-address={address}",
-        "--collector.disable-defaults",
-        "--collector.diskstats",
-    ]
-    answer = ""
-
-    def answers() -> bool:
-        nonlocal answer
-        try:
-            with urllib.request.urlopen(f"http://{address}/metrics") as reply:
-                answer = reply.read().decode()
-        except OSError:
-            return False
-        return True
-
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as exporter:
-        try:
-            until(answers, "node_exporter answers")
-        finally:
-            exporter.terminate()
+    answer = scraped(
+        f"--path.sysfs={root}/sys", f"--path.procfs={root}/proc", f"--path.rootfs={root}", "--collector.diskstats"
+    )
     assert 'node_scrape_collector_success{collector="diskstats"} 1' in answer
     written = daemon.value("stat").split()[4]
     assert f'node_disk_writes_completed_total{{device="ploop0"}} {written}' in answer

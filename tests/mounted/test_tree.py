@@ -50,7 +50,8 @@ def listed(path: Path, name: str) -> str:
         return f"{mode:04o} {name} (disk of {found.st_size} bytes)"
     if name == "sys/fs/ploopfs/events":
         return f"{mode:04o} {name} (stream)"
-    assert found.st_size == (0 if name.startswith("proc/") or name.endswith("/error_injection") else 4096)
+    is_unbounded = name.startswith("proc/") or name.endswith(("/error_injection", "/metrics"))
+    assert found.st_size == (0 if is_unbounded else 4096)
     return f"{mode:04o} {name} {value(path, mode)}"
 
 

@@ -6,6 +6,8 @@ The standby machine, signals, statistics and counters are the real ones, as they
 from dataclasses import dataclass, field
 from typing import cast
 
+from ploopfs.device.agent import Agent
+from ploopfs.device.device import Device
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import VZ7, Flavour
 from ploopfs.device.last_error import LastError
@@ -25,6 +27,7 @@ from ploopfs.sysfs.nodes import Attribute, Directory, Node
 from ploopfs.sysfs.openfile import OpenAttribute, opening
 from ploopfs.sysfs.proc import ABSENT, Host
 from ploopfs.sysfs.tree import build
+from ploopfs.testing.files import MemoryFiles
 
 CLUSTER_BYTES = 1 << 20
 DEVICE = "sys/devices/virtual/block/ploop0"
@@ -51,6 +54,7 @@ class FakeStack:
 class FakeQueue:
     standby: Standby
     aborted: bool = False
+    suspended: bool = False
     generation: int = 1
     parked: int = 0
     changed: Signal = field(default_factory=Signal)
@@ -98,6 +102,11 @@ class FakeDevice:
     all_events: Events = field(default_factory=Events)
     asked: list[str] = field(default_factory=list)
     refusal: PloopError | None = None
+    replace_results: dict[tuple[str, str], int] = field(default_factory=dict)
+    agent: Agent = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.agent = Agent(cast(Device, self), MemoryFiles())
 
     @property
     def last_error(self) -> str:

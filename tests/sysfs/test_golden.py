@@ -28,6 +28,7 @@ VOLATILE = [
     ("/image_info", r"(?<=sdev:)\d+:\d+", "<major>:<minor>"),
     ("/version", r"\d+\.\d+\.\d+", "<version>"),
     ("/pid", r"\d+", "<pid>"),
+    ("/metrics", r"(?s).+(?=\n)", "<metrics>"),
     # In a tree that stands alone there is nothing around ours; in a mounted one there are the disks of the machine.
     ("proc/diskstats", r"(?<= ploop0)( \d+){17}", " <17 columns>"),
     ("proc/ploopfs/diskstats", r"(?s).*(?<= ploop0)( \d+){17}", "<the system's lines, and ours>"),
@@ -55,7 +56,7 @@ def value(path: str, attribute: Attribute) -> str:
     if attribute.show is None:
         return "(write-only)"
     try:
-        text = opening(attribute, os.O_RDONLY).read(0, 4096).decode()
+        text = opening(attribute, os.O_RDONLY).read(0, 1 << 16).decode()
     except PloopError as error:
         return f"({errno.errorcode[error.errno]})"
     return json.dumps(masked(path, text))

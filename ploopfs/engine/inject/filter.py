@@ -6,7 +6,7 @@ or done and answered with an errno all the same (the reply was lost). Invariant:
 raises, a BackendError with the operation's own name.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from ploopfs.engine.file import Buffer, File, Files
+from ploopfs.engine.probe import READ_BYTES, ProbedImage
 from ploopfs.errors import BackendError
 
 T = TypeVar("T")
@@ -80,6 +81,12 @@ class FilteredFiles:
 
     async def real_path(self, path: str) -> str:
         return await _decided(self._judge, Operation("stat", path), partial(self._inner.real_path, path))
+
+    async def probe(self, images: Sequence[ProbedImage]) -> None:
+        """What would become of the operations on an image becomes of the probe."""
+        for operation in (operation for image in images for operation in _probing(image)):
+            await _decided(self._judge, operation, trio.lowlevel.checkpoint)
+        await self._inner.probe(images)
 
 
 class FilteredFile:
@@ -154,6 +161,15 @@ class FilteredFile:
             # As in a real file: who asked has given up, and nobody can say what the storage would still have done.
             self._given_up = True
             raise
+
+
+def _probing(image: ProbedImage) -> Iterator[Operation]:
+    yield Operation("open", image.path, image.write_beside)
+    for offset, length in filter(None, ((0, READ_BYTES), image.failed)):
+        yield Operation("read", image.path, image.write_beside, offset, length)
+    if image.write_beside:
+        yield Operation("write", image.path, True, 0, READ_BYTES)
+        yield Operation("fsync", image.path, True)
 
 
 async def _decided(judge: Judge, operation: Operation, work: Callable[[], Awaitable[T]]) -> T:

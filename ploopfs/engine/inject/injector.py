@@ -90,8 +90,12 @@ class Injector:
 
     def holds(self, operation: Operation, sectors: Sectors) -> bool:
         stack = self._stack()
-        level = stack.level_of_file(operation.file) if stack and operation.file is not None else None
-        if stack is None or level is None or not operation.length:
+        if stack is None or not operation.length:
+            return False
+        # A probe reads through no file of the stack, and a file that is in no level yet lies under no sector.
+        of_file = operation.file
+        level = stack.level_of(operation.path) if of_file is None else stack.level_of_file(of_file)
+        if level is None:
             return False
         wanted = range(sectors.first * SECTOR_BYTES, (sectors.last + 1) * SECTOR_BYTES)
         return stack.serves(wanted, level, operation.offset, operation.length)

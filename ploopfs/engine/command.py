@@ -1,0 +1,92 @@
+"""A user's program, run to its end: bounded in time, with its output kept in bounds.
+
+It starts in a session and a process group of its own, in the root directory, with nothing on its standard input. Knows
+nothing of what it is for. Invariants: who runs it goes on meanwhile, whatever the program lies on; at its time limit,
+or when its run is cancelled, its whole process group is ended; who left that group (a mount helper, a server it
+started) is not ours to end, and does not delay the result.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from ploopfs.errors import CommandFailed
+
+OUTPUT_BYTES = 16 << 10
+"""Of what a program says, the end is kept."""
+GRACE_S = 5
+"""From the request to end to the order."""
+OUTPUT_GRACE_S = 1
+"""For what is still in the pipe when the program has ended; a child of it may hold the pipe open for ever."""
+
+_LAUNCH = ("/bin/sh", "-c", 'exec "$0" "$@"')
+"""Whoever starts a process stands still until the program is loaded. One that lies on a storage that hangs, or on one
+of our own disks, would take us along for ever; this shell stands still in our place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """`code` is negative for the signal that ended it, None at the time limit. 126 and 127: it could not be started."""
+
+    code: int | None
+    output: str
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return "was ended at its time limit"
+        return f"was ended by signal {-self.code}" if self.code < 0 else f"exited with {self.code}"
+
+
+async def run_command(arguments: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Ended:
+    """`environment` is added to our own. Raises CommandFailed if no process can be made at all."""
+    try:
+        process = await trio.lowlevel.open_process(
+            [*_LAUNCH, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise CommandFailed(f"{arguments[0]}: no process could be started: {error.strerror}") from error
+    assert process.stdout is not None
+    output = bytearray()
+    async with process.stdout, trio.open_nursery() as nursery:
+        nursery.start_soon(_keep_end, process.stdout, output)
+        try:
+            with trio.move_on_after(timeout_s) as limit:
+                await process.wait()
+        finally:
+            await _end(process)
+        nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE_S
+    return Ended(None if limit.cancelled_caught else process.returncode, output.decode("utf-8", "replace"))
+
+
+async def _keep_end(pipe: trio.abc.ReceiveStream, output: bytearray) -> None:
+    async for data in pipe:
+        output += data
+        del output[:-OUTPUT_BYTES]
+
+
+async def _end(process: trio.Process) -> None:
+    """Its number is its own, and its group's, until it has been waited for: that is done last."""
+    if process.returncode is not None:
+        return
+    with trio.CancelScope(shield=True):
+        ended = os.pidfd_open(process.pid)
+        try:
+            os.killpg(process.pid, signal.SIGTERM)
+            with trio.move_on_after(GRACE_S):
+                await trio.lowlevel.wait_readable(ended)
+            # Who of the group is left has been asked, too.
+            os.killpg(process.pid, signal.SIGKILL)
+            with trio.move_on_after(GRACE_S):
+                await process.wait()
+        finally:
+            os.close(ended)
