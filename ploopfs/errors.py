@@ -272,6 +272,10 @@ class ConfigError(PloopError):
     errno = _errno.EINVAL
 
 
+class Unmet(PloopError):
+    """A rehearsal found something else than its scenario expects."""
+
+
 class MountError(PloopError):
     """A mountpoint cannot be used; says why and what would help."""
 

@@ -25,7 +25,7 @@ from tests.realparts import need
 
 VERBS = (
     *("mount", "umount", "list", "status", "why", "watch", "wait", "metrics", "replace", "reopen", "exec"),
-    *("create", "snapshot", "resize", "info", "inject"),
+    *("create", "snapshot", "resize", "info", "inject", "rehearse"),
 )
 MIB = 1 << 20
 

@@ -16,6 +16,7 @@ class Exit(IntEnum):
     NO_MOUNT = 4
     TIMEOUT = 5
     NOT_CLOSED = 6
+    UNMET = 7
     NOT_EXECUTABLE = 126
     NO_COMMAND = 127
 
@@ -28,6 +29,7 @@ MEANING = {
     Exit.NO_MOUNT: "the mountpoint cannot be used, or no ploopfs is mounted there",
     Exit.TIMEOUT: "the time ran out before the state was reached",
     Exit.NOT_CLOSED: "an image could not be flushed and stays marked in use",
+    Exit.UNMET: "a rehearsal found something else than its scenario expects",
     Exit.NOT_EXECUTABLE: "exec: the command is no program, or may not be run; every other code is the command's own",
     Exit.NO_COMMAND: "exec: there is no such command",
 }

@@ -111,10 +111,10 @@ def _print(arguments: argparse.Namespace, rules: list[Rule]) -> None:
         print(json.dumps(rules, indent=2))
         return
     for rule in rules:
-        print(_line(rule))
+        print(rule_line(rule))
 
 
-def _line(rule: Rule) -> str:
+def rule_line(rule: Rule) -> str:
     """`3: READ EBUSY level=2 count=3, 2 hits`"""
     what = [str(rule["op"])]
     if "errno" in rule:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from ploopfs import __version__
 from ploopfs.cli import client, events, exec, images, inject, serve, why
 from ploopfs.cli.exits import EPILOG, Exit, failed
+from ploopfs.cli.rehearse import verb as rehearse
 from ploopfs.device.events import EVENTS
 from ploopfs.device.standby import State
 from ploopfs.device.verify import Verify
@@ -59,6 +60,16 @@ def _parser() -> argparse.ArgumentParser:
             inject.run,
             "make the storage below a device fail, delay or hang, and list and remove such rules",
             "ploopfs inject ploop0 --op READ --errno EBUSY --count 3",
+            json=True,
+        )
+    )
+    rehearse.add_arguments(
+        _verb(
+            verbs,
+            "rehearse",
+            rehearse.run,
+            "play a scenario of faults and recovery, and say whether everything went as expected",
+            "ploopfs rehearse config/scenarios/lease-stolen.yaml --command ./my-recovery.sh",
             json=True,
         )
     )

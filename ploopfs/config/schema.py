@@ -90,12 +90,12 @@ def _numbered(prefix: str, last: int) -> Scalar:
 
 
 # Minors are 20 bits. vz7 has 16 of them to a disk; device-mapper and a plain disk one.
-_DEVICE_NAMES: Mapping[str, Scalar] = {
+DEVICE_NAMES: Mapping[str, Scalar] = {
     "vz7": _numbered("ploop", 65535),
     "vz9": _numbered("dm-", (1 << 20) - 1),
     "block": _numbered("ram", (1 << 20) - 1),
 }
-FLAVOURS = tuple(_DEVICE_NAMES)
+FLAVOURS = tuple(DEVICE_NAMES)
 
 ON_STANDBY = ("fail", "hold")
 MAX_HOLD_TIMEOUT_MS = 24 * 3600 * 1000
@@ -156,8 +156,8 @@ _FILE = MapOf(
 def _check_device(walk: Walk, device: Mapping[str, Value], where: str) -> None:
     name, image = device.get("name"), device.get("image")
     flavour = device.get("flavour", DEFAULT_FLAVOUR)
-    if flavour is not None and name is not None and not _DEVICE_NAMES[flavour].accepts(name):
-        walk.error(f"{where}.name", f"is {shown(name)}, expected {_DEVICE_NAMES[flavour].expected}")
+    if flavour is not None and name is not None and not DEVICE_NAMES[flavour].accepts(name):
+        walk.error(f"{where}.name", f"is {shown(name)}, expected {DEVICE_NAMES[flavour].expected}")
     for key in ("dm_name", "dm_uuid"):
         if device.get(key) is not None and flavour is not None and flavour != "vz9":
             walk.error(f"{where}.{key}", "is given, expected only where flavour is vz9")

@@ -1,7 +1,7 @@
 """Any Files with faults on command: the filter that an injector uses, with rules made by a test.
 
 Fault model: see `ploopfs.engine.inject.filter`. Unlike an injector's, these rules are asked in the order in which they
-were made, name paths and not levels, and no file is ever bypassed. Open files obey rules made after they were opened.
+were made, name paths and not levels, and see every operation. Open files obey rules made after they were opened.
 """
 
 from dataclasses import dataclass, field

@@ -6,7 +6,7 @@ or done and answered with an errno all the same (the reply was lost). Invariant:
 raises, a BackendError with the operation's own name.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -19,14 +19,23 @@ from ploopfs.errors import BackendError
 
 T = TypeVar("T")
 
-OPERATIONS = frozenset(
-    {"open", "read", "write", "fsync", "stat", "truncate", "fallocate", "punch hole", "lock", "unlock"}
-)
-"""The names that BackendError has for them."""
+_METHODS = {
+    "read_nowait": "read",
+    "read": "read",
+    "write_nowait": "write",
+    "write": "write",
+    "sync": "fsync",
+    "size": "stat",
+    "truncate": "truncate",
+    "allocate": "fallocate",
+    "punch": "punch hole",
+    "lock": "lock",
+    "unlock": "unlock",
+}
+"""Methods of a file, and the operation of each."""
 
-_READING = ("read_nowait", "read", "size")
-_CHANGING = ("write_nowait", "write", "sync", "truncate", "allocate", "punch")
-_METHODS = (*_READING, *_CHANGING, "lock", "unlock")
+OPERATIONS = frozenset({"open", *_METHODS.values()})
+"""The names that BackendError has for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,7 @@ class FilteredFiles:
 
 
 class FilteredFile:
-    """One open file; nothing answers at once, so that every operation can be held."""
+    """One open file; what is filtered does not answer at once, so that every operation can be held."""
 
     def __init__(self, inner: File, judge: Judge) -> None:
         self.path = inner.path
@@ -108,14 +117,14 @@ class FilteredFile:
     def abandoned(self, value: bool) -> None:
         self._given_up = value
 
-    def bypass(self, on: bool) -> None:
-        """While on, callers reach the methods of the file below as if nobody stood between: an attribute of the object
-        hides the method of its class."""
-        for name in _METHODS:
-            if on:
-                self.__dict__[name] = getattr(self._inner, name)
+    def filter_only(self, operations: Set[str]) -> None:
+        """For all other operations callers reach the methods of the file below as if nobody stood between: an attribute
+        of the object hides the method of its class."""
+        for method, operation in _METHODS.items():
+            if operation in operations:
+                self.__dict__.pop(method, None)
             else:
-                self.__dict__.pop(name, None)
+                self.__dict__[method] = getattr(self._inner, method)
 
     def read_nowait(self, offset: int, length: int) -> bytearray | None:  # noqa: ARG002 -- the File protocol's signature
         return None

@@ -1,8 +1,8 @@
 """The rules of one device, and its place between the device and its storage.
 
 Knows no grammar. Invariants: a new rule goes before the older ones, and the first that takes an operation decides, as
-in the kernel's error injection; while no rule can take anything, every file is bypassed, so that an injector without
-rules costs nothing.
+in the kernel's error injection; an operation that no rule can take any more passes every open file as if there were no
+injector, so that one without rules costs nothing.
 """
 
 import itertools
@@ -104,19 +104,20 @@ class Injector:
 
     def adopt(self, file: "InjectedFile") -> None:
         self._files.add(file)
-        file.bypass(not self._is_live)
+        file.filter_only(self._taken)
 
     def drop(self, file: "InjectedFile") -> None:
         self._files.discard(file)
 
     @property
-    def _is_live(self) -> bool:
-        return any(not rule.spent for rule in self.rules)
+    def _taken(self) -> frozenset[str]:
+        """Operations that some rule may still take."""
+        return frozenset[str]().union(*(rule.operations for rule in self.rules if not rule.spent))
 
     def _settle(self) -> None:
-        bypassed = not self._is_live
+        taken = self._taken
         for file in self._files:
-            file.bypass(bypassed)
+            file.filter_only(taken)
 
     def _let_go(self, rule: Rule) -> None:
         if rule.released is not None:

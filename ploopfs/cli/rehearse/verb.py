@@ -1,0 +1,69 @@
+"""The verb: a scenario file in, a report and an exit code out."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ploopfs.cli.exits import Exit
+from ploopfs.cli.rehearse.play import Player
+from ploopfs.cli.rehearse.report import Teller, as_json, junit, summary
+from ploopfs.cli.rehearse.stage import existing_stage, own_stage
+from ploopfs.config.scenario import AnyStep, Load, Request, Scenario
+from ploopfs.config.scenario_file import load_scenario
+from ploopfs.errors import BadValue
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the scenario, such as config/scenarios/lease-stolen.yaml")
+    parser.add_argument("--command", metavar="CMD", default="", help="your own recovery, in place of the scenario's")
+    parser.add_argument("--junit", metavar="OUT.xml", help="write the report as JUnit XML as well")
+    parser.add_argument(
+        "--mount", metavar="MNT", help="on the devices of this mount; default: scratch images, mounted for the purpose"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="with --mount: the scenario may write to these disks, at random"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the scratch directory and its mount behind")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    scenario = load_scenario(arguments.file)
+    if arguments.mount is None:
+        stage_of = own_stage(scenario, keep=arguments.keep)
+    else:
+        _check_harmless(scenario, arguments)
+        stage_of = existing_stage(scenario, arguments.mount)
+    if arguments.junit:
+        Path(arguments.junit).touch()  # it is no use to find out at the end that the report cannot be written
+    teller = Teller(quiet=arguments.json)
+    with stage_of as stage:
+        teller.title(scenario.name, scenario.about)
+        player = Player(scenario, stage, teller, recovery=arguments.command)
+        passed = player.play()
+        if arguments.junit:
+            xml = junit(scenario.name, scenario.path, player.results, player.events)
+            Path(arguments.junit).write_bytes(xml)
+        if arguments.json:
+            report = as_json(scenario.name, scenario.path, player.results, player.events)
+            print(json.dumps(report | ({"kept": stage.scratch} if arguments.keep else {}), indent=2))
+        teller.say(f"{scenario.name}: {summary(player.results)}")
+        if arguments.keep and stage.is_own:
+            mountpoint = stage.tree.mountpoint
+            teller.say(f"kept: {stage.scratch}; to clean up: ploopfs umount {mountpoint}; rm -r {stage.scratch}")
+    return Exit.OK if passed else Exit.UNMET
+
+
+def _check_harmless(scenario: Scenario, arguments: argparse.Namespace) -> None:
+    """Data of the user's are not overwritten by accident."""
+    if arguments.keep:
+        raise BadValue("--keep is given with --mount, expected only where the mount is made for the purpose")
+    writing = [step for step in scenario.steps if isinstance(step, Load) or _is_write(step)]
+    if writing and not arguments.overwrite:
+        raise BadValue(
+            f"{arguments.file}:{writing[0].line}: writes to the disks of {arguments.mount}, expected --overwrite if "
+            "what they hold may go"
+        )
+
+
+def _is_write(step: AnyStep) -> bool:
+    return isinstance(step, Request) and step.kind == "write"
