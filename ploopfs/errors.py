@@ -18,13 +18,25 @@ class PloopError(Exception):
 
 
 class BadImage(PloopError):
-    """An image breaks a rule of the format; names the file, the field and the value."""
+    """An image breaks a rule of the format; names the file, the field and the value. `mapped_errno` is the answer that
+    dm-ploop has for it where vz7 and the command line have EINVAL."""
 
     errno = _errno.EINVAL
 
-    def __init__(self, path: str, field: str, value: object, expected: str) -> None:
+    def __init__(
+        self, path: str, field: str, value: object, expected: str, *, mapped_errno: int = _errno.EINVAL
+    ) -> None:
         super().__init__(f"{path}: {field} is {value}, expected {expected}")
         self.path, self.field, self.value, self.expected = path, field, value, expected
+        self.mapped_errno = mapped_errno
+
+
+class ImageRefused(PloopError):
+    """An image does not fit the device-mapper table that names it; `errno` is dm-ploop's answer."""
+
+    def __init__(self, errno: int, reason: str) -> None:
+        super().__init__(reason)
+        self.errno = errno
 
 
 class BadDescriptor(PloopError):
@@ -210,6 +222,22 @@ class BadValue(PloopError):
     """A value that an attribute, a control file or an argument does not take."""
 
     errno = _errno.EINVAL
+
+
+class TargetFailed(PloopError):
+    """A request to a device whose table is an error target."""
+
+
+class MessageNotSupported(PloopError):
+    """A message that is none, or not for this image. The kernel's ENOTSUPP (524) could not travel through FUSE."""
+
+    errno = _errno.EOPNOTSUPP
+
+
+class NoResume(PloopError):
+    """A resume that a message has forbidden."""
+
+    errno = _errno.EAGAIN
 
 
 class NoSuchDevice(PloopError):

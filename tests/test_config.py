@@ -60,6 +60,22 @@ def test_the_shipped_demo_configuration_counts_its_image_from_where_it_is_copied
     assert loaded.devices == (DeviceConfig("ploop0", image, standby=True),)
 
 
+def test_the_shipped_vz9_configuration_names_its_devices() -> None:
+    first, second = schema.load(SHIPPED / "vz9.yaml").devices
+    assert (first.flavour, first.dm_name, first.dm_uuid, first.on_standby) == ("vz9", "vm1", "PLOOP-7f6c", "hold")
+    assert (second.name, second.dm_name, second.dm_uuid) == ("dm-1", None, "")
+
+
+def test_the_shipped_mixed_configuration_has_a_device_of_every_flavour() -> None:
+    devices = schema.load(SHIPPED / "mixed.yaml").devices
+    assert [(device.flavour, device.standby) for device in devices] == [
+        ("vz7", True),
+        ("vz7", False),
+        ("vz9", True),
+        ("block", False),
+    ]
+
+
 def test_the_optional_lines_of_the_shipped_configuration_are_valid_and_show_the_defaults(file: Path) -> None:
     text = (SHIPPED / "vz7.yaml").read_text(encoding="utf-8")
     loaded = load_text(

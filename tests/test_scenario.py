@@ -71,6 +71,7 @@ def test_every_scenario_that_the_issue_asks_for_is_shipped() -> None:
     assert {path.stem for path in SHIPPED.glob("*.yaml")} >= {
         "lease-stolen",
         "mount-gone",
+        "transient-eio-agent",
         "flapping-store",
         "wrong-replacement",
         "failed-fsync",
@@ -91,6 +92,12 @@ def test_devices_have_defaults_and_their_images_count_from_the_file(file: Path) 
     first, second = made.devices
     assert first == StageDevice(image=(f"{file.parent}/a.hds",))
     assert second == StageDevice("ploop1", image=(f"{file.parent}/b", "/c"), depth=1, on_standby="hold")
+
+
+def test_a_recovery_is_that_of_a_configuration(file: Path) -> None:
+    text = "name: x\ndevices: [{recovery: {reopen: true, backoff_s: 2}}, {name: ploop1, recovery: reopen}]\n"
+    made = loaded(file, text + "steps: [verify: disk]")
+    assert [device.recovery for device in made.devices] == [{"reopen": True, "backoff_s": 2}, "reopen"]
 
 
 # --- each kind of step --------------------------------------------------------------------------------------------
@@ -195,6 +202,8 @@ def test_with_several_devices_each_step_about_one_says_which(file: Path) -> None
         ("name: x\ndevices: [{flavour: vz8}]\nsteps: [flush: 1]", "2: devices[0].flavour: is 'vz8', expected one of"),
         ("name: x\ndevices: [{flavour: vz9}]\nsteps: [flush: 1]", "2: devices[0]: is 'ploop0', expected a name from"),
         ("name: x\ndevices: [{}, {}]\nsteps: [remove: all]", "2: devices[1]: is 'ploop0' again, expected a name"),
+        ("name: x\ndevices: [{recovery: auto}]\nsteps: [flush: 1]", "2: devices[0].recovery: is 'auto', expected man"),
+        ("name: x\ndevices: [{recovery: {}}]\nsteps: [flush: 1]", "2: devices[0].recovery: has no policy, expected"),
         ("name: x\ndevices: [{depth: 0}]\nsteps: [flush: 1]", "2: devices[0].depth: is 0, expected a whole number"),
     ],
 )

@@ -128,6 +128,8 @@ async def _add_devices(registry: Registry, scst: Scst, config: Config) -> None:
                 read_only=wanted.read_only,
                 cluster_sectors=wanted.cluster_sectors,
                 bounds=bounds,
+                dm_name=wanted.dm_name,
+                dm_uuid=wanted.dm_uuid,
             )
         except PloopError as error:
             raise ConfigError(f"{config.path}: devices[{index}] ({wanted.name}): {error}") from error

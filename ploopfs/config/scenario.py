@@ -4,6 +4,7 @@ Knows neither how a scenario is written nor how it is played.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 DEFAULT_DEVICE = "ploop0"
 WITHIN_S = 10.0
@@ -14,7 +15,8 @@ COMMAND_TIMEOUT_S = 60.0
 class StageDevice:
     """A device that the rehearsal makes: `depth` scratch deltas, the top of them over `image` where one is given.
 
-    An image of the user is thus only ever read.
+    An image of the user is thus only ever read. `recovery` is as in a configuration, None for a manual one; its paths
+    count from the scratch directory.
     """
 
     name: str = DEFAULT_DEVICE
@@ -25,6 +27,7 @@ class StageDevice:
     standby: bool = True
     on_standby: str = "fail"
     hold_timeout_ms: int = 300_000
+    recovery: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

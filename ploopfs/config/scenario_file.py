@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ploopfs.config.loading import compose, read_text
+from ploopfs.config.recovery import RECOVERY, check_recovery
 from ploopfs.config.rules import ListOf, MapOf, Scalar, Value, Walk, is_path, shown, whole
 from ploopfs.config.scenario import (
     DEFAULT_DEVICE,
@@ -60,6 +61,7 @@ _STAGE_DEVICE = MapOf(
         "standby": _SWITCH,
         "on_standby": Scalar("fail or hold", (str,), lambda policy: policy in ON_STANDBY),
         "hold_timeout_ms": whole(1, MAX_HOLD_TIMEOUT_MS),
+        "recovery": RECOVERY,
     },
 )
 
@@ -199,6 +201,7 @@ def _device_names(walk: Walk, devices: Sequence[Mapping[str, Value] | None] | No
             continue
         name, flavour = device.get("name", DEFAULT_DEVICE), device.get("flavour", "vz7")
         where = f"devices[{index}]"
+        check_recovery(walk, device.get("recovery"), f"{where}.recovery")
         where = f"{where}.name" if f"{where}.name" in walk.lines else where
         if name is None or flavour is None:
             continue

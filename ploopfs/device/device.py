@@ -5,6 +5,7 @@ every replaced top. Sizes and offsets are bytes.
 """
 
 import itertools
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from ploopfs.device.agent import Agent
@@ -12,6 +13,7 @@ from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
 from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
+from ploopfs.device.mapper import Mapper
 from ploopfs.device.queue import DEFAULT_BOUNDS, Bounds, RequestQueue
 from ploopfs.device.replace import Replacement
 from ploopfs.device.standby import StandbyKey, State
@@ -29,7 +31,8 @@ _diskseq = itertools.count(1)
 
 class Device:
     """A replaced top may be larger, the disk stays as it is: a stack that takes another's place keeps its size.
-    `injector` stands around `files`."""
+    `injector` stands around `files`. `mapper` is the device-mapper shell of a mapped device, which gives it its size,
+    and None for others."""
 
     def __init__(
         self,
@@ -43,6 +46,8 @@ class Device:
         counters: Counters,
         bounds: Bounds = DEFAULT_BOUNDS,
         events: Events | None = None,
+        dm_name: str = "",
+        dm_uuid: str = "",
     ) -> None:
         self.name = name
         self.flavour = flavour
@@ -61,6 +66,7 @@ class Device:
         self.tune = Tune()
         self.open_count = 0
         self.why = LastError()
+        self.mapper = Mapper(self, files, counters, name=dm_name, uuid=dm_uuid) if flavour.mapped else None
         self._replacement = Replacement(
             name, self.queue, files, counters=counters, unflushed=self.unflushed, why=self.why
         )
@@ -72,7 +78,7 @@ class Device:
 
     @property
     def size_bytes(self) -> int:
-        return self.queue.stack.size_bytes
+        return self.mapper.active.size_bytes if self.mapper else self.queue.stack.size_bytes
 
     @property
     def stats(self) -> DiskStats:
@@ -91,9 +97,9 @@ class Device:
 
     async def read(self, offset: int, length: int) -> Buffer:
         """The bytes of the range that exist: short or empty at the end of the device."""
-        length = max(0, min(length, self.size_bytes - offset))
+        length = self._clipped(offset, length)
         self.counters.bio_in += 1
-        data = await self.queue.run(Op.READ, length, partial(_read, offset, length))
+        data = await self.queue.run(Op.READ, length, partial(self._read, offset, length))
         self.counters.bio_out += 1
         return data
 
@@ -115,7 +121,7 @@ class Device:
         """Whole clusters of the range read as zeroes afterwards; the rest of the range is left alone."""
         if self.read_only:
             raise ReadOnly(f"{self.name} is read-only")
-        length = max(0, min(length, self.size_bytes - offset))
+        length = self._clipped(offset, length)
         await self.queue.run(Op.DISCARD, length, partial(self._discard, offset, length))
         await self._bound_unflushed()
 
@@ -129,15 +135,29 @@ class Device:
         if self.unflushed.is_full:
             await self.queue.run(Op.FLUSH, 0, self._flush_stack)
 
-    # What the queue runs, on the stack that is then in force. What was done is recorded before anybody is told of it.
-    # What is done with a fuse out is not recorded, so that nothing older may be written again either.
+    def _clipped(self, offset: int, length: int) -> int:
+        return max(0, min(length, self.size_bytes - offset))
+
+    def _in_stack(self, offset: int) -> int:
+        return offset + self.mapper.active.start_bytes if self.mapper else offset
+
+    # What the queue runs, on the stack that is then in force, which may be smaller than when the request came. What was
+    # done is recorded before anybody is told of it. What is done with a fuse out is not recorded, so that nothing older
+    # may be written again either.
+
+    async def _read(self, offset: int, length: int, stack: Stack) -> Buffer:
+        length = self._clipped(offset, length)
+        return await stack.read(self._in_stack(offset), length) if length else b""
 
     async def _write(self, offset: int, data: bytes, fua: bool, stack: Stack) -> None:
+        if self._clipped(offset, len(data)) < len(data):
+            raise BeyondEnd(f"{self.name}: a write at {offset} waited, and the device now ends at {self.size_bytes}")
         if not data:
             return
-        await stack.write(offset, data, check_zeros=bool(self.tune.check_zeros))
+        start = self._in_stack(offset)
+        await stack.write(start, data, check_zeros=bool(self.tune.check_zeros))
         if self.queue.standby.armed:
-            self.unflushed.wrote(offset, data)
+            self.unflushed.wrote(start, data)
         else:
             self.unflushed.forget()
         if fua:
@@ -146,7 +166,7 @@ class Device:
             await self._flush_stack(stack)
 
     async def _discard(self, offset: int, length: int, stack: Stack) -> None:
-        slots = await stack.discard(offset, length)
+        slots = await stack.discard(self._in_stack(offset), self._clipped(offset, length))
         if self.queue.standby.armed:
             self.unflushed.discarded(slots, stack.cluster_bytes)
         else:
@@ -164,8 +184,9 @@ class Device:
         self.unflushed.flushed(mark)
 
     def _standby_changed(self) -> None:
-        """Without STANDBY_EN nobody has promised to recover the device: nothing is kept for that."""
-        if self.queue.standby.state is State.NOT_SUPPORTED:
+        """Without STANDBY_EN nobody has promised to recover the device, and nothing is kept for that; what a storage
+        may have lost already is kept all the same, for whoever recovers it."""
+        if self.queue.standby.state is State.NOT_SUPPORTED and not self.queue.is_lost:
             self.unflushed.forget()
 
     @property
@@ -175,24 +196,27 @@ class Device:
 
     async def replace(self, path: str, *, level: int | None = None, verify: Verify = Verify.NONE) -> None:
         """Put the image at `path` in the place of a delta (of the top, if no level is given), and leave standby."""
-        await self._replacement.replace(path, level=level, verify=verify)
+        with self._alone("replace_delta"):
+            await self._replacement.replace(path, level=level, verify=verify)
 
     async def replace_top(self, path: str) -> None:
         await self.replace(path)
 
     async def reopen(self) -> None:
         """Open the top's own path again: the same image on storage that has come back."""
-        await self._replacement.reopen()
+        with self._alone("reopen"):
+            await self._replacement.reopen()
+
+    def _alone(self, operation: str) -> AbstractContextManager[None]:
+        return self.mapper.alone(operation, beside_waiting=False) if self.mapper else nullcontext()
 
     async def aclose(self) -> bool:
         """Flush and close; raises if that fails. A store that is lost is not written to: then the answer is False, and
         the image keeps its in-use mark."""
         self.queue.close_gate()
         await self.agent.aclose()
-        lost = not self.read_only and (self.queue.standby.refuses or self.queue.aborted)
+        if self.mapper:
+            await self.mapper.aclose()
+        lost = not self.read_only and self.queue.is_lost
         await self.stack.aclose(clean=not lost)
         return not lost
-
-
-async def _read(offset: int, length: int, stack: Stack) -> Buffer:
-    return await stack.read(offset, length) if length else b""

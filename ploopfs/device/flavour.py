@@ -48,7 +48,9 @@ class Flavour:
     `request_errno(op, storage_errno)` is the errno that the failing request itself gets. `groups` names the attribute
     directories beside `queue/`. `aborts`: a failed request that does not mean standby sets the `aborted` state.
     `mapped`: a device-mapper device, which has tables and a name of its own. `supports_standby`: it is a ploop, and a
-    target that takes it promises to clear its standby mode. `raw_only`: it knows no deltas.
+    target that takes it promises to clear its standby mode. `raw_only`: it knows no deltas. `schedulers` are those of a
+    request-based queue, the active one first, with `nr_requests` of at most `queue_depth` request structures; a queue
+    without them is bio-based.
     """
 
     name: str
@@ -62,6 +64,9 @@ class Flavour:
     mapped: bool = False
     supports_standby: bool = True
     raw_only: bool = False
+    schedulers: tuple[str, ...] = ()
+    nr_requests: int = 128
+    queue_depth: int = 0
 
     def minor(self, device_name: str) -> int:
         """The first minor of a device with a valid name of this flavour."""
@@ -86,11 +91,14 @@ VZ9 = Flavour(
     device_name=re.compile(r"dm-(0|[1-9][0-9]*)"),
     major=253,
     minors_per_disk=1,
-    groups=frozenset({"dm"}),
+    groups=frozenset({"dm", "vz_trusted_exec"}),
     fua=True,
     aborts=False,
     request_errno=_block_layer_errno,
     mapped=True,
+    schedulers=("mq-deadline", "kyber", "bfq", "none"),
+    nr_requests=256,
+    queue_depth=2048,
 )
 
 BLOCK = Flavour(

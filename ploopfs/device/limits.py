@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ploopfs.errors import BadValue
 
 PAGE_KB = 4
-NR_REQUESTS = 128
+MIN_REQUESTS = 4
 MAX_HW_SECTORS_KB = 127
 
 
@@ -65,6 +65,9 @@ class QueueSettings:
     write_back: bool = True
     discard_max_bytes: int | None = None
     """None until somebody lowers it: the hardware's maximum."""
+    scheduler: str | None = None
+    """None until somebody chooses another than the flavour's first."""
+    nr_requests: int | None = None
 
     def set_nomerges(self, value: int) -> None:
         self.nomerges = min(value, 1) if value != 2 else 2
@@ -73,6 +76,16 @@ class QueueSettings:
         """Other numbers are accepted and ignored, as the kernel does."""
         if value <= 2:
             self.rq_affinity = value
+
+    def set_scheduler(self, name: str, schedulers: tuple[str, ...]) -> None:
+        if name not in schedulers:
+            raise BadValue(f"scheduler {name!r} is none of {', '.join(schedulers)}")
+        self.scheduler = name
+
+    def set_nr_requests(self, value: int, queue_depth: int) -> None:
+        if value > queue_depth:
+            raise BadValue(f"nr_requests {value} is more than the queue's depth, {queue_depth}")
+        self.nr_requests = max(value, MIN_REQUESTS)
 
     def set_read_ahead_kb(self, value: int) -> None:
         """Kept in whole pages."""

@@ -63,7 +63,7 @@ DEFAULT_BOUNDS = Bounds()
 
 class RequestQueue:
     """`changed` fires when `aborted`, `generation` or `suspended` changes; `standby.changed` when the standby state
-    does."""
+    does; `storage_full` for every request that the storage had no room for."""
 
     def __init__(
         self,
@@ -78,8 +78,10 @@ class RequestQueue:
         self.standby = Standby(device_name, key, self.events)
         self.stats = DiskStats()
         self.changed = Signal()
+        self.storage_full = Signal()
         self.stack = stack
         self.generation = 1
+        self._lost_generation = 0
         self.aborted = False
         self.suspended = False
         self.bounds = bounds
@@ -94,6 +96,15 @@ class RequestQueue:
         self._idle = trio.lowlevel.ParkingLot()
         self.standby.changed.subscribe(self._standby_changed)
         self._forget_key = key.changed.subscribe(self._let_go)
+
+    @property
+    def is_lost(self) -> bool:
+        """The storage of the stack in force has failed, so nothing is written to it any more but by requests: whoever
+        stole its lease may be writing it. That stays so when the target lets go of the device in standby, which clears
+        standby and heals nothing."""
+        return (
+            self.standby.refuses or self.aborted or self.stack.is_lost or self._lost_generation == self.generation
+        )
 
     @property
     def parked(self) -> int:
@@ -231,8 +242,12 @@ class RequestQueue:
         # Whoever asked for it: an fsync that failed is a failed flush, in a write's barrier or behind its FUA too.
         failed = Op.FLUSH if isinstance(error, BackendError) and error.operation == "fsync" else op
         request_errno = self._flavour.request_errno(failed, error.errno)
+        if error.errno == errno.ENOSPC:
+            self.storage_full.fire()
         if generation == self.generation and request_errno not in _NO_FAULT:
             means_standby = isinstance(error, BackendError) and self.standby.storage_lost(self._reason(error))
+            if means_standby:
+                self._lost_generation = generation
             if not means_standby and self._flavour.aborts:
                 self.set_aborted(True)
         return RequestFailed(request_errno, str(error))
@@ -264,7 +279,8 @@ class RequestQueue:
         if self.suspended:
             return ShuttingDown("the device is suspended, and its daemon ends") if self._closing else Kind.PARKED
         if self.standby.refuses:
-            is_held = self.policy.on_standby is OnStandby.HOLD
+            # Without images there is nothing to wait for: an error target answers at once.
+            is_held = self.policy.on_standby is OnStandby.HOLD and bool(self.stack.deltas)
             return Kind.HELD if is_held else InStandby("the device is in standby")
         if self.aborted and op.is_write:
             return DeviceAborted("the device is aborted")

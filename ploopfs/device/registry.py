@@ -18,7 +18,10 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Files
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.opening import open_stack, resolve
+from ploopfs.engine.stack import Stack
 from ploopfs.errors import AlreadyExists, BadValue, PloopError
+from ploopfs.image.header import SECTOR_BYTES
+from ploopfs.image.mapped import check_mapped
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +47,29 @@ class Registry:
         read_only: bool = False,
         cluster_sectors: int | None = None,
         bounds: Bounds = DEFAULT_BOUNDS,
+        dm_name: str | None = None,
+        dm_uuid: str = "",
     ) -> Device:
-        """Open an image (as `engine.opening.resolve` takes it) as a device. Raises PloopError, nothing left open."""
+        """Open an image (as `engine.opening.resolve` takes it) as a device. Raises PloopError, nothing left open.
+
+        `dm_name` and `dm_uuid` are of a mapped device; without a name dm-N is ploopN."""
         if flavour.device_name.fullmatch(name) is None:
             raise BadValue(f"{name!r} is not a {flavour.name} device name, expected {flavour.device_name.pattern}")
-        if name in self.devices:
-            raise AlreadyExists(f"{name}: a device of that name exists")
+        dm_name = dm_name or f"ploop{flavour.minor(name)}"
+        self._check_names(name, flavour, dm_name, dm_uuid)
         counters, injector = Counters(), Injector()
         files = injector.around(files)
         spec = await resolve(files, image, cluster_sectors=cluster_sectors)
+        if flavour.raw_only and not (len(spec.images) == 1 and spec.images[0].raw):
+            raise BadValue(f"{name}: the image is not raw, expected one raw@PATH for a device without deltas")
         stack = await open_stack(files, spec, read_only=read_only, counters=counters)
-        if name in self.devices:
-            # Somebody else's was opened meanwhile.
+        try:
+            self._check_names(name, flavour, dm_name, dm_uuid)  # somebody else's may have been opened meanwhile
+            if flavour.mapped:
+                _check_mapped(stack)
+        except PloopError:
             await stack.aclose(clean=True)
-            raise AlreadyExists(f"{name}: a device of that name exists")
+            raise
         device = Device(
             name,
             flavour=flavour,
@@ -68,12 +80,25 @@ class Registry:
             counters=counters,
             bounds=bounds,
             events=self.events,
+            dm_name=dm_name,
+            dm_uuid=dm_uuid,
         )
         self.devices[name] = device
         self.events.emit(name, "device_added", flavour=flavour.name, image=stack.top.path, bytes=device.size_bytes)
         self.changed.fire()
         log.info("%s: %d bytes, %d deltas, top %s", name, device.size_bytes, len(stack.deltas), stack.top.path)
         return device
+
+    def _check_names(self, name: str, flavour: Flavour, dm_name: str, dm_uuid: str) -> None:
+        if name in self.devices:
+            raise AlreadyExists(f"{name}: a device of that name exists")
+        if not flavour.mapped:
+            return
+        for other in self.devices.values():
+            if other.mapper is not None and other.mapper.name == dm_name:
+                raise AlreadyExists(f"{name}: {other.name} has the name {dm_name}")
+            if other.mapper is not None and dm_uuid and other.mapper.uuid == dm_uuid:
+                raise AlreadyExists(f"{name}: {other.name} has the UUID {dm_uuid}")
 
     def close_gates(self) -> None:
         """Nobody waits for recovery or a resume any more: the daemon is about to end."""
@@ -91,17 +116,25 @@ class Registry:
 
     async def _close(self, name: str, deadline_s: float, results: dict[str, bool]) -> None:
         device = self.devices.pop(name)
+        image = device.stack.deltas[-1].path if device.stack.deltas else "an error target"
         results[name] = False
         with trio.move_on_after(deadline_s) as deadline:
             try:
                 results[name] = await device.aclose()
                 if not results[name]:
-                    log.error("%s: the storage of %s is lost; it stays marked in use", name, device.stack.top.path)
+                    log.error("%s: the storage of %s is lost; it stays marked in use", name, image)
             except PloopError as error:
                 log.error("%s: not closed cleanly: %s", name, error)
         if deadline.cancelled_caught:
-            log.error(
-                "%s: %s did not answer within %s s; it stays marked in use", name, device.stack.top.path, deadline_s
-            )
+            log.error("%s: %s did not answer within %s s; it stays marked in use", name, image, deadline_s)
         self.events.emit(name, "device_removed", clean=results[name])
         self.changed.fire()
+
+
+def _check_mapped(stack: Stack) -> None:
+    """What a table with these images would be refused for."""
+    check_mapped(
+        [delta.layer for delta in stack.deltas],
+        cluster_sectors=stack.cluster_bytes // SECTOR_BYTES,
+        end_sectors=stack.size_bytes // SECTOR_BYTES,
+    )

@@ -10,23 +10,23 @@ import errno
 import logging
 import posixpath
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import trio
 
+from ploopfs.device.handover import bounded, lock_handed_over, marked, replay, settled
 from ploopfs.device.last_error import LastError
 from ploopfs.device.ownership import is_copy_of, is_the_image, refuse_foreign_mark, vanished_slots
 from ploopfs.device.queue import RequestQueue
-from ploopfs.device.stats import Op
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.device.verify import Verify, verify_replacement
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import AcceptMark, Delta, load_delta
-from ploopfs.engine.file import CLOSE_TIMEOUT_S, File, Files
+from ploopfs.engine.file import File, Files
 from ploopfs.engine.opening import rebuilt, reopen_lower
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BackendError, BadValue, NoSuchEntry, PloopError, StorageTimeout
+from ploopfs.errors import BadValue, NoSuchEntry, PloopError
 from ploopfs.image.header import SECTOR_BYTES
 from ploopfs.image.stacking import check_replacement
 
@@ -77,11 +77,6 @@ class Replacement:
         """Replace the top by a fresh open of its own path: sticky errors of a file descriptor die with it."""
         await self._recorded(Wanted("reopen", self._queue.stack.top.path, is_reopen=True))
 
-    @property
-    def _is_lost(self) -> bool:
-        """The old stack's storage has failed: nothing more is written to it."""
-        return self._queue.standby.refuses or self._queue.aborted
-
     async def _recorded(self, wanted: Wanted) -> None:
         facts = {"operation": wanted.operation, "level": wanted.level, "path": wanted.path}
         self._queue.events.emit("replace_begin", **facts)
@@ -119,13 +114,13 @@ class Replacement:
             replaced = old.deltas[level]
             async with self._settled(replaced), self._bounded(path, wanted.verify) as timeout:
                 file = await self._files.open(path, writable=replaced.writable)
-                async with _lock_handed_over(replaced.file, file):
+                async with lock_handed_over([replaced.file], file):
                     new = await self._open(file, old, level, self._accept_mark(wanted, replaced))
                     await verify_replacement(replaced, new, wanted.verify, cluster_bytes=old.cluster_bytes)
                     async with self._with_lower_opened_again(old, level) as deltas:
                         deltas[level] = new
                         stack = await self._stack(old, deltas)
-                        async with self._marked(new):
+                        async with marked(new, self._queue.bounds.quiesce_timeout_s):
                             await self._replay(stack, timeout)
                             self._queue.swap(stack)
                             self._queue.standby.recovered()
@@ -139,7 +134,7 @@ class Replacement:
         return is_copy_of(replaced, self._replayed_slots())
 
     def _replayed_slots(self) -> set[int]:
-        return self._unflushed.slots(self._queue.stack.cluster_bytes) if self._is_lost else set()
+        return self._unflushed.slots(self._queue.stack.cluster_bytes) if self._queue.is_lost else set()
 
     async def _open(self, file: File, old: Stack, level: int, accept_mark: AcceptMark) -> Delta:
         replaced = old.deltas[level]
@@ -165,7 +160,7 @@ class Replacement:
         recover."""
         deltas = list(old.deltas)
         try:
-            for level, delta in enumerate(old.deltas[:-1] if self._is_lost else ()):
+            for level, delta in enumerate(old.deltas[:-1] if self._queue.is_lost else ()):
                 if level == replaced:
                     continue
                 try:
@@ -192,122 +187,31 @@ class Replacement:
             log.warning("%s: %d map entries of the old top are not in %s", self._name, vanished, top.path)
         return Stack(deltas, lower=old.lower, size_bytes=old.size_bytes, counters=self._counters)
 
-    @asynccontextmanager
-    async def _marked(self, new: Delta) -> AsyncIterator[None]:
-        """Marked in use inside, if it is to be written; a mark of ours is taken away again if the block fails, since it
-        would keep the image from being tried a second time."""
-        if not new.writable:
-            yield
-            return
-        was_closed = new.header is not None and not new.header.is_marked_in_use
-        await new.mark_in_use()
-        try:
-            yield
-        except BaseException:
-            if was_closed:
-                await self._unmarked(new)
-            raise
-
-    async def _unmarked(self, new: Delta) -> None:
-        try:
-            with trio.CancelScope(shield=True):
-                async with self._bounded(new.path):
-                    await new.settle()
-        except PloopError as error:
-            log.error("%s: %s: the in-use mark could not be taken away again", self._name, error)
-
     async def _replay(self, stack: Stack, timeout: trio.CancelScope) -> None:
-        """What a lost storage has acknowledged and no flush has confirmed is written again, before standby clears. That
-        may be much: the bound is on each step."""
-        limit_s = self._queue.bounds.quiesce_timeout_s
-
-        def progressed() -> None:
-            timeout.deadline = max(timeout.deadline, trio.current_time() + limit_s)
-
-        if self._is_lost and not stack.read_only and self._unflushed:
+        """What a lost storage has acknowledged and no flush has confirmed is written again, before standby clears."""
+        if self._queue.is_lost and not stack.read_only and self._unflushed:
             mark = self._unflushed.mark()
             log.info("%s: writing %d unflushed bytes again", self._name, self._unflushed.data_bytes)
-            await self._unflushed.replay(stack, progressed)
+            await replay(self._unflushed, stack, timeout, self._queue.bounds.quiesce_timeout_s)
             self._unflushed.flushed(mark)
 
-    @asynccontextmanager
-    async def _settled(self, top: Delta) -> AsyncIterator[None]:
-        """A healthy top that is to go is flushed and its mark cleared before anything of the new one is read: both may
-        be one file, reached by two paths. If the replacement fails, the mark is put back. A top that stays keeps its
-        mark, and a lower delta has none."""
-        if self._is_lost or not top.writable:
-            yield
-            return
-        try:
-            async with self._bounded(top.path):
-                mark = self._unflushed.mark()
-                await top.settle()
-                self._unflushed.flushed(mark)
-        except PloopError as error:
-            self._queue.judge(Op.FLUSH, error, self._queue.generation)
-            raise
-        try:
-            yield
-        except BaseException:
-            await self._mark_again(top)
-            raise
+    def _settled(self, top: Delta) -> AbstractAsyncContextManager[None]:
+        """Around the replacement of a healthy top. A lost one is left alone; a top that stays keeps its mark, and a
+        lower delta has none."""
+        if self._queue.is_lost or not top.writable:
+            return nullcontext()
+        return settled(top, self._queue, self._unflushed)
 
-    async def _mark_again(self, top: Delta) -> None:
-        """Shielded: the old stack serves on, and nobody may write to an image without its mark."""
-        try:
-            with trio.CancelScope(shield=True):
-                async with self._bounded(top.path):
-                    await top.mark_in_use()
-        except PloopError as error:
-            log.error("%s: %s: the in-use mark could not be put back", self._name, error)
-            self._queue.judge(Op.FLUSH, error, self._queue.generation)
-
-    @asynccontextmanager
-    async def _bounded(self, path: str, verify: Verify = Verify.NONE) -> AsyncIterator[trio.CancelScope]:
-        limit_s = VERIFY_TIMEOUT_S if verify is Verify.FULL else self._queue.bounds.quiesce_timeout_s
-        with trio.move_on_after(limit_s) as timeout:
-            yield timeout
-        if timeout.cancelled_caught:
-            raise StorageTimeout(f"{path}: the storage did not answer within {limit_s} s")
-
-
-@asynccontextmanager
-async def _lock_handed_over(old: File, new: File) -> AsyncIterator[None]:
-    """Where both are one file, our own old lock would refuse us: it is dropped, and taken back if the block fails.
-    The new file is closed then."""
-    is_same = old.identity == new.identity
-    try:
-        if is_same:
-            await _unlock(old)
-        yield
-    except BaseException:
-        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-            scope.shield = True
-            if new.abandoned:
-                # It is never closed, so the lock would stay with it: nobody, ourselves included, could open the image.
-                await _unlock(new)
-            await new.aclose()
-            if is_same:
-                await _lock_again(old)
-        raise
-
-
-async def _unlock(file: File) -> None:
-    try:
-        await file.unlock()
-    except BackendError as error:
-        log.info("%s", error)
-
-
-async def _lock_again(file: File) -> None:
-    try:
-        await file.lock()
-    except PloopError as error:
-        log.error("%s: the lock could not be taken back: %s", file.path, error)
+    def _bounded(
+        self, path: str, verify: Verify = Verify.NONE
+    ) -> AbstractAsyncContextManager[trio.CancelScope]:
+        return bounded(path, VERIFY_TIMEOUT_S if verify is Verify.FULL else self._queue.bounds.quiesce_timeout_s)
 
 
 def _checked_level(stack: Stack, level: int | None) -> int:
     top = len(stack.deltas) - 1
+    if top < 0:
+        raise NoSuchEntry("the device has no delta")
     if level is None:
         return top
     if not 0 <= level <= top:

@@ -44,6 +44,11 @@ class Unflushed:
     def is_full(self) -> bool:
         return self.data_bytes + len(self._changes) * CHANGE_BYTES >= self.limit_bytes
 
+    @property
+    def end(self) -> int:
+        """The first byte of the disk that lies past all of them."""
+        return max((change.offset + change.length for change in self._changes), default=0)
+
     def wrote(self, offset: int, data: bytes) -> None:
         self._changes.append(Change(offset, len(data), data))
         self.data_bytes += len(data)

@@ -288,7 +288,7 @@ async def load_delta(file: File, *, raw: bool, accept_mark: AcceptMark | None = 
         raise
 
 
-async def reread(delta: Delta) -> Delta:
+async def reread(delta: Delta, accept_mark: AcceptMark | None = None) -> Delta:
     """The image in the open file of a delta as it is now: size, header and map, checked as when it was opened.
 
     The same open file, in another Delta; the given one is left alone. For what nobody keeps in memory (the map of a
@@ -296,7 +296,7 @@ async def reread(delta: Delta) -> Delta:
     size = await delta.file.size()
     if delta.header is None:
         return Delta(delta.file, header=None, bat=None, file_size=size, trusted_size=size)
-    return await _read_image(delta.file, size, accept_mark=None)
+    return await _read_image(delta.file, size, accept_mark)
 
 
 async def _read_image(file: File, size: int, accept_mark: AcceptMark | None) -> Delta:

@@ -23,7 +23,6 @@ class Stack:
 
     def __init__(self, deltas: Sequence[Delta], *, lower: Map, size_bytes: int, counters: Counters) -> None:
         self.deltas = tuple(deltas)
-        self.top = self.deltas[-1]
         self.lower = lower
         self.map = lower.stacked(self.top.map_level)
         self.size_bytes = size_bytes
@@ -31,6 +30,15 @@ class Stack:
         self._counters = counters
         self._epochs = Epochs()
         self._writer = Writer(self.top, self.map, self._epochs, self._read_segments, counters)
+
+    @property
+    def top(self) -> Delta:
+        return self.deltas[-1]
+
+    @property
+    def is_lost(self) -> bool:
+        """Its storage has failed and another stack was made from it: it must not be written to again."""
+        return False
 
     @property
     def format_version(self) -> int:

@@ -3,6 +3,7 @@
 Pure: it judges a header, the bytes of the BAT area and the file's size. Invariant: it reports, and never repairs.
 """
 
+import errno
 import hashlib
 import struct
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def _area_problems(header: Header, area: bytes, path: str) -> Iterator[BadImage]
         yield BadImage(path, "m_FirstBlockOffset", header.first_block_sectors, expected)
     elif len(area) < header.bat_area_bytes:
         expected = f"at least the header and map, {header.bat_area_bytes} bytes"
-        yield BadImage(path, "file size", f"{len(area)} bytes", expected)
+        yield BadImage(path, "file size", f"{len(area)} bytes", expected, mapped_errno=errno.ENODATA)
 
 
 def _entry_problems(header: Header, area: bytes, file_size_bytes: int, path: str) -> Iterator[BadImage]:
@@ -96,14 +97,15 @@ def _entry_problems(header: Header, area: bytes, file_size_bytes: int, path: str
     beyond = clusters >= file_clusters
     in_header = clusters < header.first_cluster
     twice = _repeated(clusters)
-    for rule, expected in (
-        (misaligned, f"a multiple of the cluster, {header.entry_unit} sectors"),
-        (beyond, f"a cluster below the end of the file, cluster {file_clusters}"),
-        (in_header, f"a data cluster, from {header.first_cluster} on"),
-        (twice, "a cluster that no other entry uses"),
+    for rule, expected, mapped_errno in (
+        (misaligned, f"a multiple of the cluster, {header.entry_unit} sectors", errno.EINVAL),
+        (beyond, f"a cluster below the end of the file, cluster {file_clusters}", errno.EPROTO),
+        (in_header, f"a data cluster, from {header.first_cluster} on", errno.EXDEV),
+        (twice, "a cluster that no other entry uses", errno.EINVAL),
     ):
         for index in np.flatnonzero(rule)[:1]:
-            yield BadImage(path, f"BAT entry {slots[index]}", int(values[index]), expected)
+            entry, value = f"BAT entry {slots[index]}", int(values[index])
+            yield BadImage(path, entry, value, expected, mapped_errno=mapped_errno)
 
 
 def _repeated(clusters: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 Knows nothing of files. A header keeps the bytes it was read from, so that changing a field never disturbs the others.
 """
 
+import errno
 import struct
 from dataclasses import dataclass
 from typing import Self
@@ -81,7 +82,8 @@ class Header:
     def parse(cls, data: bytes, path: str) -> Self:
         """Read a header; raises BadImage for what no reader accepts (image-format.md 7.1, step 3)."""
         if len(data) < HEADER_BYTES:
-            raise BadImage(path, "file size", f"{len(data)} bytes", f"at least a header of {HEADER_BYTES} bytes")
+            expected = f"at least a header of {HEADER_BYTES} bytes"
+            raise BadImage(path, "file size", f"{len(data)} bytes", expected, mapped_errno=errno.ENODATA)
         raw = bytes(data[:HEADER_BYTES])
         signature, kind, heads, cylinders, cluster, entries, size, in_use, first, flags, extension = _LAYOUT.unpack(raw)
         version = _BY_SIGNATURE.get(signature)

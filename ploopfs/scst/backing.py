@@ -53,5 +53,4 @@ class Backings:
 
 def names_of(device: Device) -> tuple[str, ...]:
     """What a device is called below `/dev`; a mapped one has a second name, which its mapper knows."""
-    mapper = getattr(device, "mapper", None)
-    return (device.name,) if mapper is None else (device.name, f"mapper/{mapper.name}")
+    return (device.name,) if device.mapper is None else (device.name, f"mapper/{device.mapper.name}")

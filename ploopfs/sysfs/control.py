@@ -17,6 +17,8 @@ from ploopfs.sysfs.rows import Row, storing
 
 MAX_HOLD_TIMEOUT_MS = 24 * 3600 * 1000
 
+ControlStore = Callable[[Device, str], Awaitable[str | None]]
+
 _OPTION = re.compile(r"([a-z]+)=(\S*) +")
 
 
@@ -95,12 +97,12 @@ def _hold_timeout_ms(text: str) -> int:
     return timeout_ms
 
 
-def explained(name: str, store: Callable[[Device, str], Awaitable[None]]) -> Callable[[Device, str], Awaitable[None]]:
+def explained(name: str, store: ControlStore) -> ControlStore:
     """The store of a control file: why it failed stands in `last_error`, whoever found out."""
 
-    async def explaining(device: Device, text: str) -> None:
+    async def explaining(device: Device, text: str) -> str | None:
         with device.why.explaining(name):
-            await store(device, text)
+            return await store(device, text)
 
     return explaining
 
@@ -108,11 +110,22 @@ def explained(name: str, store: Callable[[Device, str], Awaitable[None]]) -> Cal
 def control(
     name: str,
     show: Callable[[Device], str | None] | None,
-    store: Callable[[Device, str], Awaitable[None]],
+    store: ControlStore,
     signal: Callable[[Device], Signal] | None = None,
+    *,
+    bounded: bool = True,
 ) -> Row[Device]:
     """A row that can be written and explains its failures."""
-    return Row(name, show, explained(name, store), signal)
+    return Row(name, show, explained(name, store), signal, bounded)
+
+
+def _show_deltas(device: Device) -> str | None:
+    """A line for each level: its number, the image, whether it is read-only, the format. The second may hold blanks."""
+    lines = (
+        f"{level} {one_line(delta.path)} {int(not delta.writable)} {delta.format}"
+        for level, delta in enumerate(device.stack.deltas)
+    )
+    return "\n".join(lines) or None
 
 
 CONTROL: tuple[Row[Device], ...] = (
@@ -121,6 +134,7 @@ CONTROL: tuple[Row[Device], ...] = (
     Row("standby_reason", _show_reason, signal=lambda device: device.queue.standby.changed),
     Row("standby_since", _show_since, signal=lambda device: device.queue.standby.changed),
     Row("generation", lambda device: str(device.queue.generation), signal=lambda device: device.queue.changed),
+    Row("deltas", _show_deltas, signal=lambda device: device.queue.changed, bounded=False),
     Row("last_error", lambda device: one_line(device.last_error) or None),
     Row("parked", lambda device: str(device.queue.parked)),
     control(

@@ -14,7 +14,7 @@ from ploopfs.device.events import Events
 from ploopfs.device.signal import Signal
 
 Show = Callable[[], str | None]
-Store = Callable[[str], Awaitable[None]]
+Store = Callable[[str], Awaitable[str | None]]
 
 
 def _never() -> bool:
@@ -45,9 +45,10 @@ class Attribute:
 
     `show` is sync and never waits; its text is without the final newline, which the open file adds; None shows as an
     empty file. It raises `PloopError` for the reader's errno. `store` gets the text of one write(2); its `PloopError`
-    is the writer's errno. `signal` is set on attributes that notify pollers. `removed` tells an open file that its
-    object is gone. `bounded` is false where the text may be longer than a page, as in proc and debugfs. `private`: it
-    is the owner's alone.
+    is the writer's errno, and a text that it returns is what the same open file reads from then on in the place of
+    `show` (nothing, if it is empty). `signal` is set on attributes that notify pollers. `removed` tells an open file
+    that its object is gone. `bounded` is false where the text may be longer than a page, as in proc and debugfs.
+    `private`: it is the owner's alone.
     """
 
     show: Show | None

@@ -37,11 +37,12 @@ def opening(attribute: Attribute, flags: int) -> "OpenAttribute":
 class OpenAttribute:
     """One open file. `read` and `poll` never wait; `write` waits for as long as the store does."""
 
-    __slots__ = ("_attribute", "_seen_version", "_text")
+    __slots__ = ("_answer", "_attribute", "_seen_version", "_text")
 
     def __init__(self, attribute: Attribute) -> None:
         self._attribute = attribute
         self._text: bytes | None = None
+        self._answer: str | None = None
         self._seen_version = NOT_SEEN
 
     def read(self, offset: int, size: int) -> bytes:
@@ -52,17 +53,20 @@ class OpenAttribute:
         return self._text[offset : offset + size]
 
     async def write(self, _offset: int, data: bytes) -> int:
-        """One store with all of `data`, cut at a page; the number of bytes taken. The offset means nothing."""
+        """One store with all of `data`, cut at a page if the text is bounded; the number of bytes taken. The offset
+        means nothing."""
         await trio.lowlevel.checkpoint()
         self._check_exists()
         if self._attribute.store is None:
             raise PermissionDenied("the attribute cannot be written")
         if not data:
             return 0
-        page = data[:PAGE_BYTES]
+        page = data[:PAGE_BYTES] if self._attribute.bounded else data
         # The kernel's stores get a C string, so nothing after a NUL is seen.
         text, _, _ = page.partition(b"\0")
-        await self._attribute.store(text.decode("utf-8", "surrogateescape"))
+        self._answer = await self._attribute.store(text.decode("utf-8", "surrogateescape"))
+        if self._answer is not None:
+            self._text = None
         return len(page)
 
     def poll(self) -> tuple[int, int]:
@@ -81,7 +85,7 @@ class OpenAttribute:
             raise PermissionDenied("the attribute cannot be read")
         # Before show, not after: a change that comes between the two is then reported once too often, never missed.
         self._seen_version = self._version
-        text = self._attribute.show()
+        text = self._attribute.show() if self._answer is None else self._answer or None
         if text is None:
             return b""
         shown = f"{text}\n".encode("utf-8", "surrogateescape")

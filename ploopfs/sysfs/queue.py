@@ -1,12 +1,12 @@
-"""The attributes of `queue/` (kernel-ploop.md 4.3), as a device without request structures of its own has them.
+"""The attributes of `queue/` (kernel-ploop.md 4.3), of a bio-based queue or a request-based one, as the flavour says.
 
 Knows nothing of what the values do. Left out: what only a zoned device or a driver with a timeout hook shows.
 """
 
 from ploopfs.device.device import Device
-from ploopfs.device.limits import NR_REQUESTS, QueueLimits
+from ploopfs.device.limits import QueueLimits
 from ploopfs.errors import BadValue
-from ploopfs.sysfs.parse import queue_bool, queue_value
+from ploopfs.sysfs.parse import line, queue_bool, queue_value
 from ploopfs.sysfs.rows import Row, constant, ignoring, refusing, storing
 
 READ_ONLY_LIMITS = (
@@ -58,6 +58,29 @@ def _set_write_back(device: Device, value: bool) -> None:
     device.settings.write_back = value
 
 
+def _show_scheduler(device: Device) -> str:
+    schedulers = device.flavour.schedulers
+    active = device.settings.scheduler or schedulers[0] if schedulers else None
+    return " ".join(f"[{name}]" if name == active else name for name in schedulers) or "none"
+
+
+async def _store_scheduler(device: Device, text: str) -> None:
+    """A queue that has none takes any word in silence."""
+    if device.flavour.schedulers:
+        device.settings.set_scheduler(line(text).strip(), device.flavour.schedulers)
+
+
+def _show_nr_requests(device: Device) -> str:
+    chosen = device.settings.nr_requests
+    return str(device.flavour.nr_requests if chosen is None else chosen)
+
+
+async def _store_nr_requests(device: Device, text: str) -> None:
+    if not device.flavour.schedulers:
+        raise BadValue("there are no request structures to count")
+    device.settings.set_nr_requests(queue_value(text), device.flavour.queue_depth)
+
+
 QUEUE: tuple[Row[Device], ...] = (
     Row("standby", lambda device: device.queue.standby.state.value, signal=lambda device: device.queue.standby.changed),
     *map(_limit, READ_ONLY_LIMITS.split()),
@@ -93,9 +116,8 @@ QUEUE: tuple[Row[Device], ...] = (
         lambda device: "write back" if device.settings.write_back else "write through",
         storing(_write_cache, _set_write_back),
     ),
-    # From here on: what only request-based queues can change. The scheduler of another queue takes any word in silence.
-    Row("scheduler", lambda _: "none", ignoring),
-    Row("nr_requests", lambda _: str(NR_REQUESTS), refusing(BadValue, "there are no request structures to count")),
+    Row("scheduler", _show_scheduler, _store_scheduler),
+    Row("nr_requests", _show_nr_requests, _store_nr_requests),
     Row("io_poll", lambda _: "0", refusing(BadValue, "there are no poll queues")),
     Row("io_poll_delay", lambda _: "-1", ignoring),
     Row("wbt_lat_usec", _show_wbt_latency, refusing(BadValue, WBT_MISSING)),

@@ -23,7 +23,7 @@ class Row(Generic[S]):
 
     name: str
     show: Callable[[S], str | None] | None
-    store: Callable[[S, str], Awaitable[None]] | None = None
+    store: Callable[[S, str], Awaitable[str | None]] | None = None
     signal: Callable[[S], Signal] | None = None
     bounded: bool = True
     private: bool = False
@@ -63,12 +63,12 @@ def directory(
 
     @cache
     def children() -> Mapping[str, Node]:
-        return {row.name: _attribute(row, subject, removed) for row in rows} | dict(others())
+        return {row.name: attribute(row, subject, removed) for row in rows} | dict(others())
 
     return Directory(children)
 
 
-def _attribute(row: Row[S], subject: S, removed: Removed) -> Attribute:
+def attribute(row: Row[S], subject: S, removed: Removed) -> Attribute:
     return Attribute(
         show=row.show and partial(row.show, subject),
         store=row.store and partial(row.store, subject),

@@ -4,7 +4,7 @@ Directories are computed from the registry each time they are looked at, so devi
 device are the same objects for as long as it stays registered.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,12 @@ from ploopfs.sysfs.rows import Kept, Removed, Row, directory
 from ploopfs.sysfs.scst.modules import control, modules
 from ploopfs.sysfs.scst.parts import together
 from ploopfs.sysfs.scst.root import scst_tgt
-from ploopfs.sysfs.vz7 import GROUPS
+from ploopfs.sysfs.vz7 import GROUPS as VZ7_GROUPS
+from ploopfs.sysfs.vz9 import GROUPS as VZ9_GROUPS
+from ploopfs.sysfs.vz9 import MAPPED
+
+GROUPS: Mapping[str, Callable[[Device, Removed], Node]] = {**VZ7_GROUPS, **VZ9_GROUPS}
+"""What a flavour may have in the directory of a device beside what every disk has."""
 
 MODULE: tuple[Row[Registry], ...] = (
     Row("version", lambda _: __version__),
@@ -43,6 +48,7 @@ class DeviceNodes:
     in_block: Link
     in_class: Link
     in_dev: Link
+    in_mapper: Link
 
 
 def build(registry: Registry, scst: Scst, host: Host = ABSENT) -> Directory:
@@ -56,6 +62,11 @@ def build(registry: Registry, scst: Scst, host: Host = ABSENT) -> Directory:
     def per_device(entry: Callable[[DeviceNodes], tuple[str, Node]]) -> Directory:
         return Directory(lambda: dict(map(entry, kept.of(registry.devices).values())))
 
+    def by_dm_name() -> dict[str, Node]:
+        devices = kept.of(registry.devices).values()
+        return {nodes.device.mapper.name: nodes.in_mapper for nodes in devices if nodes.device.mapper is not None}
+
+    mapper_directory = Directory(by_dm_name)
     of_module = _of_module(registry, scst)
     devices = per_device(lambda nodes: (nodes.device.name, nodes.directory))
     debug = _fixed({"ploopfs": per_device(lambda nodes: (nodes.device.name, nodes.debug))})
@@ -68,8 +79,8 @@ def build(registry: Registry, scst: Scst, host: Host = ABSENT) -> Directory:
         "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False, lambda: of_module)}),
         "module": Directory(modules(scst)),
     }
-    disks = per_device(lambda nodes: (nodes.device.name, nodes.disk))
-    return _fixed({"sys": _fixed(sys), "dev": disks, "proc": proc_directory(System(registry, host))})
+    dev = Directory(lambda: _dev(kept.of(registry.devices).values(), mapper_directory))
+    return _fixed({"sys": _fixed(sys), "dev": dev, "proc": proc_directory(System(registry, host))})
 
 
 def _device_nodes(device: Device, removed: Removed) -> DeviceNodes:
@@ -82,10 +93,13 @@ def _device_nodes(device: Device, removed: Removed) -> DeviceNodes:
         in_block=Link(from_block),
         in_class=Link(f"../{from_block}"),
         in_dev=Link(f"../{from_block}"),
+        in_mapper=Link(f"../{device.name}"),
     )
 
 
 def _device_directory(device: Device, removed: Removed) -> Directory:
+    mapped = MAPPED if device.flavour.mapped else ()
+
     def others() -> dict[str, Node]:
         return {
             "subsystem": Link("../../../../class/block"),
@@ -93,10 +107,17 @@ def _device_directory(device: Device, removed: Removed) -> Directory:
             "slaves": _fixed({}),
             "queue": directory(QUEUE, device, removed),
             **{name: make(device, removed) for name, make in GROUPS.items() if name in device.flavour.groups},
-            "ploopfs": directory((*CONTROL, *AGENT), device, removed),
+            "ploopfs": directory((*CONTROL, *AGENT, *mapped), device, removed),
         }
 
     return directory(BLOCK, device, removed, others)
+
+
+def _dev(devices: Iterable[DeviceNodes], mapper_directory: Directory) -> dict[str, Node]:
+    """The disks, and `mapper/` where one of them is mapped."""
+    nodes = tuple(devices)
+    disks: dict[str, Node] = {each.device.name: each.disk for each in nodes}
+    return disks | ({"mapper": mapper_directory} if any(each.device.flavour.mapped for each in nodes) else {})
 
 
 def _of_module(registry: Registry, scst: Scst) -> dict[str, Node]:

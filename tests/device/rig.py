@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from ploopfs.device.device import Device
-from ploopfs.device.flavour import VZ7
+from ploopfs.device.flavour import VZ7, Flavour
 from ploopfs.device.queue import Bounds, RequestQueue
 from ploopfs.device.registry import Registry
 from ploopfs.device.standby import State
@@ -121,6 +121,8 @@ async def rig_of(
     read_only: bool = False,
     bounds: Bounds | None = None,
     storage: type[FaultyFiles] = FaultyFiles,
+    name: str = "ploop0",
+    flavour: Flavour = VZ7,
 ) -> Rig:
     """A device on `stack` (all `images`, base first); `armed`: both fuses are in."""
     store, faults = MemoryFiles(), Faults()
@@ -129,8 +131,8 @@ async def rig_of(
     registry = Registry()
     scst = Scst(registry)
     device = await registry.add(
-        "ploop0",
-        flavour=VZ7,
+        name,
+        flavour=flavour,
         image=list(stack or images),
         files=storage(store, faults),
         read_only=read_only,

@@ -7,10 +7,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.device import Device
-from ploopfs.device.flavour import VZ7
+from ploopfs.device.flavour import BLOCK, VZ7, VZ9
 from ploopfs.device.registry import Registry
-from ploopfs.errors import AlreadyExists, BackendError, BadValue
-from ploopfs.image.header import HEADER_BYTES, IN_USE, Header
+from ploopfs.errors import AlreadyExists, BackendError, BadValue, ImageRefused
+from ploopfs.image.header import HEADER_BYTES, IN_USE, V1, Header
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
 from tests.device.rig import CLUSTER, Asked, image
@@ -166,3 +166,49 @@ async def test_a_storage_that_hangs_is_given_up_at_the_deadline_and_the_others_a
 
 async def test_a_registry_without_devices_is_closed_cleanly(disks: Disks) -> None:
     assert await disks.registry.aclose()
+
+
+# --- mapped devices, and other disks ------------------------------------------------------------------------------
+
+
+async def add_mapped(disks: Disks, name: str, path: str, dm_name: str | None = None, dm_uuid: str = "") -> Device:
+    files = FaultyFiles(disks.store, disks.faults)
+    return await disks.registry.add(name, flavour=VZ9, image=path, files=files, dm_name=dm_name, dm_uuid=dm_uuid)
+
+
+async def test_a_mapped_device_without_a_name_has_its_number_in_one(disks: Disks) -> None:
+    first, second = await add_mapped(disks, "dm-4", FIRST), await add_mapped(disks, "dm-5", SECOND, "disk", "U")
+    assert first.mapper is not None
+    assert second.mapper is not None
+    assert [(each.mapper.name, each.mapper.uuid) for each in (first, second) if each.mapper] == [
+        ("ploop4", ""),
+        ("disk", "U"),
+    ]
+    assert (first.major, first.minor) == (253, 4)
+
+
+@pytest.mark.parametrize(("dm_name", "dm_uuid"), [("disk", "V"), ("other", "U")])
+async def test_names_and_uuids_of_device_mapper_are_taken_once(disks: Disks, dm_name: str, dm_uuid: str) -> None:
+    await add_mapped(disks, "dm-0", FIRST, "disk", "U")
+    with pytest.raises(AlreadyExists):
+        await add_mapped(disks, "dm-1", SECOND, dm_name, dm_uuid)
+    assert not disks.is_held(SECOND)
+    await add_mapped(disks, "dm-1", SECOND, "other", "V")
+
+
+async def test_an_image_that_no_table_may_name_is_no_mapped_device(disks: Disks) -> None:
+    disks.store.put(FIRST, image({}, version=V1).build())
+    with pytest.raises(ImageRefused) as refused:
+        await add_mapped(disks, "dm-0", FIRST)
+    assert refused.value.errno == errno.EOPNOTSUPP
+    assert (disks.is_held(FIRST), disks.is_marked(FIRST)) == (False, False)
+
+
+async def test_a_disk_that_is_no_ploop_has_a_raw_image_only(disks: Disks) -> None:
+    files = FaultyFiles(disks.store, disks.faults)
+    with pytest.raises(BadValue, match="the image is not raw"):
+        await disks.registry.add("ram0", flavour=BLOCK, image=FIRST, files=files)
+    assert not disks.is_held(FIRST)
+    disk = await disks.registry.add("ram0", flavour=BLOCK, image=f"raw@{FIRST}", files=files)
+    assert (disk.mapper, disk.queue.standby.state.value) == (None, "not supported")
+    assert await disk.read(0, 16) == b"WithouFreSpacExt"

@@ -6,7 +6,7 @@ import pytest
 
 from ploopfs.device.standby import State
 from ploopfs.device.verify import Verify
-from ploopfs.errors import BackendError, BadImage, ImageMismatch, ImageNotClosed, NoSuchEntry
+from ploopfs.errors import BackendError, BadImage, ImageMismatch, ImageNotClosed, NoSuchEntry, RequestFailed
 from ploopfs.image.header import IN_USE
 from tests.device.rig import BASE, CLUSTER, CONTENT, MIDDLE, NEW, STACK, TOP, Rig, image, rig_of, three_deltas
 
@@ -92,7 +92,7 @@ async def test_a_lower_level_of_another_cluster_size_is_refused(rig: Rig) -> Non
 
 async def test_any_successful_replace_ends_standby_as_in_the_kernel(rig: Rig) -> None:
     rule = rig.lose(errno.EIO, "read", path=MIDDLE)
-    with pytest.raises(Exception, match="EIO"):
+    with pytest.raises(RequestFailed, match="EIO"):
         await rig.device.read(CLUSTER, 512)
     assert rig.state is State.ON
     rig.copy(MIDDLE, NEW)
@@ -251,3 +251,35 @@ async def test_a_replay_that_fails_leaves_standby_and_takes_its_mark_away_again(
     assert rig.state is State.OFF
     assert (await rig.content()).startswith(b"unflushed")
     assert rig.device.unflushed.data_bytes == 0
+
+
+# --- a target that lets go in standby -----------------------------------------------------------------------------
+
+
+async def test_a_device_that_was_detached_in_standby_is_still_lost_and_recovers(rig: Rig) -> None:
+    await rig.device.write(0, b"unflushed")
+    rule = rig.lose(errno.ENOTCONN)
+    with pytest.raises(RequestFailed):
+        await rig.device.read(2 * CLUSTER, 512)
+    rig.queue.standby.detach()
+    assert (rig.state, rig.queue.is_lost) == (State.NOT_SUPPORTED, True)
+    changed = len(rig.faults.log)
+    rig.faults.remove(rule)
+
+    rig.copy(TOP, NEW)
+    await rig.device.replace(NEW)
+    assert rig.changes_of(TOP, since=changed) == [], "whoever stole the lease may be writing it"
+    assert not rig.queue.is_lost
+    assert (await rig.content()).startswith(b"unflushed")
+    assert rig.device.unflushed.data_bytes == 0
+
+
+async def test_a_device_that_was_detached_in_standby_is_not_closed_as_if_nothing_had_happened(rig: Rig) -> None:
+    await rig.device.write(0, b"unflushed")
+    rule = rig.lose(errno.EIO, "read")
+    with pytest.raises(RequestFailed):
+        await rig.device.read(2 * CLUSTER, 512)
+    rig.queue.standby.detach()
+    rig.faults.remove(rule)
+    assert not await rig.device.aclose()
+    assert rig.is_marked(TOP)

@@ -84,7 +84,7 @@ Request = Callable[[Scene], Awaitable[object]]
         ("STAT", lambda s: s.files.is_directory(TOP), ("EBUSY", "stat", TOP, 0, 0)),
         ("STAT", lambda s: s.files.real_path(TOP), ("EBUSY", "stat", TOP, 0, 0)),
         ("LOCK", lambda s: s.stack.top.file.lock(), ("EBUSY", "lock", TOP, 0, 0)),
-        ("LOCK", lambda s: s.stack.top.file.unlock(), ("EBUSY", "unlock", TOP, 0, 0)),
+        ("UNLOCK", lambda s: s.stack.top.file.unlock(), ("EBUSY", "unlock", TOP, 0, 0)),
     ],
 )
 async def test_an_operation_fails_as_the_storage_would_have_failed_it(

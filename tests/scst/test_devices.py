@@ -1,7 +1,6 @@
 """Virtual devices: what adding one takes, and which disk has STANDBY_EN while it is there."""
 
 import errno
-from types import SimpleNamespace
 
 import pytest
 import trio
@@ -14,6 +13,7 @@ from ploopfs.scst.handlers import NULLIO_BYTES
 from ploopfs.scst.vdisk import crc32c
 from tests.device.rig import TOP, Asked, rig_of, three_deltas
 from tests.scst.rig import MIB, MOUNTPOINT, Subsystem, errno_of, loaded
+from tests.sysfs.fakes import FakeMapper
 
 
 def added(text: str, *disks: str, handler: str = "vdisk_blockio") -> Subsystem:
@@ -46,7 +46,8 @@ def test_a_disk_is_found_by_its_name_in_dev_of_the_tree(filename: str) -> None:
 def test_a_mapped_disk_is_found_by_both_its_names(root: str, name: str) -> None:
     subsystem = loaded()
     subsystem.disk("dm-3", flavour=VZ9)
-    subsystem.registry.devices["dm-3"].mapper = SimpleNamespace(name="vol")  # type: ignore[attr-defined]
+    device = subsystem.registry.devices["dm-3"]
+    device.mapper = FakeMapper(device.queue, "vol")
     subsystem.manage(f"add_device a filename={root}/dev/{name}")
     assert subsystem.states() == ["off"]
 

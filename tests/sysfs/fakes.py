@@ -6,16 +6,19 @@ The standby machine, signals, statistics and counters are the real ones, as they
 from dataclasses import dataclass, field
 from typing import cast
 
+from ploopfs.device.active import ActiveTable
 from ploopfs.device.agent import Agent
 from ploopfs.device.device import Device
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import VZ7, Flavour
 from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
+from ploopfs.device.queue import RequestQueue
 from ploopfs.device.registry import Registry
 from ploopfs.device.signal import Signal
 from ploopfs.device.standby import Standby, StandbyKey
 from ploopfs.device.stats import DiskStats
+from ploopfs.device.table import Table
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.device.verify import Verify
 from ploopfs.device.waiting import HoldPolicy, OnStandby, WaitingRoom
@@ -41,6 +44,12 @@ class FakeDelta:
     io_engine: str = "kaio"
     inode: int = 1234
     device_number: int = 8 << 8 | 17
+    tracker: None = None
+    preallocates: bool = False
+
+    @property
+    def header(self) -> object:
+        return None if self.format == "raw" else self
 
 
 @dataclass(eq=False)
@@ -49,15 +58,25 @@ class FakeStack:
     cluster_bytes: int = CLUSTER_BYTES
     format_version: int = 2
 
+    @property
+    def size_bytes(self) -> int:
+        return 64 * self.cluster_bytes
+
+    @property
+    def top(self) -> FakeDelta:
+        return self.deltas[-1]
+
 
 @dataclass(eq=False)
 class FakeQueue:
     standby: Standby
+    stack: FakeStack = field(default_factory=lambda: FakeStack((FakeDelta("/images/disk.hds"),)))
     aborted: bool = False
     suspended: bool = False
     generation: int = 1
     parked: int = 0
     changed: Signal = field(default_factory=Signal)
+    storage_full: Signal = field(default_factory=Signal)
     policy: HoldPolicy = field(default_factory=HoldPolicy)
     room: WaitingRoom = field(init=False)
     asked: list[str] = field(default_factory=list)
@@ -81,6 +100,39 @@ class FakeQueue:
 
 
 @dataclass(eq=False)
+class FakeMapper:
+    """Its active table is the real one."""
+
+    queue: FakeQueue
+    name: str
+    uuid: str = ""
+    suspended: bool = False
+    is_trusted: bool = True
+    answer: str = ""
+    inactive_table: Table | None = None
+    inactive_status: str | None = None
+    changed: Signal = field(default_factory=Signal)
+    asked: list[str] = field(default_factory=list)
+    active: ActiveTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.active = ActiveTable(cast(RequestQueue, self.queue), read_only=False)
+        self.active.changed.subscribe(self.changed.fire)
+
+    async def load(self, text: str) -> None:
+        self.asked.append(f"load {text}")
+
+    async def clear(self) -> None:
+        self.asked.append("clear")
+
+    async def suspend(self, *, flush: bool) -> None:
+        self.asked.append(f"suspend flush={flush}")
+
+    async def resume(self) -> None:
+        self.asked.append("resume")
+
+
+@dataclass(eq=False)
 class FakeDevice:
     stack: FakeStack
     queue: FakeQueue
@@ -98,6 +150,7 @@ class FakeDevice:
     counters: Counters = field(default_factory=Counters)
     settings: QueueSettings = field(default_factory=QueueSettings)
     tune: Tune = field(default_factory=Tune)
+    mapper: FakeMapper | None = None
     injector: Injector = field(default_factory=Injector)
     all_events: Events = field(default_factory=Events)
     asked: list[str] = field(default_factory=list)
@@ -143,13 +196,24 @@ class FakeRegistry:
     def __post_init__(self) -> None:
         self.scst = Scst(cast(Registry, self))
 
-    def add(self, *deltas: FakeDelta, name: str = "ploop0") -> FakeDevice:
-        """A device whose two fuses are in, on the given deltas or on one."""
+    def add(self, *deltas: FakeDelta, name: str = "ploop0", flavour: Flavour = VZ7) -> FakeDevice:
+        """A device whose two fuses are in (if it can have them), on the given deltas or on one."""
         standby = Standby(name, self.key)
-        standby.attach()
+        if flavour.supports_standby:
+            standby.attach()
         stack = FakeStack(deltas or (FakeDelta("/images/disk.hds"),))
-        self.devices[name] = FakeDevice(stack, FakeQueue(standby), name, minor=VZ7.minor(name))
-        return self.devices[name]
+        queue = FakeQueue(standby, stack)
+        device = FakeDevice(
+            stack,
+            queue,
+            name,
+            minor=flavour.minor(name),
+            major=flavour.major,
+            flavour=flavour,
+            mapper=FakeMapper(queue, f"ploop{flavour.minor(name)}") if flavour.mapped else None,
+        )
+        self.devices[name] = device
+        return device
 
 
 def tree_of(registry: FakeRegistry, host: Host = ABSENT) -> Directory:

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from ploopfs.device.flavour import BLOCK, FLAVOURS, VZ7, VZ9, Flavour
 from ploopfs.errors import PloopError
 from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node, Stream
 from ploopfs.sysfs.openfile import opening
 from tests.sysfs.fakes import FakeDelta, FakeRegistry, tree_of, walk
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+
+DISK = "(?:ploop0|dm-0|ram0)"
 
 VOLATILE = [
     # (end of the path, what must be there, what the listing has for it)
@@ -30,19 +33,25 @@ VOLATILE = [
     ("/pid", r"\d+", "<pid>"),
     ("/metrics", r"(?s).+(?=\n)", "<metrics>"),
     # In a tree that stands alone there is nothing around ours; in a mounted one there are the disks of the machine.
-    ("proc/diskstats", r"(?<= ploop0)( \d+){17}", " <17 columns>"),
-    ("proc/ploopfs/diskstats", r"(?s).*(?<= ploop0)( \d+){17}", "<the system's lines, and ours>"),
-    ("proc/ploopfs/partitions", r"(?s)major minor  #blocks  name\n\n.*ploop0", "<the system's lines, and ours>"),
+    ("proc/diskstats", rf"( {DISK})( \d+){{17}}", r"\1 <17 columns>"),
+    ("proc/ploopfs/diskstats", rf"(?s).* {DISK}( \d+){{17}}", "<the system's lines, and ours>"),
+    ("proc/ploopfs/partitions", rf"(?s)major minor  #blocks  name\n\n.*{DISK}", "<the system's lines, and ours>"),
 ]
 
-STACKS = {
-    "vz7-1-delta": [FakeDelta("/images/disk.hds")],
-    "vz7-3-deltas": [
-        FakeDelta("/images/base.raw", writable=False, format="raw", io_engine="direct"),
-        FakeDelta("/images/middle.hds", writable=False),
-        FakeDelta("/images/top.hds"),
-    ],
+ONE_DELTA = (FakeDelta("/images/disk.hds"),)
+THREE_DELTAS = (
+    FakeDelta("/images/base.raw", writable=False, format="raw", io_engine="direct"),
+    FakeDelta("/images/middle.hds", writable=False),
+    FakeDelta("/images/top.hds"),
+)
+DEVICES: dict[str, tuple[str, Flavour, tuple[FakeDelta, ...]]] = {
+    "vz7-1-delta": ("ploop0", VZ7, ONE_DELTA),
+    "vz7-3-deltas": ("ploop0", VZ7, THREE_DELTAS),
+    "vz9-1-delta": ("dm-0", VZ9, ONE_DELTA),
+    "vz9-3-deltas": ("dm-0", VZ9, THREE_DELTAS),
+    "block-1": ("ram0", BLOCK, (FakeDelta("/images/disk.raw", format="raw", io_engine="direct"),)),
 }
+"""The name of the device, its flavour and its deltas, by the name of the listing."""
 
 
 def masked(path: str, text: str) -> str:
@@ -76,10 +85,11 @@ def listed(path: str, node: Node) -> str:
             return f"{node.mode:04o} {path} {value(path, node)}"
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", DEVICES)
 def test_the_tree_is_the_golden_listing(name: str) -> None:
     registry = FakeRegistry()
-    registry.add(*STACKS[name])
+    device, flavour, deltas = DEVICES[name]
+    registry.add(*deltas, name=device, flavour=flavour)
     listing = [listed(path, node) for path, node in walk(tree_of(registry))]
     file = GOLDEN / f"{name}.txt"
     if os.environ.get("PLOOPFS_WRITE_GOLDEN"):
@@ -89,9 +99,10 @@ def test_the_tree_is_the_golden_listing(name: str) -> None:
     assert not difference, f"the tree is not its golden listing:\n{difference}"
 
 
-def test_the_golden_listings_cover_every_group_of_the_flavour() -> None:
-    for name in STACKS:
-        listing = (GOLDEN / f"{name}.txt").read_text()
-        assert all(
-            f"/ploop0/{group}/" in listing for group in ("queue", "pstate", "pdelta", "pstat", "ptune", "ploopfs")
-        )
+@pytest.mark.parametrize("name", DEVICES)
+def test_the_golden_listings_cover_every_group_of_the_flavour(name: str) -> None:
+    listing = (GOLDEN / f"{name}.txt").read_text()
+    device, flavour, _ = DEVICES[name]
+    assert all(f"/{device}/{group}" in listing for group in ("queue/", "ploopfs/", *flavour.groups))
+    others = set().union(*(other.groups for other in FLAVOURS.values())) - flavour.groups
+    assert not any(f"/{device}/{group}" in listing for group in others)

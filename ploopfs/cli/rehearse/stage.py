@@ -242,6 +242,7 @@ def _config_of(scenario: Scenario, actors: dict[str, Actor]) -> dict[str, object
             "standby": device.standby,
             "on_standby": device.on_standby,
             "hold_timeout_ms": device.hold_timeout_ms,
+            "recovery": device.recovery or "manual",
         }
         for device in scenario.devices
     ]

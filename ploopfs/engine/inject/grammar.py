@@ -28,7 +28,8 @@ OPS: Mapping[str, frozenset[str]] = {
     "TRUNCATE": frozenset({"truncate", "fallocate"}),
     "OPEN": frozenset({"open"}),
     "STAT": frozenset({"stat"}),
-    "LOCK": frozenset({"lock", "unlock"}),
+    "LOCK": frozenset({"lock"}),
+    "UNLOCK": frozenset({"unlock"}),
     "ALL": OPERATIONS,
 }
 """The kernel's names, and ours for what a block device does not know, with what each takes of a file."""

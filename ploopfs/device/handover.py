@@ -1,0 +1,130 @@
+"""What an image goes through when it passes from one open file to another: its lock, its mark, and a bound on both.
+
+Knows nothing of what replaces what. Invariant: a block that fails leaves the old file locked and marked as it was.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import trio
+
+from ploopfs.device.queue import RequestQueue
+from ploopfs.device.stats import Op
+from ploopfs.device.unflushed import Unflushed
+from ploopfs.engine.delta import Delta
+from ploopfs.engine.file import CLOSE_TIMEOUT_S, File
+from ploopfs.engine.stack import Stack
+from ploopfs.errors import BackendError, PloopError, StorageTimeout
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def bounded(path: str, limit_s: float) -> AsyncIterator[trio.CancelScope]:
+    """Raises StorageTimeout when the storage takes longer, or past the deadline that the scope is given."""
+    with trio.move_on_after(limit_s) as timeout:
+        yield timeout
+    if timeout.cancelled_caught:
+        raise StorageTimeout(f"{path}: the storage did not answer within {limit_s} s")
+
+
+async def replay(unflushed: Unflushed, stack: Stack, timeout: trio.CancelScope, limit_s: float) -> None:
+    """Write again what no flush has confirmed. That may be much: the bound is on each step."""
+
+    def progressed() -> None:
+        timeout.deadline = max(timeout.deadline, trio.current_time() + limit_s)
+
+    await unflushed.replay(stack, progressed)
+
+
+@asynccontextmanager
+async def lock_handed_over(holders: Iterable[File], new: File) -> AsyncIterator[None]:
+    """Where the new file is also one of ours, our own old lock would refuse us: it is dropped, and taken back if the
+    block fails. The new file is closed then."""
+    old = next((file for file in holders if file.identity == new.identity), None)
+    try:
+        if old is not None:
+            await unlock(old)
+        yield
+    except BaseException:
+        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
+            scope.shield = True
+            if new.abandoned:
+                # It is never closed, so the lock would stay with it: nobody, ourselves included, could open the image.
+                await unlock(new)
+            await new.aclose()
+            if old is not None:
+                await lock_again(old)
+        raise
+
+
+async def unlock(file: File) -> None:
+    try:
+        await file.unlock()
+    except BackendError as error:
+        log.info("%s", error)
+
+
+async def lock_again(file: File) -> None:
+    try:
+        await file.lock()
+    except PloopError as error:
+        log.error("%s: the lock could not be taken back: %s", file.path, error)
+
+
+@asynccontextmanager
+async def marked(new: Delta, limit_s: float) -> AsyncIterator[None]:
+    """Marked in use inside, if it is to be written; a mark of ours is taken away again if the block fails, since it
+    would keep the image from being tried a second time."""
+    if not new.writable:
+        yield
+        return
+    was_closed = new.header is not None and not new.header.is_marked_in_use
+    await new.mark_in_use()
+    try:
+        yield
+    except BaseException:
+        if was_closed:
+            await _unmark(new, limit_s)
+        raise
+
+
+async def _unmark(new: Delta, limit_s: float) -> None:
+    try:
+        with trio.CancelScope(shield=True):
+            async with bounded(new.path, limit_s):
+                await new.settle()
+    except PloopError as error:
+        log.error("%s: the in-use mark could not be taken away again: %s", new.path, error)
+
+
+@asynccontextmanager
+async def settled(top: Delta, queue: RequestQueue, unflushed: Unflushed) -> AsyncIterator[None]:
+    """A healthy top is flushed and its mark cleared before anything of the new one is read: both may be one file,
+    reached by two paths. If the block fails, the mark is put back. No request may be in flight."""
+    limit_s = queue.bounds.quiesce_timeout_s
+    try:
+        async with bounded(top.path, limit_s):
+            mark = unflushed.mark()
+            await top.settle()
+            unflushed.flushed(mark)
+    except PloopError as error:
+        queue.judge(Op.FLUSH, error, queue.generation)
+        raise
+    try:
+        yield
+    except BaseException:
+        await _mark_again(top, queue, limit_s)
+        raise
+
+
+async def _mark_again(top: Delta, queue: RequestQueue, limit_s: float) -> None:
+    """Shielded: the old stack serves on, and nobody may write to an image without its mark."""
+    try:
+        with trio.CancelScope(shield=True):
+            async with bounded(top.path, limit_s):
+                await top.mark_in_use()
+    except PloopError as error:
+        log.error("%s: the in-use mark could not be put back: %s", top.path, error)
+        queue.judge(Op.FLUSH, error, queue.generation)

@@ -1,0 +1,192 @@
+"""One ploop instance: what a device-mapper table names, opened and checked beside the one in force.
+
+Knows nothing of queues, suspending or messages. Invariants: opening an instance that fails leaves every file and lock
+as it was; an image that the device in force is writing is not written to by an instance that waits to take over, which
+reads it again when it does.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from dataclasses import dataclass
+
+import trio
+
+from ploopfs.device.handover import bounded, lock_again, lock_handed_over, marked, replay
+from ploopfs.device.ownership import is_copy_of, is_the_image
+from ploopfs.device.table import ErrorTarget, PloopTarget, Table
+from ploopfs.device.unflushed import Unflushed
+from ploopfs.engine.counters import Counters
+from ploopfs.engine.delta import AcceptMark, Delta, ImageSpec, load_delta, reread
+from ploopfs.engine.failing import error_disk
+from ploopfs.engine.file import File, Files
+from ploopfs.engine.opening import rebuilt
+from ploopfs.engine.stack import Stack
+from ploopfs.errors import BadImage, ImageLocked, ImageRefused, PloopError, ReadOnly
+from ploopfs.image.header import SECTOR_BYTES
+from ploopfs.image.mapped import TOO_LONG, check_mapped, refused
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an instance is opened beside. `writes` is the top that the device in force is writing, if it is healthy;
+    `lost` is the one whose storage has failed: a marked copy of it is ours, and what it may have lost is written again.
+    `holders` are our open files, those first that hold the lock where several are one image. Inside `still` nothing is
+    written."""
+
+    holders: Sequence[File]
+    writes: Delta | None
+    waiting: Delta | None
+    lost: Delta | None
+    unflushed: Unflushed
+    still: Callable[[], AbstractAsyncContextManager[None]]
+    limit_s: float
+
+
+@dataclass(eq=False, slots=True)
+class Instance:
+    """`recovers`: it was made from a lost one, and has all that was acknowledged. `shares`: the top in force is one of
+    its files, so what it knows of that file is out of date when it takes over. `owns_top`: nobody else writes its
+    top."""
+
+    table: Table
+    stack: Stack
+    recovers: bool = False
+    shares: bool = False
+    owns_top: bool = True
+
+    @property
+    def is_error(self) -> bool:
+        return isinstance(self.table.target, ErrorTarget)
+
+    @property
+    def files(self) -> list[File]:
+        return [delta.file for delta in self.stack.deltas]
+
+    async def aclose(self, *, clean: bool, relocked: Sequence[File], limit_s: float) -> None:
+        """It will not take over. `clean`: the top that it owns is closed as it was found. `relocked` are open files of
+        ours which get the lock of an image back. What fails is logged, as nobody can do anything about it."""
+        files = self.files
+        with trio.CancelScope(shield=True):
+            try:
+                async with bounded(files[-1].path if files else "", limit_s):
+                    await self.stack.aclose(clean=clean and self.owns_top)
+            except PloopError as error:
+                log.error("%s", error)
+            for other in relocked:
+                if any(other.identity == file.identity for file in files):
+                    await lock_again(other)
+
+    async def take_over_from(self, top: Delta, counters: Counters) -> None:
+        """`top` may be one of our files: read that again, and mark our own top, which nobody else writes any more.
+
+        It has been settled, or has failed to be. Raises as opening does, with nothing changed."""
+        if not self.shares:
+            return
+        deltas = [
+            await _read_again(delta, top) if delta.file.identity == top.file.identity else delta
+            for delta in self.stack.deltas
+        ]
+        size_bytes, cluster_sectors = self.stack.size_bytes, self.stack.cluster_bytes // SECTOR_BYTES
+        stack = await rebuilt(deltas, size_bytes, counters, cluster_sectors=cluster_sectors)
+        if stack.top.writable and not stack.top.marked:
+            await stack.top.mark_in_use()
+        self.stack = stack
+
+
+async def open_instance(
+    table: Table, files: Files, around: Surroundings, *, cluster_bytes: int, writable: bool, counters: Counters
+) -> Instance:
+    """Open, check and mark what a table names; `cluster_bytes` is for a target without images.
+
+    Raises BackendError of opening or reading; ImageLocked and ImageNotClosed for what somebody else has; ImageRefused
+    with dm-ploop's errno for what does not fit."""
+    match table.target:
+        case ErrorTarget():
+            return Instance(table, error_disk(size_bytes=table.size_bytes, cluster_bytes=cluster_bytes))
+        case PloopTarget() as target:
+            return await _open(table, target, files, around, writable=writable, counters=counters)
+
+
+async def _open(
+    table: Table, target: PloopTarget, files: Files, around: Surroundings, *, writable: bool, counters: Counters
+) -> Instance:
+    end_sectors = target.off_sectors + table.length_sectors
+    written = around.writes and around.writes.file.identity
+    async with AsyncExitStack() as undo:
+        timeout = await undo.enter_async_context(bounded(target.images[-1].path, around.limit_s))
+        deltas: list[Delta] = []
+        # The top first, then downwards, as the kernel adds them: so the top's failure is the one that is told.
+        for image in reversed(target.images):
+            is_top = not deltas
+            file = await files.open(image.path, writable=is_top and writable)
+            if any(file.identity == delta.file.identity for delta in deltas):
+                await file.aclose()
+                raise ImageLocked(f"{image.path}: the table names this image twice")
+            await undo.enter_async_context(lock_handed_over(around.holders, file))
+            # Size, header and map of an image that is written meanwhile would not fit together.
+            async with around.still() if file.identity == written else nullcontext():
+                deltas.insert(0, await _loaded(file, image, around, is_top=is_top))
+        layers = [delta.layer for delta in deltas]
+        check_mapped(layers, cluster_sectors=target.cluster_sectors, end_sectors=end_sectors)
+        size_bytes = end_sectors * SECTOR_BYTES
+        stack = await rebuilt(deltas, size_bytes, counters, cluster_sectors=target.cluster_sectors)
+        instance = Instance(
+            table,
+            stack,
+            recovers=around.lost is not None,
+            shares=any(delta.file.identity == written for delta in deltas),
+            owns_top=stack.top.file.identity != written,
+        )
+        if instance.owns_top:
+            await undo.enter_async_context(marked(stack.top, around.limit_s))
+        if instance.recovers:
+            await _replay(stack, around, timeout)
+        return instance
+
+
+async def _loaded(file: File, image: ImageSpec, around: Surroundings, *, is_top: bool) -> Delta:
+    try:
+        delta = await load_delta(file, raw=image.raw, accept_mark=_accept_mark(file, around))
+    except BadImage as error:
+        raise refused(error, is_top=is_top) from error
+    return _known(delta)
+
+
+def _accept_mark(file: File, around: Surroundings) -> AcceptMark | None:
+    """Whose mark may be on an image that is to be written: ours, on a file that we hold or on a copy of a lost one."""
+    for ours in (around.waiting, around.writes):
+        if ours is not None and ours.file.identity == file.identity:
+            return is_the_image(ours)
+    if around.lost is None:
+        return None
+    cluster_bytes = around.lost.header.cluster_bytes if around.lost.header is not None else 1
+    return is_copy_of(around.lost, around.unflushed.slots(cluster_bytes))
+
+
+async def _replay(stack: Stack, around: Surroundings, timeout: trio.CancelScope) -> None:
+    """What a lost storage has acknowledged and no flush has confirmed; it stays in memory until we take over."""
+    unflushed = around.unflushed
+    if not unflushed:
+        return
+    if stack.read_only:
+        raise ReadOnly(f"{stack.top.path} is read-only, and acknowledged writes wait to be written again")
+    if unflushed.end > stack.size_bytes:
+        raise ImageRefused(
+            TOO_LONG, f"the table ends at byte {stack.size_bytes}, and a write at {unflushed.end} waits to be repeated"
+        )
+    log.info("%s: writing %d unflushed bytes again", stack.top.path, unflushed.data_bytes)
+    await replay(unflushed, stack, timeout, around.limit_s)
+
+
+async def _read_again(delta: Delta, top: Delta) -> Delta:
+    return _known(await reread(delta, is_the_image(top)))
+
+
+def _known(delta: Delta) -> Delta:
+    if delta.writable and delta.header is not None and delta.header.is_marked_in_use:
+        # Our own mark, under which we have written: a close must not put this header back.
+        delta.note_modified()
+    return delta
