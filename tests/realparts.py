@@ -5,6 +5,7 @@ skipped with the name of that part. With PLOOPFS_REQUIRE_REAL=1 (set by tools/te
 green run must not be one that skipped what it is there to prove. tests/test_tidy.py forbids every other way to skip.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,9 +25,17 @@ def real_or_skip(reason: str) -> NoReturn:
     pytest.skip(reason, allow_module_level=True)
 
 
-def need(*, commands: tuple[str, ...] = (), fuse: bool = False, loop: bool = False, root: bool = False) -> None:
-    """Returns if the machine has every part asked for; names all that it lacks otherwise."""
+def need(
+    *,
+    commands: tuple[str, ...] = (),
+    files: tuple[str, ...] = (),
+    fuse: bool = False,
+    loop: bool = False,
+    root: bool = False,
+) -> None:
+    """Returns if the machine has every part asked for; names all that it lacks otherwise. `files` are patterns."""
     lacks = [f"the program {command}" for command in commands if shutil.which(command) is None]
+    lacks.extend(f"a file {pattern}" for pattern in files if not glob.glob(pattern))
     if root and os.geteuid() != 0:
         lacks.append("root")
     if fuse:

@@ -455,7 +455,7 @@ def test_of_two_trees_one_must_be_named(scene: Scene, run: Run, tmp_path: Path) 
 def test_a_mounted_disk_takes_no_snapshot_and_info_shows_it_in_use(scene: Scene, run: Run) -> None:
     directory = scene.bindfs.path / "disk"
     told = run("snapshot", directory)
-    assert (told.code, "cannot be opened for writing: another process holds its" in told.err) == (Exit.FAILED, True)
+    assert (told.code, "cannot be opened for writing: its write lock is held by " in told.err) == (Exit.FAILED, True)
     assert [layer["in_use"] for layer in run("info", "--json", directory).json] == [False, True]
 
 

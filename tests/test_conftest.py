@@ -65,6 +65,13 @@ def test_a_missing_program_skips_and_is_named() -> None:
         need(commands=("python3", "no-such-program", "nor-this"))
 
 
+@pytest.mark.usefixtures("lenient")
+def test_a_missing_file_skips_and_is_named() -> None:
+    need(files=("/pro*/self/status",))
+    with pytest.raises(pytest.skip.Exception, match=r"lacks a file /proc/self/\*\.so$"):
+        need(files=("/proc/self/*.so",))
+
+
 @pytest.mark.usefixtures("strict")
 def test_a_missing_program_fails_where_the_real_parts_are_required() -> None:
     with pytest.raises(pytest.fail.Exception, match="lacks the program no-such-program"):

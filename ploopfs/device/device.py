@@ -192,7 +192,7 @@ class Device:
     @property
     def replace_results(self) -> dict[tuple[str, str], int]:
         """How often each operation ended with each result (`ok`, or an errno's name)."""
-        return self._replacement.results
+        return self._replacement.results | (self.mapper.results if self.mapper else {})
 
     async def replace(self, path: str, *, level: int | None = None, verify: Verify = Verify.NONE) -> None:
         """Put the image at `path` in the place of a delta (of the top, if no level is given), and leave standby."""

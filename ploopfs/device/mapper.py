@@ -19,7 +19,6 @@ from ploopfs.device.handover import bounded, settled
 from ploopfs.device.instance import Instance, Surroundings, open_instance
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.signal import Signal
-from ploopfs.device.standby import Reason
 from ploopfs.device.stats import Op
 from ploopfs.device.table import PloopTarget, Table, parse_table, status_line
 from ploopfs.device.unflushed import Unflushed
@@ -42,7 +41,8 @@ CLEARED = declare("table_cleared", "the table that was loaded is gone")
 
 class Mapper:
     """`active` is the table in force. `changed` fires when a table, a flag or `suspended` changes. `suspended` is what
-    the operator did; the queue of a lost device also waits from a load to the resume that puts it in force."""
+    the operator did; the queue of a lost device also waits from a load to the resume that puts it in force. `results`
+    counts loads, as a replacement counts its operations."""
 
     def __init__(self, device: "Device", files: Files, counters: Counters, *, name: str, uuid: str) -> None:
         self.name, self.uuid = name, uuid
@@ -50,14 +50,14 @@ class Mapper:
         self.suspended = False
         self.answer = ""
         self.is_trusted = True
-        self._device = device
         self.files = files
+        self.results: dict[tuple[str, str], int] = {}
+        self._device = device
         self._counters = counters
         self._stays_read_only = device.read_only
         self.active = ActiveTable(device.queue, read_only=device.read_only)
         self._waiting: Instance | None = None
         self._last_top: Delta | None = None
-        self._reason: Reason | None = None
         self._under_way = ""
         self.active.changed.subscribe(self.changed.fire)
 
@@ -140,7 +140,7 @@ class Mapper:
             if self.suspended:
                 return
             if flush and self.is_lost:
-                raise InStandby("the device is in standby: it can be suspended without a flush only")
+                raise InStandby("the storage of the device is lost: it can be suspended without a flush only")
             await self.queue.suspend()
             try:
                 if flush:
@@ -197,7 +197,6 @@ class Mapper:
         recovers = self.is_lost and isinstance(table.target, PloopTarget)
         writable = not (table.read_only or self._stays_read_only)
         if recovers:
-            self._reason = queue.standby.reason or self._reason  # before a wait in which a target may let go
             # What is in flight could still reach images that the new instance is about to write.
             await queue.suspend()
         try:
@@ -225,8 +224,8 @@ class Mapper:
 
     def _fall_back(self) -> None:
         """Nothing that could recover a lost device waits any more: it is in standby again."""
-        if self.queue.stack.is_lost and self._reason is not None:
-            self.queue.standby.storage_lost(self._reason)
+        if self.queue.stack.is_lost and self.queue.loss is not None:
+            self.queue.standby.storage_lost(self.queue.loss)
 
     def _surroundings(self) -> Surroundings:
         stack, waiting = self.queue.stack, self._waiting
@@ -257,10 +256,10 @@ class Mapper:
     def _condemn(self) -> None:
         """From here on the new instance may have written to the old one's image, of which the old one knows nothing.
         Nobody is in flight, so this is no new generation."""
-        stack = self.queue.stack
+        stack, loss = self.queue.stack, self.queue.loss
         if stack.deltas and not stack.is_lost:
-            assert self._reason is not None
-            self.queue.stack = condemned(stack, self._reason.errno, self._reason.operation, self._reason.file)
+            assert loss is not None
+            self.queue.stack = condemned(stack, loss.errno, loss.operation, loss.file)
 
     async def _drop(self, instance: Instance) -> None:
         """Another instance, if one waits, has the locks of the images that both have, and the mark of the top."""
@@ -326,7 +325,6 @@ class Mapper:
         device = self._device
         if new.recovers:
             self.unflushed.flushed(self.unflushed.mark())
-            self._reason = None
         self._last_top = self._top
         self._waiting = None
         self.active.put(new.table)
@@ -336,6 +334,7 @@ class Mapper:
     # --- reports --------------------------------------------------------------------------------------------------
 
     def _emit_end(self, facts: dict[str, str | None], result: str, error: str) -> None:
+        self.results["load", result] = self.results.get(("load", result), 0) + 1
         self.queue.events.emit("replace_end", **facts, result=result, error=error, generation=self.queue.generation)
 
 

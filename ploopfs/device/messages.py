@@ -65,7 +65,7 @@ async def _answer(mapper: Mapper, words: list[str]) -> str:
         return await message.run(mapper, arguments) or ""
     with mapper.alone(word, beside_waiting=not message.changes):
         if message.changes and mapper.is_lost:
-            raise InStandby(f"{word}: the device is in standby")
+            raise InStandby(f"{word}: the storage of the device is lost")
         if message.changes and mapper.active.is_tracking:
             raise Busy(f"{word}: tracking is on")
         return await message.run(mapper, arguments) or ""

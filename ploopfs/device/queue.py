@@ -81,7 +81,7 @@ class RequestQueue:
         self.storage_full = Signal()
         self.stack = stack
         self.generation = 1
-        self._lost_generation = 0
+        self._loss: tuple[int, Reason | None] = (0, None)
         self.aborted = False
         self.suspended = False
         self.bounds = bounds
@@ -98,13 +98,17 @@ class RequestQueue:
         self._forget_key = key.changed.subscribe(self._let_go)
 
     @property
-    def is_lost(self) -> bool:
-        """The storage of the stack in force has failed, so nothing is written to it any more but by requests: whoever
-        stole its lease may be writing it. That stays so when the target lets go of the device in standby, which clears
+    def loss(self) -> Reason | None:
+        """What the storage of the stack in force failed with for good: what meant standby, or any answer to an fsync,
+        after which it is not believed any more. It stays when the target lets go of the device in standby, which clears
         standby and heals nothing."""
-        return (
-            self.standby.refuses or self.aborted or self.stack.is_lost or self._lost_generation == self.generation
-        )
+        generation, reason = self._loss
+        return reason if generation == self.generation else None
+
+    @property
+    def is_lost(self) -> bool:
+        """Nothing is written to the stack in force any more but by requests: who stole its lease may be writing it."""
+        return self.standby.refuses or self.aborted or self.stack.is_lost or self.loss is not None
 
     @property
     def parked(self) -> int:
@@ -240,15 +244,18 @@ class RequestQueue:
         if isinstance(error, BackendError):
             self.stats.failed(error.errno, error.operation)
         # Whoever asked for it: an fsync that failed is a failed flush, in a write's barrier or behind its FUA too.
-        failed = Op.FLUSH if isinstance(error, BackendError) and error.operation == "fsync" else op
-        request_errno = self._flavour.request_errno(failed, error.errno)
+        is_fsync = isinstance(error, BackendError) and error.operation == "fsync"
+        request_errno = self._flavour.request_errno(Op.FLUSH if is_fsync else op, error.errno)
         if error.errno == errno.ENOSPC:
             self.storage_full.fire()
-        if generation == self.generation and request_errno not in _NO_FAULT:
-            means_standby = isinstance(error, BackendError) and self.standby.storage_lost(self._reason(error))
-            if means_standby:
-                self._lost_generation = generation
-            if not means_standby and self._flavour.aborts:
+        if generation == self.generation:
+            is_fault, means_standby = request_errno not in _NO_FAULT, False
+            if isinstance(error, BackendError):
+                reason = self._reason(error)
+                means_standby = is_fault and self.standby.storage_lost(reason)
+                if means_standby or (is_fsync and self.loss is None):
+                    self._loss = (generation, self.standby.reason or reason)
+            if is_fault and not means_standby and self._flavour.aborts:
                 self.set_aborted(True)
         return RequestFailed(request_errno, str(error))
 

@@ -11,6 +11,7 @@ import os
 import struct
 from enum import IntEnum
 
+from ploopfs.engine.holders import holders, locked_file
 from ploopfs.errors import ImageLocked
 
 _USED = 100
@@ -33,7 +34,8 @@ _NOT_SHARED = (Permission.WRITE, Permission.RESIZE)
 
 
 def claim(fd: int, path: str, *, writable: bool) -> None:
-    """Take the locks, then look for a conflict; raises ImageLocked and leaves nothing locked if there is one.
+    """Take the locks, then look for a conflict; raises ImageLocked, which names who holds the other lock, and leaves
+    nothing locked if there is one.
 
     A storage without locks (ENOLCK, EOPNOTSUPP) is used without them: the in-use mark still stands.
     """
@@ -43,18 +45,22 @@ def claim(fd: int, path: str, *, writable: bool) -> None:
             _set(fd, fcntl.F_RDLCK, _USED + permission)
         for permission in _NOT_SHARED:
             _set(fd, fcntl.F_RDLCK, _UNSHARED + permission)
-        conflicts = [p.name for p in uses if _is_locked(fd, _UNSHARED + p)]
-        conflicts += [p.name for p in _NOT_SHARED if _is_locked(fd, _USED + p)]
+        conflicts = [(p, _UNSHARED + p) for p in uses if _is_locked(fd, _UNSHARED + p)]
+        conflicts += [(p, _USED + p) for p in _NOT_SHARED if _is_locked(fd, _USED + p)]
     except OSError as error:
         if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             return
         raise
     if conflicts:
-        release(fd)
-        purpose = "writing" if writable else "reading"
-        raise ImageLocked(
-            f"{path}: cannot be opened for {purpose}: another process holds its {conflicts[0].lower()} lock"
-        )
+        raise _conflict(fd, path, *conflicts[0], purpose="writing" if writable else "reading")
+
+
+def _conflict(fd: int, path: str, permission: Permission, byte: int, *, purpose: str) -> ImageLocked:
+    """Our own locks are dropped before others are looked for."""
+    file = locked_file(fd)
+    release(fd)
+    who = ", ".join(holders(file, byte)) or "another process"
+    return ImageLocked(f"{path}: cannot be opened for {purpose}: its {permission.name.lower()} lock is held by {who}")
 
 
 def release(fd: int) -> None:

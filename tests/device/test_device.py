@@ -189,7 +189,6 @@ async def test_a_flush_that_failed_before_cannot_be_made_good_by_a_close(unarmed
     assert await errno_of(unarmed.device.flush()) == errno.EIO
     unarmed.faults.remove(rule)
     unarmed.queue.set_aborted(False)
-    with pytest.raises(BackendError):
-        await unarmed.device.aclose()
+    assert not await unarmed.device.aclose()
     assert unarmed.is_marked(TOP)
     assert unarmed.state is State.NOT_SUPPORTED

@@ -581,6 +581,7 @@ async def test_what_a_load_and_a_resume_did_is_among_the_events(rig: Rig) -> Non
         ("replace_end", "error", "ok"),
         ("table_cleared", None, None),
     ]
+    assert rig.device.replace_results == {("load", "ok"): 2, ("load", "ENOENT"): 1}
 
 
 async def test_who_watches_is_told_of_each_change(rig: Rig) -> None:

@@ -1,6 +1,7 @@
 """Tables and standby: it is left when a table is loaded, and nothing of a lost device is ever written again."""
 
 import errno
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -287,6 +288,42 @@ async def test_a_target_that_lets_go_while_a_table_is_loaded_leaves_a_device_tha
     await mapper.resume()
     await rig.device.write(2 * CLUSTER, b"w")
     assert rig.changes_of(TOP, since) == []
+
+
+async def test_a_device_that_was_let_go_in_standby_gets_its_next_table_all_the_same(rig: Rig) -> None:
+    await rig.device.write(3 * CLUSTER, b"acknowledged")
+    await lost_copy(rig)
+    rig.queue.standby.detach()
+    since = len(rig.faults.log)
+    await reload(rig, *NEW_STACK)
+    assert await rig.device.read(3 * CLUSTER, 12) == b"acknowledged"
+    assert rig.changes_of(TOP, since) == []
+
+
+async def load_the_same(rig: Rig) -> None:
+    await reload(rig, *STACK)
+
+
+async def reopen(rig: Rig) -> None:
+    await rig.device.reopen()
+
+
+@pytest.mark.parametrize("armed", [True, False], ids=["armed", "a fuse out"])
+@pytest.mark.parametrize("recover", [load_the_same, reopen])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EBUSY])
+async def test_after_a_failed_fsync_the_image_is_not_believed_before_it_is_opened_again(
+    armed: bool, recover: Callable[[Rig], Awaitable[None]], number: int
+) -> None:
+    """Whether its errno means standby or not; the top cannot be settled any more, and need not be."""
+    rig = await mapped_rig(armed=armed)
+    await rig.device.write(3 * CLUSTER, b"w")
+    rig.lose(number, "fsync", count=1)
+    assert [await errno_of(rig.device.flush()), await errno_of(rig.device.flush()) != 0] == [number, True]
+    await recover(rig)
+    await rig.device.flush()
+    assert await rig.device.read(3 * CLUSTER, 1) == b"w"
+    assert await rig.device.aclose()
+    assert not rig.is_marked(TOP)
 
 
 async def test_a_reopen_recovers_after_a_clear(rig: Rig) -> None:

@@ -357,6 +357,23 @@ async def test_a_full_storage_that_failed_an_fsync_is_recovered_by_reopen(rig: R
 
 
 @pytest.mark.expects_warnings
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ETIMEDOUT])
+async def test_a_failed_fsync_that_nothing_else_remembers_does_not_keep_the_image_from_being_opened_again(
+    rig: Rig, number: int
+) -> None:
+    """Neither in standby nor, like a mapped device, ever aborted: the old top can still not be settled."""
+    await rig.device.write(3 * CLUSTER, b"w" * CLUSTER)
+    rig.lose(number, "fsync", count=1)
+    assert await errno_of(rig.device.flush()) == errno.EIO
+    rig.queue.set_aborted(False)
+    await rig.device.reopen()
+    await rig.device.flush()
+    assert await rig.device.read(3 * CLUSTER, 1) == b"w"
+    assert await rig.device.aclose()
+    assert not rig.is_marked(TOP)
+
+
+@pytest.mark.expects_warnings
 @pytest.mark.parametrize("operation", ["write", "fsync"])
 @pytest.mark.parametrize("after", [False, True], ids=["before it happened", "after it happened"])
 @pytest.mark.parametrize("at", range(3))

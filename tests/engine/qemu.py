@@ -58,8 +58,8 @@ def io(specs: Sequence[ImageSpec], *commands: str) -> subprocess.CompletedProces
 
 
 @contextmanager
-def holding(specs: Sequence[ImageSpec], *, read_only: bool = False) -> Iterator[None]:
-    """A qemu-io that has the stack open for as long as the block runs."""
+def holding(specs: Sequence[ImageSpec], *, read_only: bool = False) -> Iterator[int]:
+    """The id of a qemu-io that has the stack open for as long as the block runs."""
     flags = ["-r"] if read_only else []
     process = subprocess.Popen(
         ["qemu-io", "--image-opts", *flags, options(specs)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -72,7 +72,7 @@ def holding(specs: Sequence[ImageSpec], *, read_only: bool = False) -> Iterator[
         # The answer to a first command means that the image is open and locked.
         answer = next((line for line in process.stdout if "read 512/512" in line), None)
         assert answer is not None, "qemu-io did not open the image"
-        yield
+        yield process.pid
     finally:
         process.stdin.close()  # the end of its input is the end of qemu-io, which closes the image cleanly
         process.stdout.close()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PLOOPFS = (sys.executable, "-m", "ploopfs")
@@ -122,6 +122,11 @@ class Daemon:
         """One write(2), as `echo` does it, with the errno of the store."""
         with opened(self.attribute(name, device), os.O_WRONLY | os.O_TRUNC) as fd:
             os.write(fd, f"{text}\n".encode())
+
+    def events(self) -> list[dict[str, Any]]:
+        """All that are still in the ring."""
+        text = (self.mountpoint / "sys/fs/ploopfs/events").read_text()
+        return [json.loads(line) for line in text.splitlines()]
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end; the exit code."""

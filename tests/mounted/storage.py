@@ -21,7 +21,7 @@ class Bindfs:
     def mount(self) -> None:
         assert self._process is None
         self._process = subprocess.Popen(["bindfs", "-f", self.bricks, self.path], stdin=subprocess.DEVNULL)
-        _wait_mounted(self.path)
+        wait_mounted(self.path)
         self.path.stat()
 
     def kill(self) -> None:
@@ -73,7 +73,7 @@ def store(place: Path) -> Iterator[Bindfs]:
         running.close()
 
 
-def _wait_mounted(place: Path) -> None:
+def wait_mounted(place: Path) -> None:
     """The mount table reports its changes to poll(2)."""
     with open("/proc/self/mounts", "rb") as table:
         changes = select.poll()

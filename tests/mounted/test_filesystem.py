@@ -2,14 +2,12 @@
 
 import hashlib
 import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from tests.mounted.blocks import looped, mounted, run
 from tests.mounted.daemon import device, serving
 from tests.mounted.disks import assert_closed, make_disk, sums
 from tests.realparts import need
@@ -20,32 +18,6 @@ pytestmark = pytest.mark.real
 @pytest.fixture(autouse=True)
 def _loop_parts() -> None:
     need(commands=("losetup", "mkfs.ext4", "e2fsck", "cp"), loop=True)
-
-
-def run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}: {done.returncode}: {done.stdout}{done.stderr}"
-    return done.stdout.strip()
-
-
-@contextmanager
-def looped(disk: Path, *, direct_io: bool) -> Iterator[Path]:
-    loop = run("losetup", f"--direct-io={'on' if direct_io else 'off'}", "--find", "--show", disk)
-    try:
-        assert run("losetup", "--list", "--noheadings", "--output", "DIO", loop) == str(int(direct_io))
-        yield Path(loop)
-    finally:
-        run("losetup", "--detach", loop)
-
-
-@contextmanager
-def mounted(block: Path, place: Path) -> Iterator[Path]:
-    place.mkdir(exist_ok=True)
-    run("mount", block, place)
-    try:
-        yield place
-    finally:
-        run("umount", place)
 
 
 def make_tree(place: Path) -> Path:

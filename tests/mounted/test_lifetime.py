@@ -93,7 +93,8 @@ def test_a_second_daemon_finds_the_mountpoint_served_and_the_image_locked(tmp_pa
             config = write_config(other, device(disk.directory, read_only=read_only))
             told = refused(config, other / "mnt", Exit.CONFIG)
             assert f"{disk.top}: cannot be opened for " in told
-            assert "another process holds its" in told
+            assert "lock is held by " in told
+            assert f"(pid {daemon.process.pid})" in told
         assert os.pwrite(fd, b"still served", 0) == 12
         assert daemon.end() == 0
     assert_closed(disk.top)

@@ -81,7 +81,7 @@ REFUSED: tuple[tuple[Callable[[Path, Path], Path], str, str, str], ...] = (
     (other_version, "EINVAL", "Invalid argument", "version"),
     (smaller, "EINVAL", "Invalid argument", "expected"),
     (not_closed, "EBUSY", "Device or resource busy", "not closed"),
-    (of_another_device, "EBUSY", "Device or resource busy", "another process holds its"),
+    (of_another_device, "EBUSY", "Device or resource busy", "lock is held by "),
     (directory, "EISDIR", "Is a directory", "open: EISDIR"),
     (no_image, "EINVAL", "Invalid argument", "m_Sig"),
     (relative, "EINVAL", "Invalid argument", "is not an absolute path"),
