@@ -132,8 +132,8 @@ def test_a_device_mapper_name_is_a_file_name(file: Path, name: str) -> None:
 
 
 def test_a_disk_that_is_no_ploop_is_raw_and_has_no_standby(file: Path) -> None:
-    assert load_text(file, "devices: [{name: ram0, flavour: block, image: [raw@a]}]").devices[0].flavour == "block"
-    assert mistakes(file, "devices: [{name: ram0, flavour: block, image: a, standby: true}]") == [
+    assert load_text(file, "devices: [{name: xvda, flavour: block, image: [raw@a]}]").devices[0].flavour == "block"
+    assert mistakes(file, "devices: [{name: xvda, flavour: block, image: a, standby: true}]") == [
         "1: devices[0].image: is not raw, expected [raw@PATH]: the flavour block knows no deltas",
         "1: devices[0].standby: is true, expected false: a device that is no ploop has no standby mode",
     ]

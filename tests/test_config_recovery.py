@@ -100,7 +100,7 @@ def test_every_mistake_has_its_own_line(file: Path) -> None:
 
 
 def test_a_disk_that_is_no_ploop_needs_no_recovery(file: Path) -> None:
-    block = "name: ram0, flavour: block, image: [raw@a]"
+    block = "name: xvda, flavour: block, image: [raw@a]"
     assert mistakes(file, "reopen", block) == [
         "1: devices[0].recovery: is given, expected none: a device that is no ploop has no standby mode"
     ]

@@ -89,11 +89,11 @@ def _numbered(prefix: str, last: int) -> Scalar:
     )
 
 
-# Minors are 20 bits. vz7 has 16 of them to a disk; device-mapper and a plain disk one.
+# Minors are 20 bits. vz7 has 16 of them to a disk, device-mapper one; a plain disk is one of the first 16 of its major.
 DEVICE_NAMES: Mapping[str, Scalar] = {
     "vz7": _numbered("ploop", 65535),
     "vz9": _numbered("dm-", (1 << 20) - 1),
-    "block": _numbered("ram", (1 << 20) - 1),
+    "block": Scalar("a name from xvda to xvdp", (str,), lambda name: bool(re.fullmatch("xvd[a-p]", name))),
 }
 FLAVOURS = tuple(DEVICE_NAMES)
 

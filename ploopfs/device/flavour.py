@@ -72,7 +72,8 @@ class Flavour:
         """The first minor of a device with a valid name of this flavour."""
         match = self.device_name.fullmatch(device_name)
         assert match is not None
-        return int(match.group(1)) * self.minors_per_disk
+        ordinal = match.group(1)
+        return (int(ordinal) if ordinal.isdigit() else ord(ordinal) - ord("a")) * self.minors_per_disk
 
 
 VZ7 = Flavour(
@@ -103,9 +104,9 @@ VZ9 = Flavour(
 
 BLOCK = Flavour(
     name="block",
-    device_name=re.compile(r"ram(0|[1-9][0-9]*)"),
-    major=1,
-    minors_per_disk=1,
+    device_name=re.compile(r"xvd([a-p])"),
+    major=202,
+    minors_per_disk=16,
     groups=frozenset(),
     fua=False,
     aborts=False,

@@ -207,8 +207,8 @@ async def test_an_image_that_no_table_may_name_is_no_mapped_device(disks: Disks)
 async def test_a_disk_that_is_no_ploop_has_a_raw_image_only(disks: Disks) -> None:
     files = FaultyFiles(disks.store, disks.faults)
     with pytest.raises(BadValue, match="the image is not raw"):
-        await disks.registry.add("ram0", flavour=BLOCK, image=FIRST, files=files)
+        await disks.registry.add("xvda", flavour=BLOCK, image=FIRST, files=files)
     assert not disks.is_held(FIRST)
-    disk = await disks.registry.add("ram0", flavour=BLOCK, image=f"raw@{FIRST}", files=files)
+    disk = await disks.registry.add("xvda", flavour=BLOCK, image=f"raw@{FIRST}", files=files)
     assert (disk.mapper, disk.queue.standby.state.value) == (None, "not supported")
     assert await disk.read(0, 16) == b"WithouFreSpacExt"

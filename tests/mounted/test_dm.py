@@ -388,10 +388,10 @@ def test_devices_of_every_flavour_stand_side_by_side(tmp_path: Path) -> None:
         device(images[0]),
         device(images[1], "ploop1", standby=False),
         device(images[2], BLOCK, flavour="vz9"),
-        device([f"raw@{plain}"], "ram0", flavour="block", standby=False),
+        device([f"raw@{plain}"], "xvda", flavour="block", standby=False),
     )
     with serving(tmp_path, *devices) as daemon:
-        names = ("ploop0", "ploop1", BLOCK, "ram0")
+        names = ("ploop0", "ploop1", BLOCK, "xvda")
         assert [daemon.value("queue/standby", name) for name in names] == ["off", "not supported"] * 2
         columns = ["--all", "--noheadings", "--output", "NAME,MAJ:MIN,SIZE"]
         command = ["lsblk", "--sysroot", str(daemon.mountpoint), *columns]
@@ -400,10 +400,10 @@ def test_devices_of_every_flavour_stand_side_by_side(tmp_path: Path) -> None:
             ("ploop0", "182:0", "1M"),
             ("ploop1", "182:16", "1M"),
             ("ploop0", "253:0", "1M"),  # as lsblk calls a dm-N, whose name it finds in dm/name
-            ("ram0", "1:0", "1M"),
+            ("xvda", "202:0", "1M"),
         }
         assert os.path.samefile(daemon.mountpoint / "dev/mapper/ploop0", daemon.disk(BLOCK))
-        with opened(daemon.disk("ram0")) as fd:
+        with opened(daemon.disk("xvda")) as fd:
             assert os.pread(fd, 5, 0) == b"plain"
             os.pwrite(fd, b"written", 0)
             os.fsync(fd)

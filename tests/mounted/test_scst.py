@@ -25,17 +25,17 @@ DISK_BYTES = 64 * MIB
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """Three disks, of which one is no ploop; nothing is loaded and nothing attached."""
-    raw = tmp_path / "ram0.raw"
+    raw = tmp_path / "xvda.raw"
     with raw.open("wb") as file:
         file.truncate(8 * MIB)
     disks = [device(image(tmp_path / f"{name}.hds"), name, standby=False) for name in ("ploop0", "ploop1")]
-    ram = device([f"raw@{raw}"], "ram0", standby=False, flavour="block")
+    ram = device([f"raw@{raw}"], "xvda", standby=False, flavour="block")
     with serving(tmp_path, *disks, ram, loaded=False) as running:
         yield running
 
 
 def standby(daemon: Daemon) -> list[str]:
-    return [daemon.value("queue/standby", name) for name in ("ploop0", "ploop1", "ram0")]
+    return [daemon.value("queue/standby", name) for name in ("ploop0", "ploop1", "xvda")]
 
 
 def shell(name: str, daemon: Daemon, script: str) -> tuple[int, str]:
@@ -125,10 +125,10 @@ def test_every_link_of_the_subsystem_leads_somewhere_and_every_file_reads(daemon
 def test_devices_with_and_without_support_stand_side_by_side(daemon: Daemon) -> None:
     (daemon.mountpoint / "sys/fs/ploopfs/modprobe").write_text("scst")
     mgmt = daemon.mountpoint / ROOT / "handlers/vdisk_blockio/mgmt"
-    for name in ("ploop0", "ram0"):
+    for name in ("ploop0", "xvda"):
         mgmt.write_text(f"add_device {name} filename=/dev/{name}")
     assert standby(daemon) == ["off", "not supported", "not supported"]
-    assert read(daemon, "devices/ram0/size_mb") == "8\n"
+    assert read(daemon, "devices/xvda/size_mb") == "8\n"
     mgmt.write_text("add_device again filename=/dev/ploop0")
     mgmt.write_text("del_device ploop0")
     assert standby(daemon) == ["off", "not supported", "not supported"]
@@ -222,8 +222,8 @@ DEVICE_GROUP dg1 {
 def test_the_tool_opens_lists_and_closes_devices(daemon: Daemon, admin: Driver) -> None:
     assert admin.devices() == []
     admin.open_device("p1", "vdisk_blockio", {"filename": "/dev/ploop1", "blocksize": "4096"})
-    admin.open_device("ram0", "vdisk_fileio", {"filename": "/dev/ram0"})
-    assert admin.devices() == ["p1", "ram0"]
+    admin.open_device("xvda", "vdisk_fileio", {"filename": "/dev/xvda"})
+    assert admin.devices() == ["p1", "xvda"]
     assert admin.device_attributes("p1") == {"blocksize": "4096", "filename": "/dev/ploop1", "size": str(DISK_BYTES)}
     assert standby(daemon) == ["not supported", "off", "not supported"]
     with pytest.raises(Failed):
@@ -233,7 +233,7 @@ def test_the_tool_opens_lists_and_closes_devices(daemon: Daemon, admin: Driver) 
     with pytest.raises(Failed):
         admin.close_device("none", "vdisk_blockio")
     admin.close_device("p1", "vdisk_blockio")
-    assert (admin.devices(), standby(daemon)) == (["ram0"], ["not supported"] * 3)
+    assert (admin.devices(), standby(daemon)) == (["xvda"], ["not supported"] * 3)
 
 
 def test_the_tool_swaps_the_file_behind_a_device(daemon: Daemon, admin: Driver) -> None:

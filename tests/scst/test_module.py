@@ -190,13 +190,13 @@ async def test_deleting_in_standby_clears_both_bits_and_is_warned_about_once(cap
 
 def test_a_disk_that_is_no_ploop_can_be_attached_and_never_supports_standby() -> None:
     subsystem = loaded("ploop0")
-    ram = subsystem.disk("ram0", flavour=BLOCK)
+    ram = subsystem.disk("xvda", flavour=BLOCK)
     subsystem.scst.attach(ram)
     assert subsystem.states() == ["not supported", "not supported"]
     assert subsystem.scst.is_attached(ram)
     subsystem.manage("add_device ploop0 filename=/dev/ploop0")
     assert subsystem.states() == ["off", "not supported"]
-    subsystem.manage("del_device ram0")
+    subsystem.manage("del_device xvda")
     assert not subsystem.scst.is_attached(ram)
 
 

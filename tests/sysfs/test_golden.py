@@ -20,7 +20,7 @@ from tests.sysfs.fakes import FakeDelta, FakeRegistry, tree_of, walk
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
-DISK = "(?:ploop0|dm-0|ram0)"
+DISK = "(?:ploop0|dm-0|xvda)"
 
 VOLATILE = [
     # (end of the path, what must be there, what the listing has for it)
@@ -49,7 +49,7 @@ DEVICES: dict[str, tuple[str, Flavour, tuple[FakeDelta, ...]]] = {
     "vz7-3-deltas": ("ploop0", VZ7, THREE_DELTAS),
     "vz9-1-delta": ("dm-0", VZ9, ONE_DELTA),
     "vz9-3-deltas": ("dm-0", VZ9, THREE_DELTAS),
-    "block-1": ("ram0", BLOCK, (FakeDelta("/images/disk.raw", format="raw", io_engine="direct"),)),
+    "block-1": ("xvda", BLOCK, (FakeDelta("/images/disk.raw", format="raw", io_engine="direct"),)),
 }
 """The name of the device, its flavour and its deltas, by the name of the listing."""
 
