@@ -126,10 +126,11 @@ class RequestQueue:
 
         Raises RequestFailed for an answer of the storage, and what the gate refuses with.
         """
-        if self.stats.in_flight + len(self.room) >= self.bounds.requests:
+        waiting = len(self.room)
+        if self.stats.in_flight + waiting >= self.bounds.requests:
             raise QueueFull(f"{self.bounds.requests} requests are already in the queue")
         ticket: Ticket | None = None
-        if self._is_shut or self.room:
+        if waiting or self._is_shut:
             ticket = Ticket(op, time.monotonic_ns(), length_bytes if op is Op.WRITE else 0)
             await self._wait_turn(ticket)
         while True:
@@ -385,7 +386,7 @@ class RequestQueue:
             self.stats.abandon(op)
         if self.room:
             self._let_go()
-        if not self.stats.in_flight:
+        if (self._quiescing or self.suspended) and not self.stats.in_flight:
             self._idle.unpark_all()
 
     async def _wait_drained(self) -> None:

@@ -116,7 +116,13 @@ class Replacement:
                 file = await self._files.open(path, writable=replaced.writable)
                 async with lock_handed_over([replaced.file], file):
                     new = await self._open(file, old, level, self._accept_mark(wanted, replaced))
-                    await verify_replacement(replaced, new, wanted.verify, cluster_bytes=old.cluster_bytes)
+                    await verify_replacement(
+                        replaced,
+                        new,
+                        wanted.verify,
+                        cluster_bytes=old.cluster_bytes,
+                        replayed=self._replayed_slots() if replaced is old.top else (),
+                    )
                     async with self._with_lower_opened_again(old, level) as deltas:
                         deltas[level] = new
                         stack = await self._stack(old, deltas)

@@ -25,6 +25,9 @@ class Op(Enum):
     DISCARD = "discard"
     FLUSH = "flush"
 
+    # A member is one object; enum's own hash is a call of Python, several times per request.
+    __hash__ = object.__hash__
+
     @property
     def is_write(self) -> bool:
         return self is not Op.READ

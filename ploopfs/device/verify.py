@@ -3,6 +3,7 @@
 The kernel never compares (kernel-ploop.md 2.1); here an operator may ask for the maps or for the data. Knows nothing of
 queues. Nothing is written."""
 
+from collections.abc import Collection
 from enum import Enum
 
 import numpy as np
@@ -24,8 +25,11 @@ class Verify(Enum):
     """And the same data in each of them."""
 
 
-async def verify_replacement(old: Delta, new: Delta, how: Verify, *, cluster_bytes: int) -> None:
-    """Raises ImageMismatch that names the first difference; BackendError where the old image must be read but cannot.
+async def verify_replacement(
+    old: Delta, new: Delta, how: Verify, *, cluster_bytes: int, replayed: Collection[int] = ()
+) -> None:
+    """Clusters of the disk that will be written again (`replayed`) may differ: a lost storage may have forgotten them.
+    Raises ImageMismatch that names the first difference; BackendError where the old image must be read but cannot.
 
     The map of the top in force is in memory, so comparing with it needs no storage; that of a lower delta, and all
     data, are read from the old file.
@@ -40,27 +44,28 @@ async def verify_replacement(old: Delta, new: Delta, how: Verify, *, cluster_byt
     before = old.bat or (await reread(old)).bat
     assert before is not None
     assert new.bat is not None
-    _same_slots(before, new.bat, new.path)
+    _same_slots(before, new.bat, new.path, replayed)
     if how is Verify.FULL:
-        await _same_data(old, before, new, new.bat, cluster_bytes)
+        await _same_data(old, before, new, new.bat, cluster_bytes, replayed)
 
 
-def _same_slots(old: Bat, new: Bat, path: str) -> None:
-    before, after = old.view() != 0, new.view() != 0
-    shared = min(len(before), len(after))
-    differing = np.flatnonzero(before[:shared] != after[:shared])
-    further = np.concatenate((before[shared:], after[shared:]))
-    if not differing.size and not further.any():
-        return
-    first = int(differing[0]) if differing.size else shared + int(np.flatnonzero(further)[0])
-    raise ImageMismatch(
-        f"{path}: its block map differs from the old delta's in {differing.size + int(np.count_nonzero(further))} "
-        f"clusters, first in cluster {first} of the disk"
-    )
+def _same_slots(old: Bat, new: Bat, path: str, replayed: Collection[int]) -> None:
+    slots = np.concatenate([np.flatnonzero(old.view()), np.flatnonzero(new.view())])
+    once, times = np.unique(slots, return_counts=True)
+    differing = [slot for slot in once[times == 1].tolist() if slot not in replayed]
+    if differing:
+        raise ImageMismatch(
+            f"{path}: its block map differs from the old delta's in {len(differing)} clusters, first in cluster "
+            f"{differing[0]} of the disk"
+        )
 
 
-async def _same_data(old: Delta, before: Bat, new: Delta, after: Bat, cluster_bytes: int) -> None:
+async def _same_data(
+    old: Delta, before: Bat, new: Delta, after: Bat, cluster_bytes: int, replayed: Collection[int]
+) -> None:
     for slot in np.flatnonzero(before.view()).tolist():
+        if slot in replayed:
+            continue
         mine = await _read(old.file, before.clusters[slot] * cluster_bytes, cluster_bytes)
         theirs = await _read(new.file, after.clusters[slot] * cluster_bytes, cluster_bytes)
         if mine != theirs:

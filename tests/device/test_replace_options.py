@@ -8,7 +8,7 @@ from ploopfs.device.standby import State
 from ploopfs.device.verify import Verify
 from ploopfs.errors import BackendError, BadImage, ImageMismatch, ImageNotClosed, NoSuchEntry, RequestFailed
 from ploopfs.image.header import IN_USE
-from tests.device.rig import BASE, CLUSTER, CONTENT, MIDDLE, NEW, STACK, TOP, Rig, image, rig_of, three_deltas
+from tests.device.rig import BASE, CLUSTER, CONTENT, MIDDLE, NEW, STACK, TOP, Rig, errno_of, image, rig_of, three_deltas
 
 pytestmark = pytest.mark.expects_warnings
 
@@ -204,6 +204,20 @@ async def test_in_standby_the_map_is_compared_with_what_is_known_of_the_lost_top
     rig.store.put(NEW, image({2: b"t"}).build())
     await rig.device.replace(NEW, verify=Verify.MAP)
     assert rig.queue.standby.state is State.OFF
+
+
+@pytest.mark.parametrize("how", [Verify.MAP, Verify.FULL])
+async def test_what_will_be_written_again_may_differ(rig: Rig, how: Verify) -> None:
+    """A copy of what a lost storage has kept: it has not the cluster that was acknowledged last."""
+    rig.copy(TOP, NEW)
+    await rig.device.write(4 * CLUSTER, b"new")
+    await rig.device.write(2 * CLUSTER, b"old")
+    before = await rig.content()
+    rig.lose(errno.EBUSY, "write")
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"?")) == errno.EBUSY
+    rig.faults.rules.clear()
+    await rig.device.replace(NEW, verify=how)
+    assert await rig.content() == before
 
 
 async def test_data_that_cannot_be_read_from_the_lost_top_cannot_be_compared(rig: Rig) -> None:
