@@ -83,6 +83,13 @@ async def _fail_held(device: Device, text: str) -> None:
     device.queue.fail_held()
 
 
+async def _forget_unflushed(device: Device, text: str) -> None:
+    """For an operator who knows that somebody else has written the image since: his data are newer than ours."""
+    if line(text) != "0":
+        raise BadValue(f"unflushed_bytes takes 0, to keep nothing for a replay, not {line(text)!r}")
+    device.unflushed.forget()
+
+
 def _on_standby(text: str) -> OnStandby:
     try:
         return OnStandby(line(text))
@@ -150,5 +157,5 @@ CONTROL: tuple[Row[Device], ...] = (
     Row("held", lambda device: str(device.queue.room.held), signal=lambda device: device.queue.room.changed),
     Row("held_bytes", lambda device: str(device.queue.room.held_bytes)),
     control("fail_held", None, _fail_held),
-    Row("unflushed_bytes", lambda device: str(device.unflushed.data_bytes)),
+    control("unflushed_bytes", lambda device: str(device.unflushed.data_bytes), _forget_unflushed),
 )

@@ -297,3 +297,12 @@ async def test_a_device_that_was_detached_in_standby_is_not_closed_as_if_nothing
     rig.faults.remove(rule)
     assert not await rig.device.aclose()
     assert rig.is_marked(TOP)
+
+
+async def test_what_was_forgotten_by_hand_is_not_written_over_what_somebody_else_wrote(rig: Rig) -> None:
+    await rig.device.write(0, b"ours")
+    await rig.enter_standby(errno.EBUSY)
+    rig.store.put(NEW, image({0: b"n", 2: b"t"}).build())
+    rig.device.unflushed.forget()
+    await rig.device.replace(NEW)
+    assert (await rig.content()).startswith(b"nnnn")

@@ -171,6 +171,16 @@ def test_held_tells_its_pollers(root: Directory, device: FakeDevice) -> None:
     assert watcher.read(0, 99) == b"1\n"
 
 
+async def test_what_is_kept_for_a_replay_can_be_forgotten(root: Directory, device: FakeDevice) -> None:
+    device.unflushed.wrote(0, b"x" * 100)
+    for text in ("1", "", "00", "0 "):
+        with pytest.raises(BadValue):
+            await write(root, f"{CONTROL}/unflushed_bytes", text + "\n")
+    assert text_of(root, f"{CONTROL}/unflushed_bytes") == "100\n"
+    await write(root, f"{CONTROL}/unflushed_bytes", "0\n")
+    assert text_of(root, f"{CONTROL}/unflushed_bytes") == "0\n"
+
+
 def test_what_waits_and_what_no_flush_has_confirmed_is_shown_in_bytes(root: Directory, device: FakeDevice) -> None:
     device.queue.room.held_bytes = 4096
     device.unflushed.wrote(0, b"x" * 100)
