@@ -67,6 +67,16 @@ def replaced(served: Served, top: Path) -> None:
     served.store("ploopfs/replace_delta", str(top))
 
 
+def reloaded(served: Served, top: Path) -> None:
+    """What dmsetup's suspend, reload and resume do. A load that fails lets requests through again."""
+    images, _, _old_top = served.value("ploopfs/table").rpartition(" ")
+    served.store("ploopfs/suspend", "noflush nolockfs")
+    try:
+        served.store("ploopfs/load", f"{images} {top}")
+    finally:
+        served.store("ploopfs/resume", "noflush nolockfs")
+
+
 VZ7 = Kind(
     flavour="vz7",
     device="ploop0",
@@ -79,7 +89,7 @@ VZ9 = Kind(
     device="dm-0",
     answers={"ENOTCONN": "EIO", "EROFS": "EIO"},
     fsync_answers={"ENOTCONN": "EIO"},
-    recoveries=(reopened, replaced),
+    recoveries=(reopened, replaced, reloaded),
 )
 
 KINDS = (VZ7, VZ9)

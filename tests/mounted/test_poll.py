@@ -12,7 +12,7 @@ import pytest
 
 from tests.mounted.daemon import HANG_S, errno_of, opened, serving, until
 from tests.mounted.disks import MIB, make_disk
-from tests.mounted.flavours import KINDS, VZ7, Kind, Served, name_of
+from tests.mounted.flavours import KINDS, VZ7, VZ9, Kind, Served, name_of
 from tests.mounted.storage import Bindfs
 
 pytestmark = pytest.mark.real
@@ -113,6 +113,16 @@ def test_the_aborted_state_reports_both_edges(tmp_path: Path, bindfs: Bindfs) ->
         assert watched.wait_for(frozenset({name})) == {name: "0\n"}
         one.served.store(name, "0")
         assert watched.reported(0) == {}, "nothing has changed"
+
+
+def test_the_suspended_state_reports_both_edges(tmp_path: Path, bindfs: Bindfs) -> None:
+    with scene(tmp_path, bindfs, VZ9) as one, ExitStack() as closing:
+        name = "dm/suspended"
+        watched = Watched(one.served, frozenset({name}), closing)
+        for control, value in (("suspend", "1\n"), ("resume", "0\n")):
+            assert watched.reported(0) == {}
+            one.served.store(f"ploopfs/{control}", "noflush")
+            assert watched.wait_for(frozenset({name})) == {name: value}
 
 
 def test_what_was_never_read_is_reported_at_once(tmp_path: Path, bindfs: Bindfs) -> None:

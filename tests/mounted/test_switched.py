@@ -99,6 +99,8 @@ def test_with_hold_whoever_met_the_error_gets_the_data(tmp_path: Path, kind: Kin
         for name in TRIGGERS:
             with one.store.failing(getattr(errno, name)):
                 reads = [threads.submit(os.pread, one.fd, BLOCK_BYTES, one.mapped) for _ in range(2)]
+                # The page cache has what a write is about to bring to the store, and may give it to a read.
+                until(lambda: one.served.value("ploopfs/held") == "2", "both reads held")
                 write = threads.submit(one.write)
                 until(lambda: one.served.value("ploopfs/held") == "3", "all requests held")
                 assert one.served.value("ploopfs/standby_reason").startswith(f"errno={name} ")
