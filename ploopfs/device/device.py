@@ -24,7 +24,7 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BeyondEnd, ReadOnly
+from ploopfs.errors import BackendError, BeyondEnd, ReadOnly
 
 _diskseq = itertools.count(1)
 
@@ -179,9 +179,13 @@ class Device:
             self.counters.bio_flush_skip += 1
 
     async def _flush_stack(self, stack: Stack) -> None:
-        mark = self.unflushed.mark()
+        """A storage that was lost meanwhile is not believed: it may have forgotten what it answers for."""
+        mark, loss = self.unflushed.mark(), self.queue.loss
         await stack.flush()
-        self.unflushed.flushed(mark)
+        if self.queue.loss is None:
+            self.unflushed.flushed(mark)
+        elif loss is None:
+            raise BackendError(self.queue.loss.errno, "fsync", stack.top.path)
 
     def _standby_changed(self) -> None:
         """Without STANDBY_EN nobody has promised to recover the device, and nothing is kept for that; what a storage

@@ -4,7 +4,7 @@ Knows nothing of what replaces what. Invariant: a block that fails leaves the ol
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import trio
@@ -39,9 +39,11 @@ async def replay(unflushed: Unflushed, stack: Stack, timeout: trio.CancelScope, 
 
 
 @asynccontextmanager
-async def lock_handed_over(holders: Iterable[File], new: File) -> AsyncIterator[None]:
+async def lock_handed_over(
+    holders: Iterable[File], new: File, lost: Callable[[], None] = lambda: None
+) -> AsyncIterator[None]:
     """Where the new file is also one of ours, our own old lock would refuse us: it is dropped, and taken back if the
-    block fails. The new file is closed then."""
+    block fails; `lost` is called if it cannot be. The new file is closed then."""
     old = next((file for file in holders if file.identity == new.identity), None)
     try:
         if old is not None:
@@ -54,8 +56,8 @@ async def lock_handed_over(holders: Iterable[File], new: File) -> AsyncIterator[
                 # It is never closed, so the lock would stay with it: nobody, ourselves included, could open the image.
                 await unlock(new)
             await new.aclose()
-            if old is not None:
-                await lock_again(old)
+            if old is not None and not await lock_again(old):
+                lost()
         raise
 
 
@@ -66,11 +68,13 @@ async def unlock(file: File) -> None:
         log.info("%s", error)
 
 
-async def lock_again(file: File) -> None:
+async def lock_again(file: File) -> bool:
     try:
         await file.lock()
     except PloopError as error:
         log.error("%s: the lock could not be taken back: %s", file.path, error)
+        return False
+    return True
 
 
 @asynccontextmanager
@@ -111,12 +115,25 @@ async def settled(top: Delta, queue: RequestQueue, unflushed: Unflushed) -> Asyn
             unflushed.flushed(mark)
     except PloopError as error:
         queue.judge(Op.FLUSH, error, queue.generation)
+        await _stay_marked(top, queue, limit_s)
         raise
     try:
         yield
     except BaseException:
-        await _mark_again(top, queue, limit_s)
+        if not queue.aborted:  # by a lock that was lost: who has it writes the image now
+            await _mark_again(top, queue, limit_s)
         raise
+
+
+async def _stay_marked(top: Delta, queue: RequestQueue, limit_s: float) -> None:
+    """Settling has failed, and requests go on unless the gate is shut by now."""
+    if queue.standby.refuses or queue.aborted:
+        return
+    if top.file.abandoned:
+        # It may cut the file, or clear the mark, at any time from now on.
+        queue.set_aborted(True)
+    elif top.header is not None and not top.header.is_marked_in_use:
+        await _mark_again(top, queue, limit_s)
 
 
 async def _mark_again(top: Delta, queue: RequestQueue, limit_s: float) -> None:
@@ -128,3 +145,5 @@ async def _mark_again(top: Delta, queue: RequestQueue, limit_s: float) -> None:
     except PloopError as error:
         log.error("%s: the in-use mark could not be put back: %s", top.path, error)
         queue.judge(Op.FLUSH, error, queue.generation)
+        if not queue.standby.refuses:
+            queue.set_aborted(True)  # whatever the flavour: see above

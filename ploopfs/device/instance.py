@@ -33,14 +33,16 @@ log = logging.getLogger(__name__)
 class Surroundings:
     """What an instance is opened beside. `writes` is the top that the device in force is writing, if it is healthy;
     `lost` is the one whose storage has failed: a marked copy of it is ours, and what it may have lost is written again.
-    `holders` are our open files, those first that hold the lock where several are one image. Inside `still` nothing is
-    written."""
+    `replayed` is a top that waits and has that already, on stable storage: repeating it, cut off half-way, would leave
+    older bytes in it. `holders` are our open files, those first that hold the lock where several are one image. Inside
+    `still` nothing is written."""
 
     holders: Sequence[File]
     writes: Delta | None
     waiting: Delta | None
     lost: Delta | None
     unflushed: Unflushed
+    replayed: Delta | None
     still: Callable[[], AbstractAsyncContextManager[None]]
     limit_s: float
 
@@ -142,7 +144,8 @@ async def _open(
         )
         if instance.owns_top:
             await undo.enter_async_context(marked(stack.top, around.limit_s))
-        if instance.recovers:
+        done = around.replayed
+        if instance.recovers and (done is None or done.file.identity != stack.top.file.identity):
             await _replay(stack, around, timeout)
         return instance
 

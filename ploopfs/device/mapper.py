@@ -144,6 +144,8 @@ class Mapper:
             await self.queue.suspend()
             try:
                 if flush:
+                    if self.is_lost:
+                        raise InStandby("the storage was lost before the requests in flight had ended")
                     await self._flush()
             except BaseException:
                 self._let_pass()
@@ -171,12 +173,18 @@ class Mapper:
         """Put what `make` makes of the stack in force in its place, while no request is in flight."""
         queue = self.queue
         async with queue.quiesced():
+            if self.is_lost:
+                raise InStandby("the storage was lost before the requests in flight had ended")
             old = queue.stack
             try:
                 async with bounded(old.top.path, limit_s):
                     new = await make(old)
             except BackendError as error:
                 queue.judge(Op.WRITE, error, queue.generation)
+                raise
+            except StorageTimeout:
+                if old.top.file.abandoned:  # it may yet happen, under whoever writes from now on
+                    queue.set_aborted(True)
                 raise
             if new is old:
                 return
@@ -238,6 +246,7 @@ class Mapper:
             waiting=ours,
             lost=lost,
             unflushed=self.unflushed,
+            replayed=ours if waiting is not None and waiting.recovers else None,
             still=self.queue.quiesced,
             limit_s=self.queue.bounds.quiesce_timeout_s,
         )
@@ -258,8 +267,10 @@ class Mapper:
         Nobody is in flight, so this is no new generation."""
         stack, loss = self.queue.stack, self.queue.loss
         if stack.deltas and not stack.is_lost:
-            assert loss is not None
-            self.queue.stack = condemned(stack, loss.errno, loss.operation, loss.file)
+            if loss is None:  # aborted, by no answer of the storage
+                self.queue.stack = condemned(stack, errno.EIO, "write", stack.top.path)
+            else:
+                self.queue.stack = condemned(stack, loss.errno, loss.operation, loss.file)
 
     async def _drop(self, instance: Instance) -> None:
         """Another instance, if one waits, has the locks of the images that both have, and the mark of the top."""
@@ -294,10 +305,10 @@ class Mapper:
 
     async def _swap(self, new: Instance) -> None:
         queue, old = self.queue, self.queue.stack
-        if self.is_lost and not new.recovers and not new.is_error:
-            raise Busy("the storage was lost after the inactive table was loaded: load it again")
         await queue.suspend()
         try:
+            if self.is_lost and not new.recovers and not new.is_error:
+                raise Busy("the storage was lost after the inactive table was loaded: load it again")
             async with AsyncExitStack() as undo:
                 if not self.is_lost and old.deltas and old.top.writable:
                     await self._settle(undo, old.top, new)

@@ -10,8 +10,9 @@ import errno
 import logging
 import posixpath
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -67,6 +68,7 @@ class Replacement:
         self._counters = counters
         self._unflushed = unflushed
         self._why = why
+        self._was_lost = False
 
     async def replace(self, path: str, *, level: int | None = None, verify: Verify = Verify.NONE) -> None:
         """Replace a delta (the top, if no level is given) by the image at an absolute path. Raises PloopError with
@@ -109,30 +111,39 @@ class Replacement:
         if not posixpath.isabs(path):
             raise BadValue(f"{path!r} is not an absolute path")
         async with self._queue.quiesced():
+            # Once: clearing `aborted` meanwhile does not bring back what the old storage may have forgotten.
+            self._was_lost = self._queue.is_lost
             old = self._queue.stack
             level = _checked_level(old, wanted.level)
             replaced = old.deltas[level]
-            async with self._settled(replaced), self._bounded(path, wanted.verify) as timeout:
-                file = await self._files.open(path, writable=replaced.writable)
-                async with lock_handed_over([replaced.file], file):
-                    new = await self._open(file, old, level, self._accept_mark(wanted, replaced))
-                    await verify_replacement(
-                        replaced,
-                        new,
-                        wanted.verify,
-                        cluster_bytes=old.cluster_bytes,
-                        replayed=self._replayed_slots() if replaced is old.top else (),
-                    )
-                    async with self._with_lower_opened_again(old, level) as deltas:
-                        deltas[level] = new
-                        stack = await self._stack(old, deltas)
-                        async with marked(new, self._queue.bounds.quiesce_timeout_s):
-                            await self._replay(stack, timeout)
-                            self._queue.swap(stack)
-                            self._queue.standby.recovered()
+            async with AsyncExitStack() as undo:
+                await undo.enter_async_context(self._settled(replaced))
+                timeout = await undo.enter_async_context(self._bounded(path, wanted.verify))
+                accept = self._accept_mark(wanted, replaced)
+                new = await undo.enter_async_context(self._opened(path, old, level, accept))
+                await verify_replacement(
+                    replaced,
+                    new,
+                    wanted.verify,
+                    cluster_bytes=old.cluster_bytes,
+                    replayed=self._replayed_slots() if replaced is old.top else (),
+                )
+                deltas = await undo.enter_async_context(self._with_others_opened_again(old, level))
+                deltas[level] = new
+                stack = await self._stack(old, deltas, level)
+                if stack.top is not old.top:
+                    await undo.enter_async_context(marked(stack.top, self._queue.bounds.quiesce_timeout_s))
+                await self._replay(stack, timeout)
+                self._queue.swap(stack)
+                self._queue.standby.recovered()
         for delta in old.deltas:
             if delta not in stack.deltas:
                 await delta.file.aclose()
+
+    def _lock_lost(self, delta: Delta) -> None:
+        """Somebody else may write the image by now."""
+        if delta.writable:
+            self._queue.set_aborted(True)
 
     def _accept_mark(self, wanted: Wanted, replaced: Delta) -> AcceptMark:
         if wanted.is_reopen:
@@ -140,7 +151,15 @@ class Replacement:
         return is_copy_of(replaced, self._replayed_slots())
 
     def _replayed_slots(self) -> set[int]:
-        return self._unflushed.slots(self._queue.stack.cluster_bytes) if self._queue.is_lost else set()
+        return self._unflushed.slots(self._queue.stack.cluster_bytes) if self._was_lost else set()
+
+    @asynccontextmanager
+    async def _opened(self, path: str, old: Stack, level: int, accept_mark: AcceptMark) -> AsyncIterator[Delta]:
+        """The image at `path` as the delta of a level, which it takes the lock from if both are one file."""
+        replaced = old.deltas[level]
+        file = await self._files.open(path, writable=replaced.writable)
+        async with lock_handed_over([replaced.file], file, partial(self._lock_lost, replaced)):
+            yield await self._open(file, old, level, accept_mark)
 
     async def _open(self, file: File, old: Stack, level: int, accept_mark: AcceptMark) -> Delta:
         replaced = old.deltas[level]
@@ -160,31 +179,40 @@ class Replacement:
         return delta
 
     @asynccontextmanager
-    async def _with_lower_opened_again(self, old: Stack, replaced: int) -> AsyncIterator[list[Delta]]:
-        """The deltas of the new stack. What took the top away took the lower ones' open files too, as a rule, so after
-        an outage each is opened again; one that cannot be stays as it is, since only the top decides whether we
-        recover."""
+    async def _with_others_opened_again(self, old: Stack, replaced: int) -> AsyncIterator[list[Delta]]:
+        """The deltas of the new stack. What took one away took the others' open files too, as a rule, so after an
+        outage each is opened again. A lower one that cannot be stays as it is, since only the top decides whether we
+        recover; the top is opened again as by `reopen`, or nothing is replaced."""
         deltas = list(old.deltas)
+        async with AsyncExitStack() as top:
+            if self._was_lost and replaced != len(deltas) - 1:
+                accept = is_the_image(old.top)
+                deltas[-1] = await top.enter_async_context(self._opened(old.top.path, old, len(deltas) - 1, accept))
+            async with self._with_lower_opened_again(old, deltas, replaced):
+                yield deltas
+
+    @asynccontextmanager
+    async def _with_lower_opened_again(self, old: Stack, deltas: list[Delta], replaced: int) -> AsyncIterator[None]:
         try:
-            for level, delta in enumerate(old.deltas[:-1] if self._queue.is_lost else ()):
+            for level, delta in enumerate(old.deltas[:-1] if self._was_lost else ()):
                 if level == replaced:
                     continue
                 try:
                     deltas[level] = await reopen_lower(self._files, delta)
                 except PloopError as error:
                     log.warning("%s: level %d is not opened again: %s", self._name, level, error)
-            yield deltas
+            yield
         except BaseException:
             with trio.CancelScope(shield=True):
-                for level, delta in enumerate(deltas):
+                for level, delta in enumerate(deltas[:-1]):
                     if level != replaced and delta not in old.deltas:
                         await delta.file.aclose()
             raise
 
-    async def _stack(self, old: Stack, deltas: list[Delta]) -> Stack:
+    async def _stack(self, old: Stack, deltas: list[Delta], replaced: int) -> Stack:
         """The merged map of unchanged lower deltas goes over as it is."""
         top = deltas[-1]
-        if top is old.top:
+        if replaced != len(deltas) - 1:
             return await rebuilt(
                 deltas, old.size_bytes, self._counters, cluster_sectors=old.cluster_bytes // SECTOR_BYTES
             )
@@ -195,7 +223,7 @@ class Replacement:
 
     async def _replay(self, stack: Stack, timeout: trio.CancelScope) -> None:
         """What a lost storage has acknowledged and no flush has confirmed is written again, before standby clears."""
-        if self._queue.is_lost and not stack.read_only and self._unflushed:
+        if self._was_lost and not stack.read_only and self._unflushed:
             mark = self._unflushed.mark()
             log.info("%s: writing %d unflushed bytes again", self._name, self._unflushed.data_bytes)
             await replay(self._unflushed, stack, timeout, self._queue.bounds.quiesce_timeout_s)
@@ -204,7 +232,7 @@ class Replacement:
     def _settled(self, top: Delta) -> AbstractAsyncContextManager[None]:
         """Around the replacement of a healthy top. A lost one is left alone; a top that stays keeps its mark, and a
         lower delta has none."""
-        if self._queue.is_lost or not top.writable:
+        if self._was_lost or not top.writable:
             return nullcontext()
         return settled(top, self._queue, self._unflushed)
 

@@ -122,7 +122,7 @@ class WaitingRoom:
         if not self._tickets:
             self._kind = kind
         assert kind is self._kind, (kind, self._kind)
-        if kind is Kind.HELD:
+        if kind is Kind.HELD or ticket.held_since_s is not None:
             self._check_bounds(ticket)
         bisect.insort(self._tickets, ticket, key=lambda each: each.order)
         ticket.is_waiting = True

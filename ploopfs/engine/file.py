@@ -12,17 +12,18 @@ import ctypes
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import trio
 
 from ploopfs.engine import lock, probe
 from ploopfs.engine.probe import ProbedImage
-from ploopfs.errors import BackendError, BadImage
+from ploopfs.errors import BackendError, BadImage, StorageTimeout
 
 T = TypeVar("T")
 
@@ -33,6 +34,8 @@ _FALLOC_FL_PUNCH_HOLE = 2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+_CHANGES = frozenset({"write", "truncate", "fallocate", "punch hole"})
 
 Buffer = bytes | bytearray | memoryview
 
@@ -106,16 +109,24 @@ class Files(Protocol):
 
 
 class OsFiles:
-    """Files of this machine. `threads` bounds the worker threads that may wait for the storage at the same time."""
+    """Files of this machine. `threads` bounds the worker threads that may wait for the storage at the same time. A file
+    that something given up may yet change is not opened for writing: who writes it then could be overwritten by it."""
 
     def __init__(self, threads: int = 64) -> None:
+        self._given_up: list[_Change] = []
         self._limiter = trio.CapacityLimiter(threads)
         # A probe that was given up keeps its thread until the storage lets go of it, and the next one waits for that.
         self._probes = trio.CapacityLimiter(1)
         self._scratch = probe.scratch_name()
 
     async def open(self, path: str, *, writable: bool) -> "OsFile":
-        return await _hop(partial(OsFile, path, writable, self._limiter), self._limiter, "open", path)
+        opening = partial(OsFile, path, writable, self._limiter, self._given_up)
+        file = await _hop(opening, self._limiter, "open", path)
+        self._given_up[:] = [change for change in self._given_up if change.is_under_way]
+        if writable and any(change.identity == file.identity for change in self._given_up):
+            await file.aclose()
+            raise StorageTimeout(f"{path}: an operation on it was given up and may yet happen")
+        return file
 
     async def is_directory(self, path: str) -> bool:
         return stat.S_ISDIR((await _hop(partial(os.stat, path), self._limiter, "stat", path)).st_mode)
@@ -128,13 +139,45 @@ class OsFiles:
         await trio.to_thread.run_sync(work, limiter=self._probes, abandon_on_cancel=True)
 
 
+class _Change:
+    """Work in a thread that changes a file. Given up before it began it never happens, later it still may."""
+
+    def __init__(self, identity: Identity, work: Callable[[], object]) -> None:
+        self.identity = identity
+        self._work = work
+        self._began = self._ended = self._revoked = False
+        self._lock = threading.Lock()
+
+    def __call__(self) -> object:
+        with self._lock:
+            if self._revoked:
+                return None
+            self._began = True
+        try:
+            return self._work()
+        finally:
+            self._ended = True
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._revoked = not self._began
+
+    @property
+    def is_under_way(self) -> bool:
+        return self._began and not self._ended
+
+
 class OsFile:
     """A regular file through a descriptor. The constructor blocks: it runs in a worker thread."""
 
-    def __init__(self, path: str, writable: bool, limiter: trio.CapacityLimiter) -> None:
+    def __init__(
+        self, path: str, writable: bool, limiter: trio.CapacityLimiter, given_up: "list[_Change]"
+    ) -> None:
+        """`given_up` gets what was given up while it was under way."""
         self.path = path
         self.writable = writable
         self._limiter = limiter
+        self._given_up = given_up
         self.abandoned = False
         # O_NONBLOCK: a FIFO in the place of an image must be refused, not waited for.
         self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -211,10 +254,15 @@ class OsFile:
     async def _hop(self, work: Callable[[], T], operation: str, offset: int = 0, length: int = 0) -> T:
         if self._fd < 0:  # some functions of os answer -1 with a ValueError
             raise BackendError(errno.EBADF, operation, self.path, offset=offset, length=length)
+        change = _Change(self.identity, work) if operation in _CHANGES else None
+        done = cast("Callable[[], T]", change or work)
         try:
-            return await _hop(work, self._limiter, operation, self.path, offset, length)
+            return await _hop(done, self._limiter, operation, self.path, offset, length)
         except trio.Cancelled:
             self.abandoned = True
+            if change is not None:
+                change.give_up()
+                self._given_up.append(change)
             raise
 
     def _may_retry_nowait(self, error: OSError, operation: str, offset: int, length: int) -> bool:

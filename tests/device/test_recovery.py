@@ -204,7 +204,7 @@ class Model:
         self.aborted = False
 
     async def replace(self, replacing: Awaitable[None]) -> None:
-        lost = self.state is State.ON or self.aborted
+        lost = self.state is State.ON or self.aborted or self.rig.queue.loss is not None
         generation = self.rig.queue.generation
         error = await error_of(replacing)
         assert self.rig.queue.generation == generation + (error is None)

@@ -6,7 +6,15 @@ import pytest
 
 from ploopfs.device.standby import State
 from ploopfs.device.verify import Verify
-from ploopfs.errors import BackendError, BadImage, ImageMismatch, ImageNotClosed, NoSuchEntry, RequestFailed
+from ploopfs.errors import (
+    BackendError,
+    BadImage,
+    ImageLocked,
+    ImageMismatch,
+    ImageNotClosed,
+    NoSuchEntry,
+    RequestFailed,
+)
 from ploopfs.image.header import IN_USE
 from tests.device.rig import BASE, CLUSTER, CONTENT, MIDDLE, NEW, STACK, TOP, Rig, errno_of, image, rig_of, three_deltas
 
@@ -306,3 +314,51 @@ async def test_what_was_forgotten_by_hand_is_not_written_over_what_somebody_else
     rig.device.unflushed.forget()
     await rig.device.replace(NEW)
     assert (await rig.content()).startswith(b"nnnn")
+
+
+# --- a lower level while the top is lost --------------------------------------------------------------------------
+
+
+async def test_when_a_lower_level_is_replaced_in_standby_the_top_is_opened_again_before_it_is_written(
+    rig: Rig,
+) -> None:
+    await rig.device.write(0, b"unflushed")
+    rule = rig.lose(errno.EBUSY)
+    with pytest.raises(RequestFailed):
+        await rig.device.read(2 * CLUSTER, 512)
+    rig.faults.remove(rule)
+    before = rig.device.stack.top
+    rig.copy(MIDDLE, NEW)
+    await rig.device.replace(NEW, level=1)
+    assert rig.queue.standby.state is State.OFF
+    assert rig.device.stack.top is not before
+    assert rig.is_marked(TOP)
+    assert (await rig.content()).startswith(b"unflushed")
+
+
+async def test_a_lower_level_is_not_replaced_while_the_top_is_somebody_elses(rig: Rig) -> None:
+    await rig.device.write(0, b"unflushed")
+    rule = rig.lose(errno.EBUSY)
+    with pytest.raises(RequestFailed):
+        await rig.device.read(2 * CLUSTER, 512)
+    rig.faults.remove(rule)
+    theirs = await rig.store.open(TOP, writable=True)
+    rig.store.images[TOP].writers.clear()
+    await theirs.lock()
+    changed = len(rig.faults.log)
+    rig.copy(MIDDLE, NEW)
+    with pytest.raises(ImageLocked):
+        await rig.device.replace(NEW, level=1)
+    assert rig.state is State.ON
+    assert rig.changes_of(TOP, since=changed) == []
+
+
+async def test_clusters_of_a_raw_top_that_will_be_written_again_are_not_compared() -> None:
+    raw = b"r" * CLUSTER * 4
+    rig = await rig_of({TOP: raw}, stack=[f"raw@{TOP}"])
+    rig.store.put(NEW, raw)
+    await rig.device.write(CLUSTER, b"unflushed")
+    await rig.enter_standby(errno.ENOTCONN)
+    rig.faults.rules.clear()
+    await rig.device.replace(NEW, verify=Verify.FULL)
+    assert bytes(await rig.device.read(CLUSTER, 9)) == b"unflushed"

@@ -3,13 +3,15 @@
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from ploopfs.engine.file import File, OsFiles
-from ploopfs.errors import BackendError, BadImage
+from ploopfs.errors import BackendError, BadImage, StorageTimeout
 
 CONTENT = bytes(range(256)) * 64
 
@@ -170,3 +172,38 @@ async def test_a_storage_that_is_dead_when_it_is_locked_says_so(path: str, monke
     with pytest.raises(BackendError) as raised:
         await file.lock()
     assert (raised.value.errno, raised.value.operation) == (errno.ENOTCONN, "lock")
+
+
+async def test_what_a_write_that_was_given_up_may_yet_change_is_not_opened_for_writing_before_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, files = str(tmp_path / "image"), OsFiles()
+    (tmp_path / "image").write_bytes(bytes(4096))
+    began, go_on, really = trio.Event(), threading.Event(), os.pwrite
+    token = trio.lowlevel.current_trio_token()
+
+    def hanging(fd: int, data: bytes, offset: int) -> int:
+        token.run_sync_soon(began.set)
+        go_on.wait()
+        return really(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", hanging)
+    file = await files.open(path, writable=True)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.write, 0, b"late")
+            await began.wait()
+            scope.cancel()
+    with pytest.raises(StorageTimeout, match="may yet happen"):
+        await files.open(path, writable=True)
+    await (await files.open(path, writable=False)).aclose()
+    go_on.set()
+    with trio.fail_after(10):
+        while True:
+            try:
+                again = await files.open(path, writable=True)
+                break
+            except StorageTimeout:
+                await trio.lowlevel.checkpoint()
+    assert await again.read(0, 4) == b"late"
+    await again.aclose()

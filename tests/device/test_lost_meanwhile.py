@@ -1,0 +1,195 @@
+"""A storage that is lost, or fails, between the first step of an operation and its last: nothing acknowledged is gone.
+
+Operations wait until the requests in flight have ended, and such a request may be the one that finds the storage lost.
+"""
+
+import errno
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ploopfs.device.device import Device
+from ploopfs.device.flavour import VZ7
+from ploopfs.device.messages import answer
+from ploopfs.device.queue import Bounds
+from ploopfs.device.registry import Registry
+from ploopfs.device.standby import State
+from ploopfs.device.stats import Op
+from ploopfs.device.waiting import HoldPolicy, Kind, OnStandby, Ticket, WaitingRoom
+from ploopfs.errors import HoldFull
+from ploopfs.scst.module import Scst
+from ploopfs.testing.faulty import Faults, FaultyFiles
+from ploopfs.testing.forgetful import ForgetfulFiles
+from tests.device.mapped import line, mapped_rig, mapper_of
+from tests.device.rig import BASE, CLUSTER, MIDDLE, NEW, STACK, TOP, Asked, Rig, errno_of, image, three_deltas
+
+pytestmark = pytest.mark.expects_warnings
+
+NEW_STACK = (BASE, MIDDLE, NEW)
+
+OPERATIONS: dict[str, Callable[[Rig], Awaitable[object]]] = {
+    "resize": lambda rig: answer(mapper_of(rig), f"resize {20000 * CLUSTER // 512}"),
+    "update_delta_index": lambda rig: answer(mapper_of(rig), "update_delta_index 0 0:1"),
+    "suspend": lambda rig: mapper_of(rig).suspend(),
+    "resume": lambda rig: mapper_of(rig).resume(),
+}
+
+
+async def lose_while_draining(rig: Rig, nursery: trio.Nursery, call: Awaitable[object]) -> Asked:
+    """The last request in flight finds the lease of the storage stolen; from then on everything works again."""
+    rule = rig.faults.on(BASE, rig.faults.pause("read", count=1))
+    rule.errno = errno.EBUSY
+    read = Asked(nursery, rig.device.read(0, 512))
+    await wait_all_tasks_blocked()
+    asked = Asked(nursery, call)
+    await wait_all_tasks_blocked()
+    assert not asked.ended
+    assert rule.released is not None
+    rule.released.set()
+    await wait_all_tasks_blocked()
+    assert (read.errno, rig.state) == (errno.EBUSY, State.ON)
+    return asked
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+async def test_an_operation_that_waited_for_the_request_which_met_the_loss_does_nothing(
+    name: str, nursery: trio.Nursery
+) -> None:
+    rig = await mapped_rig()
+    mapper = mapper_of(rig)
+    await rig.device.write(3 * CLUSTER, b"acknowledged")
+    if name == "resume":
+        rig.store.put(NEW, image({2: b"t"}).build())
+        await mapper.load(line(*NEW_STACK))
+    since = len(rig.faults.log)
+    asked = await lose_while_draining(rig, nursery, OPERATIONS[name](rig))
+    assert asked.errno in (errno.EIO, errno.EBUSY)
+    assert (rig.changes_of(TOP, since), rig.queue.generation, len(rig.device.unflushed)) == ([], 1, 1)
+    assert rig.queue.loss is not None
+    await mapper.clear()
+    rig.copy(TOP, NEW)
+    await mapper.load(line(*NEW_STACK))
+    await mapper.resume()
+    assert await rig.device.read(3 * CLUSTER, 12) == b"acknowledged"
+
+
+@pytest.mark.parametrize("fua", [False, True], ids=["flush", "fua"])
+@pytest.mark.parametrize("on_standby", OnStandby)
+async def test_a_flush_that_ends_after_the_loss_is_not_believed(
+    fua: bool, on_standby: OnStandby, nursery: trio.Nursery
+) -> None:
+    store, faults = ForgetfulFiles(), Faults()
+    for path, content in three_deltas().items():
+        store.put(path, content)
+    registry = Registry()
+    device: Device = await registry.add("ploop0", flavour=VZ7, image=list(STACK), files=FaultyFiles(store, faults))
+    scst = Scst(registry)
+    scst.load()
+    scst.attach(device)
+    device.queue.set_on_standby(on_standby)
+    await device.write(2 * CLUSTER, b"acknowledged")
+    hung = faults.on(TOP, faults.pause("fsync", count=1))
+    flush = Asked(nursery, device.write(2 * CLUSTER + 500, b"x", fua=True) if fua else device.flush())
+    await wait_all_tasks_blocked()
+    store.crash()  # the next operation is told of it, and no other
+    read = Asked(nursery, device.read(2 * CLUSTER, 512))
+    await wait_all_tasks_blocked()
+    assert hung.released is not None
+    hung.released.set()
+    await wait_all_tasks_blocked()
+    assert flush.ended is read.ended is (on_standby is OnStandby.FAIL)
+    await device.reopen()
+    await wait_all_tasks_blocked()
+    assert await device.read(2 * CLUSTER, 12) == b"acknowledged"
+    assert flush.errno == (errno.EIO if on_standby is OnStandby.FAIL else 0)
+
+
+async def test_a_second_load_of_the_same_images_that_fails_leaves_nothing_older_in_them() -> None:
+    rig = await mapped_rig()
+    await rig.device.write(2 * CLUSTER, b"older")
+    await rig.device.write(2 * CLUSTER, b"newer")
+    await rig.enter_standby(errno.EBUSY)
+    rig.copy(TOP, NEW)
+    mapper = mapper_of(rig)
+    await mapper.load(line(*NEW_STACK))
+    rig.lose(errno.EIO, "write", path=NEW, skip=2, count=1)
+    await errno_of(mapper.load(line(*NEW_STACK)))
+    await mapper.resume()
+    assert await rig.device.read(2 * CLUSTER, 5) == b"newer"
+
+
+async def test_clearing_aborted_while_a_delta_is_replaced_loses_no_replay(rig: Rig, nursery: trio.Nursery) -> None:
+    rig.copy(TOP, NEW)
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    rig.lose(errno.ETIMEDOUT, "write", count=1)
+    assert await errno_of(rig.device.write(2 * CLUSTER + 1000, b"x")) == errno.ETIMEDOUT
+    assert rig.queue.aborted
+    go_on = rig.hang("open", path=NEW)
+    replace = Asked(nursery, rig.device.replace_top(NEW))
+    await wait_all_tasks_blocked()
+    rig.queue.set_aborted(False)
+    go_on.set()
+    await wait_all_tasks_blocked()
+    assert replace.errno == 0
+    assert await rig.device.read(2 * CLUSTER, 12) == b"acknowledged"
+
+
+@pytest.mark.parametrize(("armed", "number"), [(True, errno.ETIMEDOUT), (False, errno.EIO)])
+@pytest.mark.parametrize(("operation", "skip"), [("write", 0), ("fsync", 2)], ids=["header", "its fsync"])
+async def test_nobody_writes_without_a_mark_after_a_settle_whose_answer_was_lost(
+    armed: bool, number: int, operation: str, skip: int
+) -> None:
+    rig = await mapped_rig(armed=armed)
+    rig.copy(TOP, NEW)
+    rig.faults.on(TOP, rig.faults.fail(number, operation, skip=skip, count=1, after=True))
+    assert await errno_of(rig.device.replace_top(NEW)) == number
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) or rig.is_marked(TOP)
+
+
+async def test_nobody_writes_to_an_image_that_a_late_truncation_may_cut(autojump_clock: MockClock) -> None:
+    rig = await mapped_rig({TOP: image({0: b"a", 1: b"b", 2: b"c"}).build()}, bounds=Bounds(quiesce_timeout_s=5))
+    await rig.device.discard(2 * CLUSTER, CLUSTER)
+    await rig.device.flush()
+    rig.copy(TOP, NEW)
+    rig.hang("truncate")
+    assert await errno_of(rig.device.replace_top(NEW)) == errno.ETIMEDOUT
+    assert autojump_clock.current_time() >= 5
+    assert await errno_of(rig.device.write(4 * CLUSTER, b"w")) == errno.EIO
+
+
+async def test_who_comes_back_while_the_queue_is_suspended_is_held_within_the_bounds_too() -> None:
+    room = WaitingRoom(HoldPolicy(requests=1), park_timeout_s=300)
+    first, second = Ticket(Op.READ, 1, 0), Ticket(Op.READ, 2, 0)
+    room.enter(first, Kind.HELD)
+    room.leave(first)
+    room.enter(second, Kind.HELD)
+    room.wait_as(Kind.PARKED)
+    with pytest.raises(HoldFull):
+        room.enter(first, Kind.PARKED)
+    assert room.held == 1
+
+
+
+
+async def test_nobody_writes_to_an_image_that_was_given_up_while_it_grew(autojump_clock: MockClock) -> None:
+    rig = await mapped_rig()
+    rig.hang("write", count=1)
+    assert await errno_of(answer(mapper_of(rig), f"resize {20000 * CLUSTER // 512}")) == errno.ETIMEDOUT
+    assert autojump_clock.current_time() >= 3600
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO
+
+
+async def test_nobody_writes_to_an_image_whose_lock_somebody_else_took_during_a_reopen(rig: Rig) -> None:
+    taken = rig.hang("lock", count=1)
+    async with trio.open_nursery() as nursery:
+        reopen = Asked(nursery, rig.device.reopen())
+        await wait_all_tasks_blocked()
+        other = await rig.store.open(TOP, writable=True)
+        await other.lock()
+        since = len(rig.faults.log)
+        taken.set()
+    assert reopen.errno == errno.EBUSY
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO
+    assert rig.changes_of(TOP, since) == []
