@@ -126,7 +126,7 @@ async def _merge(mapper: Mapper, _words: list[str]) -> None:
     queue = mapper.queue
 
     async def through(work: Work) -> None:
-        await queue.run(Op.WRITE, 0, work)
+        await queue.run(Op.WRITE, 0, work, may_be_held=False)
 
     copied = await copied_up(queue.stack, through, limit_s=MESSAGE_TIMEOUT_S)
 

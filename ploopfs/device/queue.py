@@ -120,18 +120,21 @@ class RequestQueue:
         """Somebody keeps it quiesced or suspended."""
         return self._quiescing or self.suspended
 
-    async def run(self, op: Op, length_bytes: int, work: Callable[[Stack], Awaitable[T]]) -> T:
+    async def run(
+        self, op: Op, length_bytes: int, work: Callable[[Stack], Awaitable[T]], *, may_be_held: bool = True
+    ) -> T:
         """Pass the gate and execute `work` on the stack of the present generation, which it must be possible to do
         again: a request that is held and met the storage's error itself is issued anew on the recovered stack.
 
-        Raises RequestFailed for an answer of the storage, and what the gate refuses with.
+        Raises RequestFailed for an answer of the storage, and what the gate refuses with. With `may_be_held` false it
+        does so in standby whatever the policy: for requests of our own, on which a recovery may have to wait.
         """
         waiting = len(self.room)
         if self.stats.in_flight + waiting >= self.bounds.requests:
             raise QueueFull(f"{self.bounds.requests} requests are already in the queue")
         ticket: Ticket | None = None
         if waiting or self._is_shut:
-            ticket = Ticket(op, time.monotonic_ns(), length_bytes if op is Op.WRITE else 0)
+            ticket = Ticket(op, time.monotonic_ns(), length_bytes if op is Op.WRITE else 0, may_be_held)
             await self._wait_turn(ticket)
         while True:
             generation, stack = self.generation, self.stack
@@ -142,7 +145,7 @@ class RequestQueue:
             try:
                 result = await work(stack)
             except (BackendError, TruncatedImage) as error:
-                is_held = self._is_for_hold(error)
+                is_held = may_be_held and self._is_for_hold(error)
                 self._count_out(op, length_bytes, started_ns, is_over=not is_held)
                 failure = self.judge(op, error, generation)
                 if not is_held:
@@ -252,7 +255,7 @@ class RequestQueue:
         if generation == self.generation:
             is_fault, means_standby = request_errno not in _NO_FAULT, False
             if isinstance(error, BackendError):
-                reason = self._reason(error)
+                reason = Reason.of(error, self.stack.level_of(error.path))
                 means_standby = is_fault and self.standby.storage_lost(reason)
                 if means_standby or (is_fsync and self.loss is None):
                     self._loss = (generation, self.standby.reason or reason)
@@ -260,23 +263,13 @@ class RequestQueue:
                 self.set_aborted(True)
         return RequestFailed(request_errno, str(error))
 
-    def _reason(self, error: BackendError) -> Reason:
-        return Reason(
-            errno=error.errno,
-            operation=error.operation,
-            file=error.path,
-            offset=error.offset,
-            length=error.length,
-            level=self.stack.level_of(error.path),
-        )
-
     # --- the check at the start -----------------------------------------------------------------------------------
 
     @property
     def _is_shut(self) -> bool:
         return self.suspended or self._quiescing or self.aborted or self._closing or self.standby.refuses
 
-    def _verdict(self, op: Op) -> Kind | PloopError | None:
+    def _verdict(self, ticket: Ticket) -> Kind | PloopError | None:
         """What the gate says to a request now: wait, an error, or nothing in the way.
 
         Suspended comes first, as device-mapper stops a request before its target sees it. Standby comes before a
@@ -288,16 +281,16 @@ class RequestQueue:
             return ShuttingDown("the device is suspended, and its daemon ends") if self._closing else Kind.PARKED
         if self.standby.refuses:
             # Without images there is nothing to wait for: an error target answers at once.
-            is_held = self.policy.on_standby is OnStandby.HOLD and bool(self.stack.deltas)
-            return Kind.HELD if is_held else InStandby("the device is in standby")
-        if self.aborted and op.is_write:
+            holds = self.policy.on_standby is OnStandby.HOLD and bool(self.stack.deltas)
+            return Kind.HELD if holds and ticket.may_be_held else InStandby("the device is in standby")
+        if self.aborted and ticket.op.is_write:
             return DeviceAborted("the device is aborted")
         return Kind.PARKED if self._quiescing else None
 
     async def _wait_turn(self, ticket: Ticket) -> None:
         """Until the gate lets this request through; its ticket is still in the room then, so that nobody overtakes it
         before it is counted in, unless there was nothing to wait for. Bounded in number, bytes and time."""
-        verdict = self._verdict(ticket.op)
+        verdict = self._verdict(ticket)
         if isinstance(verdict, PloopError):
             raise verdict
         if verdict is None and not self.room:
@@ -325,7 +318,7 @@ class RequestQueue:
                 raise ticket.refusal
             if not in_time:
                 raise self._timed_out(ticket)
-            verdict = self._verdict(ticket.op)
+            verdict = self._verdict(ticket)
             if isinstance(verdict, PloopError):
                 raise verdict
             if verdict is None:
@@ -358,7 +351,7 @@ class RequestQueue:
         """Look at who waits, the oldest first: who must not wait any longer is refused; of the others one is let go at
         a time, and looks after the next when it is counted in."""
         while (ticket := self.room.oldest) is not None:
-            verdict = self._verdict(ticket.op)
+            verdict = self._verdict(ticket)
             if isinstance(verdict, PloopError):
                 self.room.refuse(ticket, verdict)
                 continue

@@ -12,6 +12,7 @@ from enum import Enum, auto
 
 from ploopfs.device.events import DeviceEvents, Events, Fact
 from ploopfs.device.signal import Signal
+from ploopfs.errors import BackendError
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,17 @@ class Reason:
     offset: int = 0
     length: int = 0
     level: int | None = None
+
+    @classmethod
+    def of(cls, error: BackendError, level: int | None) -> "Reason":
+        return cls(
+            errno=error.errno,
+            operation=error.operation,
+            file=error.path,
+            offset=error.offset,
+            length=error.length,
+            level=level,
+        )
 
     @property
     def facts(self) -> dict[str, Fact]:

@@ -16,7 +16,7 @@ import trio
 
 from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
-from ploopfs.errors import HeldFailed, HoldFull, HoldTimeout, ParkTimeout, PloopError
+from ploopfs.errors import HeldFailed, HoldFull, HoldTimeout, InStandby, ParkTimeout, PloopError
 
 
 class OnStandby(Enum):
@@ -50,11 +50,13 @@ class Ticket:
     """One waiting request. `order` is when it came (ns), `data_bytes` what it keeps in memory while it waits.
 
     `held_since_s` is set by the first time that it is held, in the seconds of trio's clock. `is_waiting`: in the room.
+    `may_be_held`: standby is for it to wait out.
     """
 
     op: Op
     order: int
     data_bytes: int
+    may_be_held: bool = True
     held_since_s: float | None = None
     kind: Kind = Kind.PARKED
     is_waiting: bool = False
@@ -151,6 +153,9 @@ class WaitingRoom:
         self._kind = kind
         refusal: HoldFull | None = None
         for ticket in tuple(self._tickets):
+            if kind is Kind.HELD and not ticket.may_be_held:
+                self.refuse(ticket, InStandby("the device is in standby, and this request is not held"))
+                continue
             if kind is Kind.HELD and ticket.held_since_s is None:
                 try:
                     self._check_bounds(ticket)

@@ -9,9 +9,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device import queue as queue_module
 from ploopfs.device.queue import PACE, Bounds
-from ploopfs.device.standby import STANDBY_ERRNOS, State
+from ploopfs.device.standby import STANDBY_ERRNOS, Reason, State
 from ploopfs.device.stats import Op
-from ploopfs.device.waiting import Kind, OnStandby
+from ploopfs.device.waiting import Kind, OnStandby, Ticket
 from ploopfs.errors import (
     DeviceAborted,
     HeldFailed,
@@ -41,9 +41,9 @@ def count_calls_of_verdict(gate: Gate) -> list[int]:
     """How often the gate looks at a request, from now on."""
     count, verdict = [0], gate.queue._verdict
 
-    def counting(op: Op) -> Kind | PloopError | None:
+    def counting(ticket: Ticket) -> Kind | PloopError | None:
         count[0] += 1
-        return verdict(op)
+        return verdict(ticket)
 
     gate.queue._verdict = counting  # type: ignore[method-assign]
     return count
@@ -500,7 +500,7 @@ async def test_with_a_fuse_taken_out_who_is_held_goes_on_and_meets_plain_errors(
 
 async def test_the_key_put_in_again_holds_who_comes_then() -> None:
     async with gate_of() as gate:
-        gate.queue.standby.storage_lost(gate.queue._reason(backend_error(errno.EIO)))
+        gate.queue.standby.storage_lost(Reason.of(backend_error(errno.EIO), 0))
         gate.rig.registry.key.enabled = False
         [passed] = await gate.asked_one_by_one("passed")
         gate.rig.registry.key.enabled = True

@@ -8,6 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.device.messages import MESSAGES, answer
 from ploopfs.device.standby import State
+from ploopfs.device.waiting import OnStandby
 from ploopfs.image.header import HEADER_BYTES, Header
 from tests.device.mapped import SECTORS, line, mapped_rig, mapper_of, reload
 from tests.device.rig import (
@@ -205,6 +206,36 @@ async def test_a_storage_that_fails_while_the_image_grows_means_standby(rig: Rig
 
 
 # --- merging ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.expects_warnings
+async def test_a_merge_is_not_held_in_standby_since_a_recovery_would_wait_for_it(
+    rig: Rig, nursery: trio.Nursery
+) -> None:
+    rig.queue.set_on_standby(OnStandby.HOLD)
+    rule = rig.lose(errno.EBUSY)
+    held = Asked(nursery, rig.device.read(2 * CLUSTER, 512))
+    await wait_all_tasks_blocked()
+    assert await errno_of_message(rig, "merge") == errno.EIO
+    rig.faults.remove(rule)
+    await rig.device.reopen()
+    await wait_all_tasks_blocked()
+    assert (held.ended, held.errno) == (True, 0)
+
+
+@pytest.mark.expects_warnings
+async def test_a_merge_that_meets_the_loss_itself_ends_with_it(rig: Rig, nursery: trio.Nursery) -> None:
+    rig.queue.set_on_standby(OnStandby.HOLD)
+    rule = rig.lose(errno.EBUSY, "write", "truncate")
+    assert await errno_of_message(rig, "merge") == errno.EBUSY
+    held = Asked(nursery, rig.device.read(2 * CLUSTER, 512))
+    await wait_all_tasks_blocked()
+    assert (rig.state, held.ended) == (State.ON, False)
+    rig.faults.remove(rule)
+    await rig.device.reopen()
+    await wait_all_tasks_blocked()
+    assert held.errno == 0
+    assert await say(rig, "merge") == ""
 
 
 async def test_a_merge_takes_a_level_away_while_requests_are_served(rig: Rig, nursery: trio.Nursery) -> None:
