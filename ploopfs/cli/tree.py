@@ -96,7 +96,7 @@ class Tree:
             since_s=float(since) if since else None,
             reason=self.attribute(device, "ploopfs/standby_reason"),
             generation=int(self.attribute(device, "ploopfs/generation")),
-            aborted=self._optional(device, "pstate/aborted") == "1",
+            aborted=self._optional(device, "ploopfs/aborted") == "1",
             last_error=self.attribute(device, "ploopfs/last_error"),
             deltas=[level.path for level in self.levels(device)],
             on_standby=self.attribute(device, "ploopfs/on_standby"),

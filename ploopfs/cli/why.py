@@ -152,7 +152,9 @@ def steps(tree: Tree, one: DeviceStatus) -> Iterator[Step]:
             yield Step(f"echo 1 > {control}/ploopfs/fail_held", "or: give up the requests that wait; they get EIO")
         yield Step(f"ploopfs wait {one.device} --for off{mount}", "see it leave standby")
     elif one.aborted:
-        yield Step(f"echo 0 > {control}/pstate/aborted", "the storage is sound again: take writes")
+        yield Step(f"ploopfs reopen {one.device}{mount}", "the storage is sound again: open the top anew")
+        if os.path.exists(f"{control}/pstate/aborted"):
+            yield Step(f"echo 0 > {control}/pstate/aborted", "or: take writes again as it is")
         yield Step(f"ploopfs replace {one.device} PATH{mount}", "or: put another image in the place of the top")
 
 

@@ -143,6 +143,7 @@ CONTROL: tuple[Row[Device], ...] = (
     Row("generation", lambda device: str(device.queue.generation), signal=lambda device: device.queue.changed),
     Row("deltas", _show_deltas, signal=lambda device: device.queue.changed, bounded=False),
     Row("last_error", lambda device: one_line(device.last_error) or None),
+    Row("aborted", lambda device: str(int(device.queue.aborted)), signal=lambda device: device.queue.changed),
     Row("parked", lambda device: str(device.queue.parked)),
     control(
         "on_standby",

@@ -2,8 +2,9 @@
 
 The injector of a device and the faults of the tests stand behind it; it knows neither. Fault model: an operation waits
 (for a time, or until it is released), and is then answered with an errno without the storage having seen it, or done,
-or done and answered with an errno all the same (the reply was lost). Invariant: what it raises is what the real file
-raises, a BackendError with the operation's own name.
+or done and answered with an errno all the same (the reply was lost). One that is given up while it waits never happens,
+which is kinder than a storage that hangs. Invariant: what it raises is what the real file raises, a BackendError with
+the operation's own name.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence, Set
