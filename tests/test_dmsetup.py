@@ -194,6 +194,11 @@ def test_a_read_only_table_says_so_to_the_tree(tree: Path) -> None:
     assert written(tree, "load") == "ro 0 8 error \n"
 
 
+def test_a_table_that_the_tree_shows_as_read_only_is_loaded_so(tree: Path) -> None:
+    said(tree, "load", "vm1", stdin="ro 0 8 error\n")
+    assert written(tree, "load") == "ro 0 8 error \n"
+
+
 def test_descriptors_become_the_paths_of_their_files(tree: Path, tmp_path: Path) -> None:
     base, top = tmp_path / "a base.hds", tmp_path / "top.hds"
     base.touch()

@@ -92,6 +92,7 @@ class Agent:
         self._nap = trio.CancelScope()
         self._life = trio.CancelScope()
         self._ended: trio.Event | None = None
+        self._attempt_ended = trio.Event()
 
     async def run(self) -> None:
         """Until it is cancelled or closed."""
@@ -139,6 +140,16 @@ class Agent:
             self._apply(AgentEvent.DISARM)
         self._start_anew()
         self._device.events.emit(RESUMED, state=self.state.value)
+
+    async def wait_given_way(self) -> None:
+        """An operator is about to recover the device: an attempt of our own that is under way ends first. Not that of a
+        command, which may be who asks."""
+        if self.state is not AgentState.RECOVERING or isinstance(self.policy, Command) or not self._is_in_standby:
+            return
+        self.attempts -= 1
+        self._delay_s = self.patience.probe_interval_s
+        self._apply(AgentEvent.STOOD_BACK)
+        await self._attempt_ended.wait()
 
     def hurry(self) -> None:
         """Do now what is waited for. Raises BadValue if nothing is."""
@@ -282,7 +293,7 @@ class Agent:
             self._stand_back()
             return
         self.attempts += 1
-        attempt = self.attempts
+        attempt, self._attempt_ended = self.attempts, trio.Event()
         self._device.events.emit(ATTEMPT, attempt=attempt, policy=str(self.policy))
         generation, started_s = self._queue.generation, trio.current_time()
         result, reason = "cancelled", ""
@@ -297,6 +308,7 @@ class Agent:
             was_recovered = self._queue.generation != generation or self._queue.standby.state is State.OFF
             result, reason = "ok" if was_recovered else "failed", str(error)
         finally:
+            self._attempt_ended.set()
             self._report(attempt, result, reason, trio.current_time() - started_s)
         self._conclude(result)
 

@@ -10,7 +10,7 @@ import errno
 import logging
 import posixpath
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,7 +27,7 @@ from ploopfs.engine.delta import AcceptMark, Delta, load_delta
 from ploopfs.engine.file import File, Files
 from ploopfs.engine.opening import rebuilt, reopen_lower
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BadValue, NoSuchEntry, PloopError
+from ploopfs.errors import BackendError, BadValue, NoSuchEntry, PloopError
 from ploopfs.image.header import SECTOR_BYTES
 from ploopfs.image.stacking import check_replacement
 
@@ -229,12 +229,20 @@ class Replacement:
             await replay(self._unflushed, stack, timeout, self._queue.bounds.quiesce_timeout_s)
             self._unflushed.flushed(mark)
 
-    def _settled(self, top: Delta) -> AbstractAsyncContextManager[None]:
-        """Around the replacement of a healthy top. A lost one is left alone; a top that stays keeps its mark, and a
-        lower delta has none."""
-        if self._was_lost or not top.writable:
-            return nullcontext()
-        return settled(top, self._queue, self._unflushed)
+    @asynccontextmanager
+    async def _settled(self, top: Delta) -> AsyncIterator[None]:
+        """Around the replacement of a healthy top. A lost one is left alone, also one of which that shows only now; a
+        top that stays keeps its mark, and a lower delta has none."""
+        async with AsyncExitStack() as undo:
+            if top.writable and not self._was_lost:
+                try:
+                    await undo.enter_async_context(settled(top, self._queue, self._unflushed))
+                except BackendError as error:
+                    self._was_lost = self._queue.is_lost
+                    if not self._was_lost or top.file.abandoned:
+                        raise
+                    log.warning("%s: the storage of %s is lost, nobody had noticed: %s", self._name, top.path, error)
+            yield
 
     def _bounded(
         self, path: str, verify: Verify = Verify.NONE

@@ -66,7 +66,7 @@ class Table:
                 words += [FALLOC] if target.falloc_new_clu else []
                 words += [f"{OFFSET}{target.off_sectors}"] if target.off_sectors else []
                 words += [(RAW_PREFIX if image.raw else "") + _escaped(image.path) for image in target.images]
-        return " ".join(words)
+        return " ".join([READ_ONLY] * self.read_only + words)
 
 
 def status_line(table: Table, flags: str) -> str:

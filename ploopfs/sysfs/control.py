@@ -65,6 +65,7 @@ async def _replace(device: Device, text: str) -> None:
         rest = rest[option.end() :]
     if not rest:
         raise BadValue("replace_delta wants the path of the new delta: [level=N] [verify=none|map|full] PATH")
+    await device.agent.wait_given_way()
     await device.replace(rest, level=level, verify=verify)
 
 
@@ -75,6 +76,7 @@ def _once(name: str, text: str) -> None:
 
 async def _reopen(device: Device, text: str) -> None:
     _once("reopen", text)
+    await device.agent.wait_given_way()
     await device.reopen()
 
 

@@ -65,7 +65,9 @@ def _whole(text: str) -> str:
 
 
 async def _load(device: Device, text: str) -> None:
-    await mapper(device).load(_whole(text))
+    table = _whole(text)
+    await device.agent.wait_given_way()
+    await mapper(device).load(table)
 
 
 async def _clear(device: Device, text: str) -> None:
@@ -85,7 +87,9 @@ def _flushes(text: str) -> bool:
 
 
 async def _suspend(device: Device, text: str) -> None:
-    await mapper(device).suspend(flush=_flushes(text))
+    flush = _flushes(text)
+    await device.agent.wait_given_way()
+    await mapper(device).suspend(flush=flush)
 
 
 async def _resume(device: Device, text: str) -> None:

@@ -295,6 +295,20 @@ async def test_a_replacement_by_hand_wins_and_the_agent_begins_with_the_next_sta
         assert (len(outage.times_of("attempt")), rig.queue.generation) == (1, 3)
 
 
+async def test_an_operator_does_not_wait_for_an_attempt_under_way(rig: Rig, clock: MockClock) -> None:
+    async with agent_at_work(rig, clock, patience=Patience(probe=False, attempts=1)) as outage:
+        hung = rig.faults.on(TOP, rig.faults.pause("open"))
+        await outage.begin(errno.EIO)
+        await wait_all_tasks_blocked()
+        assert outage.agent.state is AgentState.RECOVERING
+        rig.copy(TOP, NEW)
+        await outage.agent.wait_given_way()
+        await rig.device.replace_top(NEW)
+        assert (rig.state, rig.device.stack.top.path, outage.agent.state) == (State.OFF, NEW, AgentState.IDLE)
+        assert (outage.now_s, outage.facts_of("result", "result")) == (0, ["cancelled"])
+        rig.faults.remove(hung)
+
+
 async def test_what_was_recovered_by_hand_counts_as_an_outage_of_its_own(rig: Rig, clock: MockClock) -> None:
     patience = Patience(probe=False, attempts=1, settle_s=60, backoff_s=5)
     async with agent_at_work(rig, clock, patience=patience) as outage:

@@ -144,8 +144,9 @@ async def test_nobody_writes_without_a_mark_after_a_settle_whose_answer_was_lost
     rig = await mapped_rig(armed=armed)
     rig.copy(TOP, NEW)
     rig.faults.on(TOP, rig.faults.fail(number, operation, skip=skip, count=1, after=True))
-    assert await errno_of(rig.device.replace_top(NEW)) == number
-    assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) or rig.is_marked(TOP)
+    # A top that is known as lost from then on is replaced all the same.
+    assert await errno_of(rig.device.replace_top(NEW)) in (0, number)
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) or rig.is_marked(rig.device.stack.top.path)
 
 
 async def test_nobody_writes_to_an_image_that_a_late_truncation_may_cut(autojump_clock: MockClock) -> None:

@@ -246,6 +246,9 @@ async def test_a_read_only_table_makes_the_device_read_only_and_the_next_one_wri
     assert await errno_of(rig.device.write(0, b"x")) == errno.EROFS
     assert not rig.is_marked(TOP)
     assert await rig.content() == CONTENT
+    await mapper.load(mapper.active.table.line)
+    await mapper.resume()
+    assert rig.device.read_only
     await reload(rig, *STACK)
     assert rig.is_marked(TOP)
     await rig.device.write(0, b"x")

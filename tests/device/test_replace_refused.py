@@ -349,15 +349,20 @@ async def test_a_reopen_that_hung_keeps_the_lock_and_may_be_tried_again(
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOTCONN, errno.EIO], ids=errno.errorcode.get)
-async def test_a_loss_that_shows_when_the_old_top_is_settled_means_standby_and_the_next_try_succeeds(
+async def test_a_loss_that_shows_only_when_the_old_top_is_settled_does_not_keep_it_from_being_replaced(
     rig: Rig, number: int
 ) -> None:
     rig.store.put(NEW, SOUND)
     rig.lose(number)
-    assert await errno_of(rig.device.replace_top(NEW)) == number
-    assert (rig.state, rig.device.stack.top.path, rig.is_marked(NEW)) == (State.ON, TOP, False)
+    assert await errno_of(rig.device.replace_top("/nowhere")) == errno.ENOENT
+    assert (rig.state, rig.device.stack.top.path) == (State.ON, TOP)
+
+    rig = await rig_of(three_deltas(), stack=STACK)
+    rig.store.put(NEW, SOUND)
+    rig.lose(number)
     await rig.device.replace_top(NEW)
     assert rig.state is State.OFF
+    assert rig.queue.standby.entered == 1
     assert await rig.device.read(2 * CLUSTER, 1) == b"n"
 
 

@@ -45,7 +45,7 @@ def test_comments_and_blank_lines_are_passed_over() -> None:
 
 def test_a_read_only_table_says_so_in_front() -> None:
     assert parse_table("ro 0 8 error").read_only
-    assert parse_table("ro 0 8 error").line == "0 8 error"
+    assert parse_table("ro 0 8 error").line == "ro 0 8 error"
 
 
 def test_blanks_in_a_path_stand_behind_a_backslash() -> None:

@@ -179,6 +179,25 @@ def test_a_paused_agent_leaves_the_device_to_its_operator(scene: Scene) -> None:
     assert [scene.events(f"agent_{event}") for event in ("attempt", "result", "probe")] == [[], [], []]
 
 
+def test_a_replacement_by_hand_does_not_wait_for_an_attempt_that_hangs(tmp_path: Path, bindfs: Bindfs) -> None:
+    copy = tmp_path / "copy.hds"
+    with scene_of(tmp_path, bindfs, {**REOPEN, "probe": False}) as scene, opened(scene.daemon.disk()) as fd:
+        writer = Writer(fd, scene.disk)
+        writer.write(10)
+        faults = scene.daemon.mountpoint / "sys/kernel/debug/ploopfs/ploop0/error_injection"
+        faults.write_text("add,op=OPEN,hang,count=1")
+        faults.write_text("add,op=WRITE,errno=EIO,count=1")
+        assert writer.errno_of_write() == "EIO"
+        until(lambda: scene.daemon.value("ploopfs/agent") == "recovering", "an attempt is under way")
+        copy.write_bytes(scene.disk.top.read_bytes())
+        scene.daemon.store("ploopfs/replace_delta", str(copy))
+        assert scene.daemon.value("queue/standby") == "off"
+        assert scene.daemon.value("ploopfs/agent") == "idle"
+        assert [record["result"] for record in scene.events("agent_result")] == ["cancelled"]
+        faults.write_text("removeall")
+        writer.assert_all_there()
+
+
 def test_a_lease_that_another_process_holds_is_waited_for(scene: Scene) -> None:
     with opened(scene.daemon.disk()) as fd:
         writer = Writer(fd, scene.disk)
