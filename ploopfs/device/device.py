@@ -200,6 +200,7 @@ class Device:
 
     async def replace(self, path: str, *, level: int | None = None, verify: Verify = Verify.NONE) -> None:
         """Put the image at `path` in the place of a delta (of the top, if no level is given), and leave standby."""
+        await self._unload_what_cannot_resume()
         with self._alone("replace_delta"):
             await self._replacement.replace(path, level=level, verify=verify)
 
@@ -208,8 +209,13 @@ class Device:
 
     async def reopen(self) -> None:
         """Open the top's own path again: the same image on storage that has come back."""
+        await self._unload_what_cannot_resume()
         with self._alone("reopen"):
             await self._replacement.reopen()
+
+    async def _unload_what_cannot_resume(self) -> None:
+        if self.mapper is not None and self.mapper.waiting_is_outdated:
+            await self.mapper.clear()
 
     def _alone(self, operation: str) -> AbstractContextManager[None]:
         return self.mapper.alone(operation, beside_waiting=False) if self.mapper else nullcontext()

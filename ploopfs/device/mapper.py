@@ -81,6 +81,12 @@ class Mapper:
         return self._waiting.table if self._waiting is not None else None
 
     @property
+    def waiting_is_outdated(self) -> bool:
+        """It was loaded before the storage was lost, and so cannot be resumed any more."""
+        waiting = self._waiting
+        return waiting is not None and self.is_lost and not waiting.recovers and not waiting.is_error
+
+    @property
     def inactive_status(self) -> str | None:
         table = self.inactive_table
         if table is None:
@@ -307,7 +313,7 @@ class Mapper:
         queue, old = self.queue, self.queue.stack
         await queue.suspend()
         try:
-            if self.is_lost and not new.recovers and not new.is_error:
+            if self.waiting_is_outdated:
                 raise Busy("the storage was lost after the inactive table was loaded: load it again")
             async with AsyncExitStack() as undo:
                 if not self.is_lost and old.deltas and old.top.writable:

@@ -6,6 +6,7 @@ stay when a top is replaced. Lock protocol: `quiesced` is entered by one task at
 no request is in flight, new ones wait (or are refused in standby), and `swap` may be called."""
 
 import errno
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from ploopfs.errors import (
     TruncatedImage,
 )
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _NO_FAULT = frozenset({errno.ENOSPC, errno.EOPNOTSUPP})
@@ -87,7 +89,8 @@ class RequestQueue:
         self.bounds = bounds
         self.policy = HoldPolicy(requests=bounds.held_requests, data_bytes=bounds.held_bytes)
         self.room = WaitingRoom(self.policy, bounds.park_timeout_s)
-        self._flavour = flavour
+        self._name, self._flavour = device_name, flavour
+        self._told = 0
         self._quiescing = False
         self._closing = False
         self._has_stopped_some = False
@@ -163,10 +166,12 @@ class RequestQueue:
                 self._count_out(op, length_bytes, started_ns)
                 return result
 
-    def set_aborted(self, aborted: bool) -> None:
+    def set_aborted(self, aborted: bool, reason: Reason | None = None) -> None:
+        """`reason`: what the storage answered; None if somebody else asks for it."""
         if aborted != self.aborted:
             self.aborted = aborted
-            self.events.emit("aborted", aborted=aborted)
+            self.events.emit("aborted", aborted=aborted, **(reason.facts if reason else {}))
+            log.info("%s: aborted is now %d: %s", self._name, aborted, reason or "set by hand")
             self.changed.fire()
             self._let_go()
 
@@ -253,14 +258,17 @@ class RequestQueue:
         if error.errno == errno.ENOSPC:
             self.storage_full.fire()
         if generation == self.generation:
-            is_fault, means_standby = request_errno not in _NO_FAULT, False
+            is_fault, means_standby, reason = request_errno not in _NO_FAULT, False, None
             if isinstance(error, BackendError):
                 reason = Reason.of(error, self.stack.level_of(error.path))
                 means_standby = is_fault and self.standby.storage_lost(reason)
                 if means_standby or (is_fsync and self.loss is None):
                     self._loss = (generation, self.standby.reason or reason)
             if is_fault and not means_standby and self._flavour.aborts:
-                self.set_aborted(True)
+                self.set_aborted(True, reason)
+            elif is_fault and not means_standby and self._told != generation:
+                self._told = generation
+                log.info("%s: a request failed: %s", self._name, error)
         return RequestFailed(request_errno, str(error))
 
     # --- the check at the start -----------------------------------------------------------------------------------

@@ -381,6 +381,20 @@ async def test_a_table_that_was_loaded_before_the_loss_cannot_be_resumed(rig: Ri
     assert await rig.device.read(2 * CLUSTER, 2 * CLUSTER) == cluster_of(b"n") + b"w" + bytes(CLUSTER - 1)
 
 
+@pytest.mark.expects_warnings
+async def test_a_table_that_cannot_be_resumed_any_more_does_not_keep_the_device_from_recovering(rig: Rig) -> None:
+    rig.store.put(NEW, image({2: b"n"}).build())
+    mapper = mapper_of(rig)
+    await mapper.load(line(*NEW_STACK))
+    await rig.device.write(3 * CLUSTER, b"w")
+    rule = await rig.enter_standby(errno.EIO)
+    rig.faults.remove(rule)
+    await rig.device.reopen()
+    assert (rig.queue.standby.state, mapper.inactive_table) == (State.OFF, None)
+    assert not rig.is_marked(NEW)
+    assert (await rig.device.read(3 * CLUSTER, 1)) == b"w"
+
+
 # --- the error target ---------------------------------------------------------------------------------------------
 
 
