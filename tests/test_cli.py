@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -468,3 +469,20 @@ def test_a_tree_is_unmounted_and_its_images_are_closed(run: Run, tmp_path: Path)
         assert run("umount", daemon.mountpoint) == Told(Exit.OK, "", "")
         assert run("info", "--json", disk.directory).json[0]["in_use"] is False
         assert daemon.wait() == Exit.OK
+
+
+@pytest.mark.parametrize("timeout", ["-1", "nan", "inf", "1e300", "soon"])
+def test_a_time_that_nobody_can_wait_for_is_refused(timeout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["wait", "ploop0", "--for", "off", "--timeout", timeout])
+    assert raised.value.code == Exit.USAGE
+    assert "is not a number of seconds" in capsys.readouterr().err
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("scene")
+def test_a_tree_whose_daemon_died_is_in_nobodys_way(run: Run, tmp_path: Path) -> None:
+    with serving(tmp_path) as second:
+        second.process.send_signal(signal.SIGKILL)
+        second.process.wait()
+        assert run("status").code == Exit.OK

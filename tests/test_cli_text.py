@@ -220,3 +220,10 @@ def test_a_device_without_levels_or_that_does_not_write_has_no_written_image(tmp
         (device / "ploopfs/deltas").write_text(f"{line}\n")
         (device / "ro").write_text(f"{read_only}\n")
         assert tree.written_image("dm-0") is None
+
+
+def test_what_is_to_be_typed_is_quoted() -> None:
+    reason = "errno=EIO operation=read offset=0 length=512 level=1 file=/d/top.hds"
+    lost = replace(WELL, standby="on", since_s=1.0, reason=reason, held=1)
+    commands = [step.command for step in steps(Tree("/mnt/my ploop"), lost)]
+    assert "echo 1 > '/mnt/my ploop/sys/block/ploop0'/ploopfs/fail_held" in commands

@@ -11,9 +11,9 @@ from ploopfs.cli.events import as_text, wait_event
 from ploopfs.cli.exits import Exit
 from ploopfs.cli.images import is_closed
 from ploopfs.cli.text import Colour, duration, print_table, size
-from ploopfs.cli.tree import DeviceStatus, Tree
+from ploopfs.cli.tree import DeviceStatus, Tree, live_mounts
 from ploopfs.cli.why import failure
-from ploopfs.fuse.mountpoint import State, inspect_mountpoint, ploopfs_mounts
+from ploopfs.fuse.mountpoint import State, inspect_mountpoint
 
 HELD = "held"
 """What `wait --for` takes beside the states of standby."""
@@ -21,7 +21,7 @@ HELD = "held"
 
 def list_devices(arguments: argparse.Namespace) -> int:
     """Every device of every live tree."""
-    trees = [Tree(place) for place in ploopfs_mounts() if inspect_mountpoint(place) is State.SERVING]
+    trees = [Tree(place) for place in live_mounts()]
     found = [one for tree in trees for one in _all_of(tree)]
     if arguments.json:
         print(json.dumps([asdict(status) for status in found], indent=2))

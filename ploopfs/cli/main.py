@@ -15,6 +15,7 @@ from ploopfs.errors import PloopError
 from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, VERSIONS, is_valid_cluster_size
 
 MOUNT_OPTIONS = ("allow_other",)
+MAX_TIMEOUT_S = 2_000_000
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -132,7 +133,7 @@ def _add_mount(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "ploopfs umount /mnt/ploop",
     )
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
-    umount.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds to wait, default 60")
+    umount.add_argument("--timeout", type=_seconds, default=60, metavar="S", help="seconds to wait, default 60")
 
 
 def _add_verbs_that_show(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -169,7 +170,7 @@ def _add_verbs_that_show(verbs: "argparse._SubParsersAction[argparse.ArgumentPar
         "--for", dest="state", choices=states, metavar="STATE", help=f"one of {', '.join(map(repr, states))}"
     )
     until.add_argument("--event", choices=sorted(EVENTS), metavar="NAME", help=f"the next {', '.join(sorted(EVENTS))}")
-    wait.add_argument("--timeout", type=float, metavar="S", help="seconds; default: for ever")
+    wait.add_argument("--timeout", type=_seconds, metavar="S", help="seconds; default: for ever")
     metrics = _verb(
         verbs,
         "metrics",
@@ -265,6 +266,17 @@ def _count(text: str) -> int | None:
     if text != "all" and not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
     return None if text == "all" else int(text)
+
+
+def _seconds(text: str) -> float:
+    """What poll(2) can wait for: NaN, which compares with nothing, is refused as well."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= MAX_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {MAX_TIMEOUT_S}")
+    return seconds
 
 
 def _cluster_sectors(text: str) -> int:

@@ -62,7 +62,7 @@ class Tree:
             if state is not State.SERVING:
                 raise MountError(f"{mountpoint}: no running ploopfs there: {state.value}")
             return cls(mountpoint)
-        mounts = ploopfs_mounts()
+        mounts = live_mounts()
         if len(mounts) != 1:
             found = ", ".join(mounts) or "none"
             raise MountError(f"--mount is needed unless exactly one ploopfs is mounted (mounted: {found})")
@@ -207,6 +207,18 @@ class Tree:
 
     def _path(self, name: str) -> str:
         return os.path.join(self.mountpoint, name)
+
+
+def live_mounts() -> list[str]:
+    """Where a tree is served that this user may look at; a dead one, or another user's, is in nobody's way."""
+    return [place for place in ploopfs_mounts() if _is_live(place)]
+
+
+def _is_live(place: str) -> bool:
+    try:
+        return inspect_mountpoint(place) is State.SERVING
+    except MountError:
+        return False
 
 
 def _level(line: str) -> Level:

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 from ploopfs.cli.events import as_text, recent
 from ploopfs.cli.exits import Exit
 from ploopfs.cli.text import Colour, duration, painted, size
-from ploopfs.cli.tree import DeviceStatus, Tree
-from ploopfs.fuse.mountpoint import ploopfs_mounts
+from ploopfs.cli.tree import DeviceStatus, Tree, live_mounts
 
 RECENT = 6
 LABEL_COLUMNS = 14
@@ -139,8 +138,8 @@ def _requests(one: DeviceStatus) -> str:
 
 def steps(tree: Tree, one: DeviceStatus) -> Iterator[Step]:
     """What leads out of the trouble that a device is in; nothing for a device in none."""
-    mount = f" --mount {shlex.quote(tree.mountpoint)}" if len(ploopfs_mounts()) > 1 else ""
-    control = f"{tree.mountpoint}/sys/block/{one.device}"
+    mount = f" --mount {shlex.quote(tree.mountpoint)}" if len(live_mounts()) > 1 else ""
+    control = shlex.quote(f"{tree.mountpoint}/sys/block/{one.device}")
     first = failure(one.reason)
     if first is not None:
         yield _look(first)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -311,3 +312,16 @@ def test_a_report_that_cannot_be_written_is_told_before_anything_is_played(tmp_p
     done = ploopfs("rehearse", SHIPPED[0], "--junit", tmp_path / "nowhere/report.xml")
     assert (done.returncode, done.stdout) == (Exit.FAILED, "")
     assert "nowhere/report.xml" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_rehearsal_that_is_ended_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
+    path = tmp_path / "scenario.yaml"
+    path.write_text("name: long\nsteps: [{write: 1}, {act: {command: sleep 60}}]\n")
+    rehearsal = subprocess.Popen([*PLOOPFS, "rehearse", path], stdout=subprocess.PIPE)
+    assert rehearsal.stdout is not None
+    while b"write ploop0" not in rehearsal.stdout.readline():
+        assert rehearsal.poll() is None
+    rehearsal.send_signal(number)
+    rehearsal.communicate(timeout=60)
+    assert rehearsal.returncode == Exit.FAILED

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 from pathlib import Path
 
 from ploopfs.cli.exits import Exit
@@ -28,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     scenario = load_scenario(arguments.file)
+    # Whoever ends it (timeout(1), a build service) is to find nothing left behind either.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if arguments.mount is None:
         stage_of = own_stage(scenario, keep=arguments.keep)
     else:
