@@ -304,6 +304,8 @@ def test_status_shows_every_device(scene: Scene, run: Run) -> None:
         "reason": "",
         "generation": int(scene.daemon.value("ploopfs/generation")),
         "aborted": False,
+        "suspended": False,
+        "parked": 0,
         "last_error": scene.daemon.value("ploopfs/last_error"),
         "deltas": [str(scene.bindfs.path / "disk" / delta.name) for delta in scene.disk.deltas],
         "on_standby": "fail",

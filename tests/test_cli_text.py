@@ -27,6 +27,8 @@ WELL = DeviceStatus(
     reason="",
     generation=1,
     aborted=False,
+    suspended=False,
+    parked=0,
     last_error="",
     deltas=["/d/base.hds", "/d/top.hds"],
     on_standby="fail",
@@ -180,9 +182,21 @@ def test_an_agent_is_resumed_or_hurried(agent: str, told: str | None) -> None:
     assert words == ([] if told is None else [told])
 
 
-def test_an_aborted_device_is_told_how_to_take_writes_again() -> None:
-    commands = [step.command for step in steps(Tree("/mnt/ploop"), replace(WELL, aborted=True))]
-    assert commands[0] == "echo 0 > /mnt/ploop/sys/block/ploop0/pstate/aborted"
+@pytest.mark.parametrize("has_pstate", [True, False])
+def test_an_aborted_device_is_told_how_to_take_writes_again(tmp_path: Path, has_pstate: bool) -> None:
+    """Only vz7 has a file for it; opening the top again is for both."""
+    attribute = tmp_path / "sys/block/ploop0/pstate/aborted"
+    if has_pstate:
+        attribute.parent.mkdir(parents=True)
+        attribute.write_text("1\n")
+    commands = [step.command for step in steps(Tree(str(tmp_path)), replace(WELL, aborted=True))]
+    assert commands[0].startswith("ploopfs reopen ploop0")
+    assert (f"echo 0 > {attribute}" in commands) is has_pstate
+
+
+def test_a_suspended_device_is_told_how_to_let_its_requests_go_on(tmp_path: Path) -> None:
+    commands = [step.command for step in steps(Tree(str(tmp_path)), replace(WELL, suspended=True, parked=3))]
+    assert f"echo > {tmp_path}/sys/block/ploop0/ploopfs/resume" in commands
 
 
 # The levels of a device, of either flavour

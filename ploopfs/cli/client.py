@@ -134,7 +134,9 @@ def _why(one: DeviceStatus) -> str:
     first = failure(one.reason)
     if first is not None:
         return f"{first.errno} on {first.operation} of {first.file}"
-    return "aborted: writes are refused" if one.aborted else ""
+    if one.aborted:
+        return "aborted: writes are refused"
+    return f"suspended: {one.parked} requests wait" if one.suspended else ""
 
 
 def _standby_colour(cell: str) -> Colour | None:

@@ -1,5 +1,6 @@
 """The exit codes of every command, in one place, and which failure has which."""
 
+import errno
 import sys
 from enum import IntEnum
 
@@ -36,11 +37,26 @@ MEANING = {
 EPILOG = "exit codes:\n" + "\n".join(f"  {code.value}  {text}" for code, text in MEANING.items())
 
 
+def _is_dead_tree(error: OSError) -> bool:
+    """A file of it cannot be reached; what a store answered bears no name of a file."""
+    return error.filename is not None and error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def _in_words(error: BaseException) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    if _is_dead_tree(error):
+        return f"{where}the daemon of the tree has ended ({error.strerror})"
+    return f"{where}{error.strerror or error}"
+
+
 def failed(error: BaseException) -> Exit:
     """Say what failed; the code for it."""
-    message = error.strerror if isinstance(error, OSError) and error.filename is None else error
-    print(f"ploopfs: {message}", file=sys.stderr)
+    print(f"ploopfs: {_in_words(error)}", file=sys.stderr)
     match error:
+        case OSError() if _is_dead_tree(error):
+            return Exit.NO_MOUNT
         case ConfigError():
             return Exit.CONFIG
         case MountError():

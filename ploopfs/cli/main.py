@@ -1,6 +1,7 @@
 """`ploopfs`: the verbs, their arguments, and how their failures become messages and exit codes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -30,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if expected is None or expected.exceptions != group.exceptions:
             raise
         return failed(_first(expected))
+    except BrokenPipeError:
+        # Who read us has seen enough; the interpreter must not find that out again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
     except (PloopError, OSError) as error:
         return failed(error)
     except KeyboardInterrupt:

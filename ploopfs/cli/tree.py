@@ -28,6 +28,8 @@ class DeviceStatus:
     reason: str
     generation: int
     aborted: bool
+    suspended: bool
+    parked: int
     last_error: str
     deltas: list[str]
     on_standby: str
@@ -56,7 +58,8 @@ class Tree:
 
     @classmethod
     def find(cls, mountpoint: str | None) -> "Tree":
-        """The tree at `mountpoint`, or the only one there is. Raises MountError."""
+        """The tree at `mountpoint`, or at PLOOPFS_MOUNT, or the only one there is. Raises MountError."""
+        mountpoint = mountpoint or os.environ.get("PLOOPFS_MOUNT")
         if mountpoint is not None:
             state = inspect_mountpoint(mountpoint)
             if state is not State.SERVING:
@@ -97,6 +100,8 @@ class Tree:
             reason=self.attribute(device, "ploopfs/standby_reason"),
             generation=int(self.attribute(device, "ploopfs/generation")),
             aborted=self._optional(device, "ploopfs/aborted") == "1",
+            suspended=self._optional(device, "dm/suspended") == "1",
+            parked=int(self.attribute(device, "ploopfs/parked")),
             last_error=self.attribute(device, "ploopfs/last_error"),
             deltas=[level.path for level in self.levels(device)],
             on_standby=self.attribute(device, "ploopfs/on_standby"),

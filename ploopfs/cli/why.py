@@ -92,6 +92,8 @@ def _headline(one: DeviceStatus) -> str:
     if one.since_s is not None:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.since_s))
         return painted(f"{one.device} is in standby since {since} ({duration(time.time() - one.since_s)})", Colour.RED)
+    if one.suspended:
+        return painted(f"{one.device} is suspended: {one.parked} requests wait for its resume", Colour.YELLOW)
     if one.aborted:
         return painted(f"{one.device} is aborted: writes are refused, reads pass", Colour.RED)
     if one.standby == "off":
@@ -150,6 +152,10 @@ def steps(tree: Tree, one: DeviceStatus) -> Iterator[Step]:
         if one.held:
             yield Step(f"echo 1 > {control}/ploopfs/fail_held", "or: give up the requests that wait; they get EIO")
         yield Step(f"ploopfs wait {one.device} --for off{mount}", "see it leave standby")
+    elif one.suspended:
+        yield Step(f"cat {control}/ploopfs/table_inactive", "the table that comes into force, if one is loaded")
+        yield Step(f"echo > {control}/ploopfs/resume", "let the requests go on")
+        yield Step(f"echo 1 > {control}/ploopfs/clear", "before that, if the loaded table is the wrong one")
     elif one.aborted:
         yield Step(f"ploopfs reopen {one.device}{mount}", "the storage is sound again: open the top anew")
         if os.path.exists(f"{control}/pstate/aborted"):
