@@ -1,6 +1,8 @@
-"""Rules that hold for every test: an undeclared WARNING fails it, and Hypothesis draws the same examples each time."""
+"""Rules that hold for every test: an undeclared WARNING fails it, Hypothesis draws the same examples each time, and
+programs that are started speak as they do on a machine that nobody has set up for himself."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,11 @@ settings.register_profile(
     "ploopfs", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("ploopfs")
+
+# What others print is compared: in English (LANGUAGE counts even where LC_ALL is C.UTF-8), and without colours.
+os.environ["LC_ALL"] = "C.UTF-8"
+for _name in ("LANGUAGE", "FORCE_COLOR", "POSIXLY_CORRECT"):
+    os.environ.pop(_name, None)
 
 
 class _Recorder(logging.Handler):

@@ -5,6 +5,8 @@ skipped with the name of that part. With PLOOPFS_REQUIRE_REAL=1 (set by tools/te
 green run must not be one that skipped what it is there to prove. tests/test_tidy.py forbids every other way to skip.
 """
 
+import ctypes
+import errno
 import glob
 import os
 import shutil
@@ -32,8 +34,10 @@ def need(
     fuse: bool = False,
     loop: bool = False,
     root: bool = False,
+    file_systems: tuple[str, ...] = (),
 ) -> None:
-    """Returns if the machine has every part asked for; names all that it lacks otherwise. `files` are patterns."""
+    """Returns if the machine has every part asked for; names all that it lacks otherwise. `files` are patterns;
+    `file_systems` are those on a block device that the kernel must be able to mount."""
     lacks = [f"the program {command}" for command in commands if shutil.which(command) is None]
     lacks.extend(f"a file {pattern}" for pattern in files if not glob.glob(pattern))
     if root and os.geteuid() != 0:
@@ -42,6 +46,7 @@ def need(
         lacks.extend(_lacks_of_fuse())
     if loop:
         lacks.extend(_lacks_of_loop())
+    lacks.extend(f"{name} in its kernel" for name in file_systems if not _knows(name))
     if lacks:
         real_or_skip(f"this machine lacks {', '.join(lacks)}")
 
@@ -58,6 +63,14 @@ def _lacks_of_loop() -> Iterator[str]:
         yield "/dev/loop-control"
     if not _may_mount():
         yield "the right to set up loop devices (CAP_SYS_ADMIN)"
+
+
+def _knows(file_system: str) -> bool:
+    """Only mounting tells: until then a module may be known that is not loaded, and not be listed. What has no block
+    device cannot be mounted, and of a file system that is not known the kernel says so first."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mount(b"/dev/null", b"/", file_system.encode(), 0, None)
+    return ctypes.get_errno() != errno.ENODEV
 
 
 def _opens(path: str) -> bool:

@@ -43,7 +43,9 @@ class Told:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> "Run":
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> "Run":
+    """Help is as wide as the terminal, here as an ordinary one."""
+    monkeypatch.setenv("COLUMNS", "80")
     return Run(capsys)
 
 

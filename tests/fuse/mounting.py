@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-END_S = 20
 HANG_S = 60
-"""Only a failing test waits that long: a toy that hangs is killed, and whoever waits for it gets an error."""
+"""Only a failing test waits that long."""
+
+LIFE_S = 10 * HANG_S
+"""A toy that hangs is killed, and whoever waits for it gets an error; a whole module shares one."""
 
 
 def errno_of(call: Callable[..., object], *arguments: object) -> str:
@@ -27,10 +30,9 @@ def errno_of(call: Callable[..., object], *arguments: object) -> str:
 
 def until(path: Path, text: str) -> None:
     """Ask the tree itself until `path` reads `text`; the bound only ends a test that fails."""
-    for _ in range(20_000):
-        if path.read_text() == text:
-            return
-    raise AssertionError(f"{path} reads {path.read_text()!r} and not {text!r}")
+    deadline = time.monotonic() + HANG_S
+    while (found := path.read_text()) != text:
+        assert time.monotonic() < deadline, f"{path} reads {found!r} and not {text!r}"
 
 
 class Mounted:
@@ -45,7 +47,7 @@ class Mounted:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(END_S)
+        return self.process.wait(HANG_S)
 
 
 @contextmanager
@@ -63,7 +65,7 @@ def mounted(place: Path) -> Iterator[Mounted]:
             stderr=log,
             text=True,
         )
-    watchdog = threading.Timer(HANG_S, process.kill)
+    watchdog = threading.Timer(LIFE_S, process.kill)
     watchdog.start()
     try:
         assert process.stdout is not None
@@ -79,7 +81,7 @@ def _end(process: subprocess.Popen[str], mountpoint: Path) -> None:
     try:
         if process.poll() is None:
             process.terminate()
-            process.wait(END_S)
+            process.wait(HANG_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

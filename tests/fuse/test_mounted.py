@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.mounting import Mounted, errno_of, mounted, until
+from tests.fuse.mounting import HANG_S, Mounted, errno_of, mounted, until
 from tests.fuse.toy import DISK_BYTES, MANY, MAX_TASKS
 from tests.realparts import need
 
@@ -270,7 +270,7 @@ def test_waiters_are_woken_by_each_change(tree: Path) -> None:
             (tree / "toggle").write_bytes(value)
             for _ in (fd, other):
                 # One at a time: both have changed, but the wake-ups arrive one after the other.
-                [(woken, events)] = waiter.poll(20, 1)
+                [(woken, events)] = waiter.poll(HANG_S, 1)
                 assert events & select.EPOLLPRI
                 assert os.pread(woken, 10, 0) == value
 
@@ -280,7 +280,7 @@ def test_a_blocked_select_returns_on_a_change(tree: Path) -> None:
         os.read(fd, 10)
         changing = threading.Thread(target=(tree / "toggle").write_text, args=("again",))
         changing.start()
-        assert select.select([], [], [fd], 20) == ([], [], [fd])
+        assert select.select([], [], [fd], HANG_S) == ([], [], [fd])
         changing.join()
 
 
@@ -306,6 +306,8 @@ def test_an_exception_costs_one_request_and_not_the_mount(toy: Mounted, flags: i
 
 def test_the_disk_holds_what_was_written_at_any_alignment(tree: Path) -> None:
     with opened(tree / "dev/disk", os.O_RDWR) as fd:
+        for offset in (0, DISK_BYTES - 1024):
+            os.pwrite(fd, bytes(1024), offset)
         assert os.pwrite(fd, b"word", 511) == 4
         assert os.pread(fd, 6, 510) == b"\0word\0"
         assert os.pread(fd, 100, DISK_BYTES - 3) == b"\0\0\0"

@@ -20,7 +20,7 @@ from ploopfs.fuse import mount
 from ploopfs.fuse.mount import LEAST_MAX_TASKS, check_fuse, serve, terminate
 from ploopfs.fuse.mountpoint import State, inspect_mountpoint, ploopfs_mounts, replace_stale
 from ploopfs.sysfs.nodes import Directory
-from tests.fuse.mounting import ROOT, errno_of, mounted, until
+from tests.fuse.mounting import HANG_S, ROOT, errno_of, mounted, until
 from tests.realparts import need
 
 EMPTY = Directory(dict)
@@ -52,7 +52,7 @@ def test_unmounting_from_outside_ends_the_session(place: Path) -> None:
     need(fuse=True, root=True)
     with mounted(place) as toy:
         subprocess.run(["umount", toy.path], check=True)
-        assert toy.process.wait(20) == 0
+        assert toy.process.wait(HANG_S) == 0
 
 
 @pytest.mark.real
@@ -112,7 +112,7 @@ def test_a_second_server_is_refused_and_the_first_goes_on(place: Path) -> None:
 def refusal_of(path: str) -> str:
     """What a toy says that cannot mount at `path`."""
     command = [sys.executable, "-m", "tests.fuse.toy", path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 1
     return done.stderr
 

@@ -29,6 +29,9 @@ sys.exit(main.main())
 HANG_S = 60
 """Only a failing test waits that long."""
 
+HOLD_MS = HANG_S * 1000
+"""For devices that hold: whatever a test does between an outage and its end may take as long as anything else."""
+
 LIFE_S = 10 * HANG_S
 """No daemon, not even one that a whole module shares, is needed for longer."""
 
@@ -51,6 +54,14 @@ def until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + HANG_S
     while not condition():
         assert time.monotonic() < deadline, f"not in {HANG_S} s: {what}"
+
+
+def is_polling(task: Path) -> bool:
+    """A process or thread, by its directory in /proc, is blocked in poll, select or epoll_wait."""
+    try:
+        return "poll" in (task / "wchan").read_text()
+    except OSError:
+        return False
 
 
 class Lines:

@@ -2,32 +2,38 @@
 
 import socket
 import subprocess
+import sys
 import urllib.request
 
-from tests.mounted.daemon import until
+from tests.mounted.daemon import HANG_S
 from tests.realparts import need
+
+ON_SOCKET = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.execvpe(sys.argv[2], sys.argv[2:], os.environ | {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+"""
+"""It is given the socket as systemd gives it: no port can be taken in between, and whoever connects early waits."""
 
 
 def scraped(*options: str) -> str:
     """What it answers when it is started with these options and no collector but those that they name."""
     need(commands=("prometheus-node-exporter",))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = ["prometheus-node-exporter", f"--web.listen-address={address}", "--collector.disable-defaults", *options]
-    answer = ""
-
-    def answers() -> bool:
-        nonlocal answer
-        try:
-            with urllib.request.urlopen(f"http://{address}/metrics") as reply:
-                answer = reply.read().decode()
-        except OSError:
-            return False
-        return True
-
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as exporter:
-        try:
-            until(answers, "node_exporter answers")
-        finally:
-            exporter.terminate()
-    return answer
+    command = ["prometheus-node-exporter", "--web.systemd-socket", "--collector.disable-defaults", *options]
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        number = listening.fileno()
+        exporter = subprocess.Popen(
+            [sys.executable, "-c", ON_SOCKET, str(number), *command],
+            pass_fds=[number],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        port = listening.getsockname()[1]
+    try:
+        with direct.open(f"http://127.0.0.1:{port}/metrics", timeout=HANG_S) as reply:
+            answer: str = reply.read().decode()
+            return answer
+    finally:
+        exporter.terminate()
+        exporter.wait(HANG_S)

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.mounted.daemon import HANG_S, unmount
@@ -54,3 +54,5 @@ def sshfs(place: Path) -> Iterator[Sshfs]:
         unmount(path)
         process.kill()
         process.wait(HANG_S)
+        with suppress(FileNotFoundError, IndexError, ProcessLookupError):
+            os.kill(int(sessions.read_text().split()[-1]), signal.SIGKILL)  # one that was stopped ends by nothing else

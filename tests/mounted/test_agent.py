@@ -14,7 +14,7 @@ import pytest
 
 from ploopfs.engine import lock
 from ploopfs.engine.probe import SCRATCH_PREFIX
-from tests.mounted.daemon import Daemon, device, errno_of, opened, serving, unmount, until
+from tests.mounted.daemon import HANG_S, Daemon, device, errno_of, opened, serving, unmount, until
 from tests.mounted.disks import BLOCK_BYTES, Disk, assert_closed, is_marked, make_disk, sums
 from tests.mounted.storage import Bindfs
 from tests.mounted.writer import Writer
@@ -23,13 +23,17 @@ pytestmark = pytest.mark.real
 
 QUICK: dict[str, object] = {
     "probe_interval_s": 0.05,
-    "probe_timeout_s": 0.5,
+    "probe_timeout_s": HANG_S,
     "healthy_probes": 2,
     "backoff_s": 0.1,
     "backoff_max_s": 0.2,
     "settle_s": 0,
 }
+"""Quick, but for a probe: it flushes, which takes long on a busy disk, and one that is given up is an answer of the
+store like another."""
+
 REOPEN: dict[str, object] = {"reopen": True, **QUICK}
+HANG_NOTICED_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,24 +147,26 @@ def test_held_requests_never_see_the_outage(tmp_path: Path, bindfs: Bindfs) -> N
         assert scene.daemon.value("queue/standby") == "off"
 
 
-def test_a_store_that_comes_back_but_hangs_is_waited_for_and_the_tree_answers(scene: Scene) -> None:
-    with opened(scene.daemon.disk()) as fd:
-        writer = Writer(fd, scene.disk)
-        scene.lose(writer)
-        scene.daemon.store("ploopfs/agent", "pause")
-        scene.bindfs.remount()
-        with scene.bindfs.stopped():
-            scene.daemon.store("ploopfs/agent", "resume")
-            hangs = "the storage did not answer within 0.5 s"
-            until(lambda: hangs in str(scene.events("agent_probe")[-1:]), "a probe that was given up")
-            assert scene.daemon.value("queue/standby") == "on"
-            assert scene.daemon.value("ploopfs/agent") == "probing"
-        scene.wait_off()
-        writer.write(10)
-        writer.assert_all_there()
-    assert [record["result"] for record in scene.events("agent_result")][-1:] == ["ok"]
-    assert scene.daemon.end() == 0
-    scene.assert_nothing_left_behind()
+def test_a_store_that_comes_back_but_hangs_is_waited_for_and_the_tree_answers(tmp_path: Path, bindfs: Bindfs) -> None:
+    recovery = REOPEN | {"probe_timeout_s": HANG_NOTICED_S}
+    with scene_of(tmp_path, bindfs, recovery) as scene:
+        with opened(scene.daemon.disk()) as fd:
+            writer = Writer(fd, scene.disk)
+            scene.lose(writer)
+            scene.daemon.store("ploopfs/agent", "pause")
+            scene.bindfs.remount()
+            with scene.bindfs.stopped():
+                scene.daemon.store("ploopfs/agent", "resume")
+                hangs = "the storage did not answer within 0.5 s"
+                until(lambda: hangs in str(scene.events("agent_probe")[-1:]), "a probe that was given up")
+                assert scene.daemon.value("queue/standby") == "on"
+                assert scene.daemon.value("ploopfs/agent") == "probing"
+            scene.wait_off()
+            writer.write(10)
+            writer.assert_all_there()
+        assert [record["result"] for record in scene.events("agent_result")][-1:] == ["ok"]
+        assert scene.daemon.end() == 0
+        scene.assert_nothing_left_behind()
 
 
 def test_a_paused_agent_leaves_the_device_to_its_operator(scene: Scene) -> None:

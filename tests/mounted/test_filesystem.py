@@ -17,7 +17,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(autouse=True)
 def _loop_parts() -> None:
-    need(commands=("losetup", "mkfs.ext4", "e2fsck", "cp"), loop=True)
+    need(commands=("losetup", "mkfs.ext4", "e2fsck", "cp"), loop=True, file_systems=("ext4",))
 
 
 def make_tree(place: Path) -> Path:

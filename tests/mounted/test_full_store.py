@@ -35,7 +35,7 @@ def tmpfs(place: Path) -> Iterator[Path]:
 @contextmanager
 def ext4(place: Path) -> Iterator[Path]:
     """Which promises space before it has it, and gives it on the way to the disk."""
-    need(commands=("losetup", "mkfs.ext4"), loop=True)
+    need(commands=("losetup", "mkfs.ext4"), loop=True, file_systems=("ext4",))
     file = place.with_suffix(".ext4")
     with file.open("wb") as empty:
         empty.truncate(STORE_BYTES)

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -88,15 +89,16 @@ def outcomes(reads: Sequence[tuple[int, Future[bytes]]]) -> list[str]:
     return [errno_of(read.result) for _, read in reads]
 
 
-def slowest_s(daemon: Daemon, *names: str) -> float:
-    """Of some rounds of reading these attributes."""
-    slowest = 0.0
-    for _ in range(20):
-        for name in names:
-            started = time.monotonic()
-            daemon.value(name)
-            slowest = max(slowest, time.monotonic() - started)
-    return slowest
+def usual_s(daemon: Daemon, *names: str) -> float:
+    """How long reading takes that attribute which takes longest. The median: what waits waits each time, while a busy
+    machine may delay any one answer."""
+
+    def once_s(name: str) -> float:
+        started = time.monotonic()
+        daemon.value(name)
+        return time.monotonic() - started
+
+    return max(median(once_s(name) for _ in range(20)) for name in names)
 
 
 def test_500_held_readers_delay_neither_the_status_nor_the_neighbour_and_all_are_served_after_recovery(
@@ -106,7 +108,7 @@ def test_500_held_readers_delay_neither_the_status_nor_the_neighbour_and_all_are
     with readers(scene, READERS, READERS) as reads, opened(daemon.disk("ploop1")) as neighbour:
         assert daemon.value("queue/standby") == "on"
         shown = ("queue/standby", "ploopfs/held", "ploopfs/standby_reason", "size", "inflight", "stat")
-        assert slowest_s(daemon, *shown) < AT_ONCE_S
+        assert usual_s(daemon, *shown) < AT_ONCE_S
         assert daemon.value("inflight").split() == ["0", "0"]
         for offset in filled_blocks(scene.healthy):
             wanted = scene.healthy.content[offset : offset + BLOCK_BYTES]
@@ -183,7 +185,7 @@ def test_a_reader_that_is_killed_while_it_is_held_goes_when_its_request_does(sce
     try:
         until(lambda: scene.held() == 1, "the reader is held")
         reader.kill()
-        assert slowest_s(scene.daemon, "queue/standby") < AT_ONCE_S
+        assert usual_s(scene.daemon, "queue/standby") < AT_ONCE_S
     finally:
         scene.daemon.store("ploopfs/fail_held", "1")
         assert reader.wait(HANG_S) == -signal.SIGKILL

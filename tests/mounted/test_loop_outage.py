@@ -17,16 +17,13 @@ from random import Random
 import pytest
 
 from tests.mounted.blocks import looped, mounted, run
-from tests.mounted.daemon import HANG_S, errno_of, opened, serving, until
+from tests.mounted.daemon import HANG_S, HOLD_MS, errno_of, opened, serving, until
 from tests.mounted.disks import MIB, assert_closed, make_disk
 from tests.mounted.flavours import KINDS, Kind, Served, name_of
 from tests.mounted.storage import Bindfs
 from tests.realparts import need
 
 pytestmark = pytest.mark.real
-
-HOLD_MS = 20_000
-"""Only a failing test waits that long."""
 
 FILES = 15
 """How many files are written before the outage, and at least after it."""
@@ -118,7 +115,7 @@ def writing(place: Path) -> Iterator[FileWriter]:
 @contextmanager
 def disk_on(bindfs: Bindfs, place: Path, kind: Kind, system: FileSystem, policy: str) -> Iterator[Served]:
     """A device with a file system, on a store; at the end the image is sound."""
-    need(commands=("losetup", system.make[0], system.check[0]), loop=True)
+    need(commands=("losetup", system.make[0], system.check[0]), loop=True, file_systems=(system.name,))
     disk = make_disk(bindfs.bricks / "disk", depth=2, size_bytes=system.disk_bytes)
     configured = kind.configured(bindfs.path / "disk", on_standby=policy, hold_timeout_ms=HOLD_MS)
     with serving(place, configured) as daemon:

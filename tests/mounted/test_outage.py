@@ -8,16 +8,13 @@ from random import Random
 
 import pytest
 
-from tests.mounted.daemon import errno_of, serving, until
+from tests.mounted.daemon import HOLD_MS, errno_of, serving, until
 from tests.mounted.disks import MIB, Disk, assert_closed, by_qemu, make_disk, sums
 from tests.mounted.flavours import KINDS, Kind, Served, name_of
 from tests.mounted.storage import Bindfs
 from tests.mounted.traffic import READERS, WORKERS, Traffic, traffic
 
 pytestmark = pytest.mark.real
-
-HOLD_MS = 20_000
-"""Only a failing test waits that long."""
 
 STEPS = 30
 """How many calls each worker makes between two outages."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.daemon import HANG_S, errno_of, opened, serving, until
+from tests.mounted.daemon import HANG_S, HOLD_MS, errno_of, is_polling, opened, serving, until
 from tests.mounted.disks import MIB, make_disk
 from tests.mounted.flavours import KINDS, VZ7, VZ9, Kind, Served, name_of
 from tests.mounted.storage import Bindfs
@@ -41,7 +41,7 @@ def scene(
     place: Path, bindfs: Bindfs, kind: Kind = VZ7, *, loaded: bool = True, policy: str = "fail"
 ) -> Iterator[Scene]:
     make_disk(bindfs.bricks / "disk", size_bytes=16 * MIB)
-    configured = kind.configured(bindfs.path / "disk", on_standby=policy, hold_timeout_ms=20_000)
+    configured = kind.configured(bindfs.path / "disk", on_standby=policy, hold_timeout_ms=HOLD_MS)
     with serving(place, configured, loaded=loaded) as daemon, opened(daemon.disk(kind.device)) as disk:
         yield Scene(bindfs, kind.of(daemon), disk)
 
@@ -206,19 +206,11 @@ def test_whoever_waits_is_woken_in_whatever_way_he_waits(tmp_path: Path, bindfs:
             threads.submit(lambda: poll.poll(HANG_S * 1000)[0][0]),
             threads.submit(lambda: select.select([], [], [fds[2]], HANG_S)[2][0]),
         ]
-        until(lambda: sum(map(is_waiting, os.listdir("/proc/self/task"))) >= len(waits), "everybody waits")
+        until(lambda: sum(map(is_polling, Path("/proc/self/task").iterdir())) >= len(waits), "everybody waits")
         assert not any(wait.done() for wait in waits)
         one.lose()
         assert [wait.result() for wait in waits] == fds
         assert {os.pread(fd, 100, 0) for fd in fds} == {b"on\n"}
-
-
-def is_waiting(thread: str) -> bool:
-    """In a call of poll, select or epoll_wait."""
-    try:
-        return "poll" in Path(f"/proc/self/task/{thread}/wchan").read_text()
-    except OSError:
-        return False
 
 
 def test_a_watcher_is_woken_when_the_daemon_dies(tmp_path: Path, bindfs: Bindfs) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.daemon import HANG_S, ROOT, Lines, errno_of, opened, serving
+from tests.mounted.daemon import HANG_S, HOLD_MS, ROOT, Lines, errno_of, opened, serving
 from tests.mounted.disks import assert_closed, by_qemu, make_disk
 from tests.mounted.flavours import KINDS, Kind, Served, name_of
 from tests.mounted.storage import Bindfs
@@ -75,7 +75,7 @@ def test_the_script_waits_for_standby_and_recovers_when_the_store_is_back(
     tmp_path: Path, bindfs: Bindfs, kind: Kind, new_top: Callable[[Path, Path], Path]
 ) -> None:
     disk = make_disk(bindfs.bricks / "disk", depth=2)
-    with serving(tmp_path, kind.configured(bindfs.path / "disk", on_standby="hold", hold_timeout_ms=20_000)) as daemon:
+    with serving(tmp_path, kind.configured(bindfs.path / "disk", on_standby="hold", hold_timeout_ms=HOLD_MS)) as daemon:
         served = kind.of(daemon)
         given = [] if new_top is where_it_is else [tmp_path / "copy of the top.hds"]
         with (

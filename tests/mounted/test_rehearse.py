@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ploopfs.cli.exits import Exit
-from tests.mounted.daemon import PLOOPFS, ROOT, Daemon, device, ploopfs, serving
+from ploopfs.fuse.mountpoint import mountpoints_below
+from tests.mounted.daemon import PLOOPFS, ROOT, Daemon, device, ploopfs, serving, unmount
 from tests.mounted.disks import Disk, make_disk, sums
 
 pytestmark = pytest.mark.real
@@ -25,8 +26,10 @@ def _nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     place.mkdir()
     monkeypatch.setenv("TMPDIR", os.fspath(place))
     yield
-    assert list(place.iterdir()) == []
-    assert os.fspath(place) not in Path("/proc/self/mountinfo").read_text()
+    mounted = mountpoints_below(os.fspath(place))
+    for path in mounted:
+        unmount(Path(path))
+    assert (mounted, list(place.iterdir())) == ([], [])
 
 
 def rehearsed(place: Path, *steps: str, devices: str = "[{}]", options: tuple[str | Path, ...] = ()) -> "Told":
@@ -299,11 +302,11 @@ def test_what_is_kept_can_be_played_with_and_cleaned_up_as_it_says(tmp_path: Pat
     done = ploopfs("rehearse", path, "--keep")
     assert done.returncode == 0, done.stdout
     _, _, clean_up = done.stdout.strip().splitlines()[-1].partition("to clean up: ")
-    unmount, remove = clean_up.split("; ")
-    mountpoint = Path(unmount.split()[-1])
+    end, remove = clean_up.split("; ")
+    mountpoint = Path(end.split()[-1])
     assert (mountpoint / "sys/block/ploop0/queue/standby").read_text() == "off\n"
     assert (Path(remove.split()[-1]) / "log").exists()
-    command = [*PLOOPFS, *unmount.split()[1:]]
+    command = [*PLOOPFS, *end.split()[1:]]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
     subprocess.run(remove.split(), check=True)
 

@@ -16,7 +16,19 @@ from typing import Any
 import pytest
 
 from ploopfs.cli.exits import Exit
-from tests.mounted.daemon import HANG_S, PLOOPFS, ROOT, Daemon, Lines, device, opened, ploopfs, serving, until
+from tests.mounted.daemon import (
+    HANG_S,
+    PLOOPFS,
+    ROOT,
+    Daemon,
+    Lines,
+    device,
+    is_polling,
+    opened,
+    ploopfs,
+    serving,
+    until,
+)
 from tests.mounted.disks import CLUSTER_BYTES, Disk, make_disk
 from tests.mounted.storage import Bindfs
 from tests.realparts import need
@@ -74,7 +86,9 @@ def scene(tmp_path: Path, bindfs: Bindfs) -> Iterator[Scene]:
 
 @contextmanager
 def running(command: list[str]) -> Iterator[tuple["subprocess.Popen[str]", Lines]]:
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Who starts the tests in the background has them ignore SIGINT, and all that they start.
+    interruptible = ["env", "--default-signal=INT", *command]
+    process = subprocess.Popen(interruptible, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
     lines = Lines(process.stdout)
     try:
@@ -153,14 +167,14 @@ def test_watch_of_no_device_is_refused(scene: Scene) -> None:
 
 def test_wait_is_woken_by_a_held_request_and_by_an_event(scene: Scene) -> None:
     def listens(process: "subprocess.Popen[str]", file: str) -> bool:
-        links = Path(f"/proc/{process.pid}/fd")
-        return any(_target(link).endswith(file) for link in links.iterdir())
+        """The file is open, and all that was in it before has been read."""
+        place = Path(f"/proc/{process.pid}")
+        return any(_target(link).endswith(file) for link in (place / "fd").iterdir()) and is_polling(place)
 
     held = scene.verb("wait", "ploop0", "--for", "held", "--timeout", str(HANG_S))
     event = scene.verb("wait", "ploop0", "--event", "standby_on", "--json", "--timeout", str(HANG_S))
     with running(held) as (for_held, _), running(event) as (for_event, lines):
         until(lambda: listens(for_held, "ploopfs/held") and listens(for_event, "ploopfs/events"), "both listen")
-        # The events that were there before are read by then, or are not those that are waited for.
         with scene.lost_store():
             assert for_held.wait(HANG_S) == Exit.OK
             assert for_event.wait(HANG_S) == Exit.OK

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.daemon import errno_of, opened, serving, until
+from tests.mounted.daemon import HOLD_MS, errno_of, opened, serving, until
 from tests.mounted.disks import BLOCK_BYTES, MIB, Disk, assert_closed, by_qemu, make_disk
 from tests.mounted.flavours import KINDS, Kind, Served, name_of
 from tests.mounted.sshfs import SFTP_SERVER, Sshfs, sshfs
@@ -44,7 +44,7 @@ def scene(place: Path, kind: Kind, policy: str) -> Iterator[Scene]:
     need(commands=("sshfs", SFTP_SERVER))
     with sshfs(place) as store:
         disk = make_disk(store.bricks / "disk", depth=2, size_bytes=16 * MIB)
-        configured = kind.configured(store.path / "disk", on_standby=policy, hold_timeout_ms=20_000)
+        configured = kind.configured(store.path / "disk", on_standby=policy, hold_timeout_ms=HOLD_MS)
         with serving(place, configured) as daemon:
             with opened(daemon.disk(kind.device)) as fd:
                 writer = Writer(fd, disk)

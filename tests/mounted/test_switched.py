@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.daemon import errno_of, opened, serving, until
+from tests.mounted.daemon import HOLD_MS, errno_of, opened, serving, until
 from tests.mounted.disks import BLOCK_BYTES, MIB, Disk, assert_closed, by_qemu, make_disk, sums
 from tests.mounted.flavours import KINDS, Kind, Served, name_of
 from tests.mounted.switched import Switched, switched
@@ -53,7 +53,7 @@ def scene(place: Path, kind: Kind, *, policy: str = "fail") -> Iterator[Scene]:
     need(commands=("qemu-storage-daemon",))
     disk = make_disk(place / "disk", depth=2, size_bytes=16 * MIB)
     with switched(disk.top, place / "top.hds") as store:
-        configured = kind.configured([disk.deltas[0], store.path], on_standby=policy, hold_timeout_ms=20_000)
+        configured = kind.configured([disk.deltas[0], store.path], on_standby=policy, hold_timeout_ms=HOLD_MS)
         with serving(place, configured) as daemon:
             with opened(daemon.disk(kind.device)) as fd:
                 writer = Writer(fd, disk)

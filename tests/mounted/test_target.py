@@ -9,7 +9,7 @@ from threading import Timer
 
 import pytest
 
-from tests.mounted.daemon import HANG_S, serving, until
+from tests.mounted.daemon import HANG_S, HOLD_MS, serving, until
 from tests.mounted.disks import MIB, Disk, assert_closed, by_qemu, make_disk
 from tests.mounted.flavours import KINDS, Kind, Served, name_of
 from tests.mounted.storage import Bindfs
@@ -17,10 +17,6 @@ from tests.mounted.tgt import Target, target
 from tests.realparts import need
 
 pytestmark = pytest.mark.real
-
-HOLD_MS = 20_000
-"""Only a failing test waits that long."""
-
 
 ISCSI_OF_QEMU = "/usr/lib/*/qemu/block-iscsi.so"
 
