@@ -111,8 +111,27 @@ def test_an_injection_has_the_words_of_the_tree_s_grammar(file: Path) -> None:
 
 
 def test_rules_are_removed_by_name_or_all(file: Path) -> None:
-    one, every = steps(file, "remove: {name: x}", "remove: all")
-    assert (one, every) == (Remove(line=3, device="ploop0", name="x"), Remove(line=4, device="ploop0"))
+    _, one, every = steps(file, "inject: {errno: EIO, name: x}", "remove: {name: x}", "remove: all")
+    assert (one, every) == (Remove(line=4, device="ploop0", name="x"), Remove(line=5, device="ploop0"))
+
+
+def test_a_rule_is_removed_after_it_was_made(file: Path) -> None:
+    text = "name: test\nsteps:\n  - remove: {name: y}\n  - inject: {errno: EIO, name: y}\n"
+    assert mistakes(file, text) == ["3: remove: is 'y', expected the name of a rule made before (there: none)"]
+
+
+def test_images_are_verified_last(file: Path) -> None:
+    text = "name: test\nsteps:\n  - verify: images\n  - write: 1\n"
+    assert mistakes(file, text) == ["3: verify: images unmounts the disks, expected as the last step"]
+
+
+def test_an_errno_and_a_flavour_are_known_before_anything_is_mounted(file: Path) -> None:
+    assert step_mistakes(file, "inject: {errno: ENOPE}") == [
+        "3: steps[0].inject.errno: is 'ENOPE', expected the name of an errno such as EBUSY"
+    ]
+    assert mistakes(file, "name: test\ndevices: [{flavour: block}]\nsteps: [write: 1]\n") == [
+        "2: devices[0].flavour: is 'block', expected one of vz7, vz9"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["write", "read", "flush"])

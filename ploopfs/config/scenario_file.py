@@ -4,6 +4,7 @@ Knows how a scenario is written, not how it is played. Invariant: a `Scenario` t
 rule below, each of its steps is about a device that it has, and its image paths are absolute.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +41,9 @@ MAX_DEPTH = 16
 _SECONDS = Scalar("a number of seconds above 0 and at most 3600", (int, float), lambda value: 0 < value <= 3600)
 _SWITCH = Scalar("true or false", (bool,))
 _TEXT = Scalar("a text", (str,), bool)
-_ERRNO = Scalar("the name of an errno such as EBUSY", (str,), lambda name: bool(re.fullmatch("E[A-Z0-9]+", name)))
+_STAGED = tuple(name for name in FLAVOURS if name != "block")
+"""A scenario makes images with deltas, and a disk that is no ploop has none."""
+_ERRNO = Scalar("the name of an errno such as EBUSY", (str,), lambda name: name in errno.errorcode.values())
 _DEVICE = Scalar("the name of a device of the scenario", (str,), bool)
 _NUMBER_OR_TEXT = Scalar("a text or a number", (str, int, bool))
 _FILE = Scalar(
@@ -54,7 +57,7 @@ _STAGE_DEVICE = MapOf(
     "a mapping with the keys of a device",
     {
         "name": _DEVICE,
-        "flavour": Scalar(f"one of {', '.join(FLAVOURS)}", (str,), lambda name: name in FLAVOURS),
+        "flavour": Scalar(f"one of {', '.join(_STAGED)}", (str,), lambda name: name in _STAGED),
         "image": ListOf("a path, or a list of paths, base first", _IMAGE, range(1, 100), lone=_IMAGE),
         "depth": whole(1, MAX_DEPTH),
         "size_mib": whole(1, MAX_SIZE_MIB),
@@ -173,6 +176,7 @@ def load_scenario(path: str | os.PathLike[str]) -> Scenario:
     names = _device_names(walk, found.get("devices"))
     reader = _Steps(walk, names)
     steps = tuple(reader.read(found.get("steps") or (), "steps"))
+    _check_order(walk, steps)
     if walk.errors:
         raise ConfigError("\n".join(text for _, text in sorted(walk.errors, key=lambda error: error[0])))
     absolute = Path(file).absolute()
@@ -183,6 +187,23 @@ def load_scenario(path: str | os.PathLike[str]) -> Scenario:
         devices=tuple(_stage_device(absolute.parent, device) for device in found.get("devices", ({},))),
         steps=steps,
     )
+
+
+def _check_order(walk: Walk, steps: Sequence[AnyStep]) -> None:
+    """What only the sequence shows: a rule that is removed was made before, and nothing comes after the images."""
+    made: set[str] = set()
+    for number, step in enumerate(steps):
+        match step:
+            case Inject(name=name):
+                made.add(name)
+            case Remove(line=line, name=name) if name and name not in made:
+                known = ", ".join(sorted(made - {""})) or "none"
+                problem = f"remove: is {shown(name)}, expected the name of a rule made before (there: {known})"
+                walk.errors.append((line, f"{walk.file}:{line}: {problem}"))
+            case Verify(line=line, what="images") if number != len(steps) - 1:
+                walk.errors.append(
+                    (line, f"{walk.file}:{line}: verify: images unmounts the disks, expected as the last step")
+                )
 
 
 def _stage_device(directory: Path, found: Mapping[str, Value]) -> StageDevice:

@@ -137,6 +137,10 @@ def _show_deltas(device: Device) -> str | None:
     return "\n".join(lines) or None
 
 
+def _held_changed(device: Device) -> Signal:
+    return device.queue.room.changed
+
+
 CONTROL: tuple[Row[Device], ...] = (
     control("replace_delta", None, _replace),
     control("reopen", None, _reopen),
@@ -157,8 +161,8 @@ CONTROL: tuple[Row[Device], ...] = (
         lambda device: str(device.queue.policy.timeout_ms),
         storing(_hold_timeout_ms, lambda device, timeout_ms: device.queue.set_hold_timeout(timeout_ms)),
     ),
-    Row("held", lambda device: str(device.queue.room.held), signal=lambda device: device.queue.room.changed),
-    Row("held_bytes", lambda device: str(device.queue.room.held_bytes)),
+    Row("held", lambda device: str(device.queue.room.held), signal=_held_changed),
+    Row("held_bytes", lambda device: str(device.queue.room.held_bytes), signal=_held_changed),
     control("fail_held", None, _fail_held),
     control("unflushed_bytes", lambda device: str(device.unflushed.data_bytes), _forget_unflushed),
 )

@@ -144,7 +144,7 @@ def test_the_command_adds_lists_and_removes_rules(scene: Scene) -> None:
     ("arguments", "code", "says"),
     [
         (("ploop0",), 1, "ploopfs: ploop0: what the rule does is missing, expected one of status=, errno=,"),
-        (("ploop0", "--errno", "EBUZY"), 1, "ploopfs: ploop0: errno is 'EBUZY', expected one of E"),
+        (("ploop0", "--errno", "EBUZY"), 1, "ploopfs: ploop0: errno is 'EBUZY', expected a name such as E"),
         (("ploop0", "--remove", "5"), 1, "ploopfs: ploop0: id is 5, expected that of a rule (there: none)"),
         (("ploop0", "--list", "--errno", "EIO"), 1, "ploopfs: errno=EIO is of a new rule, expected nothing beside"),
         (("ploop9", "--list"), 1, "ploopfs: ploop9: no such device in "),

@@ -103,7 +103,6 @@ def test_an_expectation_that_is_not_met_fails_the_rehearsal_and_skips_what_follo
         ("expect: {attribute: ploopfs/nothing, is: 1}", "[Errno 2] No such file or directory:"),
         ("expect: {load_errors: none}", "no load runs on ploop0"),
         ("load: stop", "no load runs on ploop0"),
-        ("remove: {name: x}", "no rule of the name x was made"),
         ("inject: {op: ERASE, errno: EIO}", "ploop0: op is 'ERASE', expected one of READ, WRITE"),
         ("inject: {level: 5, errno: EIO}", "ploop0: level is 5, expected 0 to 2: the levels of the stack"),
         ("act: {store: ploopfs/reopen, value: 2}", "the write ended with EINVAL (reopen: reopen takes 1, not '2\\n')"),

@@ -28,7 +28,7 @@ async def test_a_rule_that_is_written_is_read(root: Directory, device: FakeDevic
 @pytest.mark.parametrize(
     ("command", "error", "says"),
     [
-        ("add,op=READ,errno=EBUZY\n", BadValue, "errno is 'EBUZY', expected one of E"),
+        ("add,op=READ,errno=EBUZY\n", BadValue, "errno is 'EBUZY', expected a name such as E"),
         ("remove,id=9\n", NoSuchEntry, "id is 9, expected that of a rule (there: none)"),
     ],
 )

@@ -70,6 +70,8 @@ _KEYS_OF: Mapping[str, tuple[str, ...]] = {"add": (*ADD, *FLAGS), "remove": ("id
 _KNOWN: Mapping[str, bool] = {key: key not in FLAGS for keys in _KEYS_OF.values() for key in keys}
 """Every key, and whether it has a value."""
 _SHOWN = 60
+_MOST_LISTED = 32
+"""Of the names that a key takes, in a message."""
 _NUMBER = re.compile(r"0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*)")
 
 Words = dict[str, str]
@@ -183,7 +185,8 @@ def _number(key: str, text: str, low: int, high: int) -> int:
 
 def _one_of(key: str, text: str, known: Mapping[str, T]) -> T:
     if text not in known:
-        raise BadValue(f"{key} is {_shown(text)}, expected one of {', '.join(known)}")
+        expected = f"one of {', '.join(known)}" if len(known) <= _MOST_LISTED else f"a name such as {next(iter(known))}"
+        raise BadValue(f"{key} is {_shown(text)}, expected {expected}")
     return known[text]
 
 
