@@ -176,6 +176,15 @@ def a_test_does_not_sleep(path: str, source: str) -> Iterator[str]:
             yield f"{path}:{line}: {name} in a test"
 
 
+def a_clock_is_an_argument(path: str, source: str) -> Iterator[str]:
+    """pytest-trio looks for the clock among a test's arguments: with usefixtures the test runs in real time."""
+    for call in ast.walk(tree_of(source)):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("usefixtures"):
+            for argument in call.args:
+                if ast.unparse(argument) in ("'autojump_clock'", "'mock_clock'"):
+                    yield f"{path}:{call.lineno}: usefixtures({ast.unparse(argument)}) gives a test no clock"
+
+
 def only_real_parts_skip(path: str, source: str) -> Iterator[str]:
     """Other ways to skip would pass in CI, where a lack must fail."""
     for line, name in names_by_origin(source):
@@ -227,7 +236,7 @@ OF_PLOOPFS: tuple[Rule, ...] = (
     modules_are_short,
     functions_are_short,
 )
-OF_TESTS: tuple[Rule, ...] = (a_test_does_not_sleep, only_real_parts_skip)
+OF_TESTS: tuple[Rule, ...] = (a_test_does_not_sleep, a_clock_is_an_argument, only_real_parts_skip)
 OF_EVERY_TEXT: tuple[Rule, ...] = (no_path_of_one_machine, nothing_is_marked_unfinished)
 
 
@@ -355,6 +364,7 @@ WRONG: tuple[tuple[Rule, str, str, str], ...] = (
     (a_test_does_not_sleep, TEST, "import time as t\nt.sleep(1)", ":2: time.sleep in a test"),
     (a_test_does_not_sleep, TEST, "from trio import sleep as nap\nnap(1)", ":2: trio.sleep in a test"),
     (a_test_does_not_sleep, TEST, "nursery.start_soon(trio.sleep, 1)", ":1: trio.sleep in a test"),
+    (a_clock_is_an_argument, TEST, "@pytest.mark.usefixtures('mock_clock')\ndef f(): ...", ":1: usefixtures('mock"),
     (only_real_parts_skip, TEST, "@pytest.mark.skipif(True)\ndef f(): ...", ":1: pytest.mark.skipif;"),
     (only_real_parts_skip, TEST, "from pytest import skip\nskip('no')", ":2: pytest.skip;"),
     (no_path_of_one_machine, "README.md", "x\ncd /" + "work/main", ":2: a path of one machine: cd /"),
@@ -387,6 +397,7 @@ RIGHT: tuple[tuple[Rule, str, str], ...] = (
     (modules_are_short, DEVICE, "x = 1\n" * 400),
     (functions_are_short, DEVICE, "def f() -> None:\n" + "    g()\n" * 59),
     (a_test_does_not_sleep, TEST, "import time, trio\ntrio.sleep_forever()\ntime.monotonic()"),
+    (a_clock_is_an_argument, TEST, "@pytest.mark.usefixtures('bindfs')\ndef f(autojump_clock): ..."),
     (only_real_parts_skip, TEST, "import pytest\npytest.fail('no')\npytest.mark.real"),
     (only_real_parts_skip, "tests/realparts.py", "import pytest\npytest.skip('no')"),
     (no_path_of_one_machine, "README.md", "MNT/" + "root/x, $disk/" + "work/y, worker/rooted, /" + "workshop"),

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
@@ -180,8 +180,10 @@ async def test_another_stack_in_force_ends_the_merge(three: Rig) -> None:
         without_level(stack, copied)
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_when_the_time_is_over_no_copy_is_begun_and_those_under_way_end(three: Rig) -> None:
+async def test_when_the_time_is_over_no_copy_is_begun_and_those_under_way_end(
+    three: Rig,
+    autojump_clock: MockClock,  # noqa: ARG001 -- pytest-trio runs a test with the clock that it is given
+) -> None:
     three.memory.put(MIDDLE, ImageBuilder(disk_clusters=50, clusters=dict.fromkeys(range(50), OLD)).build())
     three.memory.put(TOP, ImageBuilder(disk_clusters=50).build())
     stack = await three.open()
