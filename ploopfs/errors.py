@@ -6,6 +6,7 @@ An exception that is not a `PloopError` is a bug. Knows nothing of the rest of t
 
 import errno as _errno
 import os
+from collections.abc import Sequence
 
 
 class PloopError(Exception):
@@ -29,6 +30,11 @@ class BadImage(PloopError):
         super().__init__(f"{path}: {field} is {value}, expected {expected}")
         self.path, self.field, self.value, self.expected = path, field, value, expected
         self.mapped_errno = mapped_errno
+
+    def with_advice(self, advice: str) -> "BadImage":
+        """The same, with what to do about it."""
+        expected = f"{self.expected}; {advice}"
+        return BadImage(self.path, self.field, self.value, expected, mapped_errno=self.mapped_errno)
 
 
 class ImageRefused(PloopError):
@@ -59,6 +65,10 @@ class ImageConverting(PloopError):
     """A format conversion of this image was interrupted (mark and CIF_FmtVersionConvert set)."""
 
     errno = _errno.EBUSY
+
+
+class RepairFailed(PloopError):
+    """The second check of a repaired image found something: it keeps its in-use mark."""
 
 
 class ImageLocked(PloopError):
@@ -276,6 +286,12 @@ class NoMedium(PloopError):
     errno = _errno.EMEDIUMTYPE
 
 
+class TooManyOpen(PloopError):
+    """The bound on the open files of a tree is reached."""
+
+    errno = _errno.ENFILE
+
+
 class LimitReached(PloopError):
     """The bound on how many of a kind may exist is reached."""
 
@@ -286,6 +302,16 @@ class PermissionDenied(PloopError):
     """An attribute (even for root, as in kernfs) or an image is not open in the direction that is asked for."""
 
     errno = _errno.EACCES
+
+
+class OutsideAllowedDirs(PloopError):
+    """A file lies in none of the directories in which the configuration allows images."""
+
+    errno = _errno.EACCES
+
+    def __init__(self, path: str, place: str, allowed: Sequence[str]) -> None:
+        at = "" if place == path else f", which is {place},"
+        super().__init__(f"{path}{at} lies in none of allowed_dirs: {', '.join(allowed)}")
 
 
 class NotPermitted(PloopError):
@@ -308,6 +334,16 @@ class MountError(PloopError):
     """A mountpoint cannot be used; says why and what would help."""
 
     errno = _errno.EBUSY
+
+
+class BadTree(PloopError):
+    """A file of a mounted tree holds what no daemon of ours writes: anybody can mount something of that name."""
+
+    errno = _errno.EPROTO
+
+    def __init__(self, path: str, value: str, expected: str) -> None:
+        shown = value if len(value) <= 60 else value[:60] + "..."
+        super().__init__(f"{path}: is {shown!r}, expected {expected}")
 
 
 class NamespaceError(PloopError):

@@ -3,7 +3,7 @@ programs that are started speak as they do on a machine that nobody has set up f
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +18,24 @@ settings.load_profile("ploopfs")
 os.environ["LC_ALL"] = "C.UTF-8"
 for _name in ("LANGUAGE", "FORCE_COLOR", "POSIXLY_CORRECT"):
     os.environ.pop(_name, None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, dict[str, object] | None, object]:
+    """What a test has said goes from process to process as UTF-8, which names that are no text have no place in."""
+    return _as_text((yield))
+
+
+def _as_text(data: object) -> object:
+    match data:
+        case str():
+            return data.encode(errors="backslashreplace").decode()
+        case dict():
+            return {_as_text(key): _as_text(value) for key, value in data.items()}
+        case list() | tuple():
+            return type(data)(map(_as_text, data))
+        case _:
+            return data
 
 
 class _Recorder(logging.Handler):

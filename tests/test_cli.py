@@ -17,16 +17,18 @@ from typing import Any
 import pytest
 
 from ploopfs import __version__
+from ploopfs.cli import check
 from ploopfs.cli.exits import MEANING, Exit
 from ploopfs.cli.main import main
+from ploopfs.fuse.mountpoint import ploopfs_mounts
 from tests.mounted.daemon import PLOOPFS, ROOT, Daemon, device, errno_of, opened, serving, until
 from tests.mounted.disks import Disk, make_disk
 from tests.mounted.storage import Bindfs, store
 from tests.realparts import need
 
 VERBS = (
-    *("mount", "umount", "list", "status", "why", "watch", "wait", "metrics", "replace", "reopen", "exec"),
-    *("create", "snapshot", "resize", "info", "inject", "rehearse"),
+    *("mount", "umount", "list", "status", "why", "watch", "wait", "metrics", "replace", "reopen", "reload"),
+    *("exec", "create", "snapshot", "resize", "check", "info", "inject", "rehearse"),
 )
 MIB = 1 << 20
 
@@ -74,8 +76,8 @@ def test_every_verb_has_help_with_an_example_and_the_exit_codes(run: Run, verb: 
     assert told.code == Exit.OK
     [example] = re.findall(r"^example:\n  (.*)$", told.out, re.MULTILINE)
     assert shlex.split(example)[:2] == ["ploopfs", verb]
-    for code, meaning in MEANING.items():
-        assert f"  {code.value}  {meaning}" in told.out
+    for code, meaning in {"check": check.MEANING}.get(verb, MEANING).items():
+        assert f"  {int(code)}  {meaning}" in told.out
 
 
 def test_the_help_lists_every_verb_and_every_exit_code_has_a_meaning(run: Run) -> None:
@@ -109,6 +111,7 @@ def test_the_version_is_told(run: Run) -> None:
         ("replace", "ploop0", "/x", "--verify", "some"),
         ("exec", "mnt"),
         ("info",),
+        ("check",),
     ],
     ids=" ".join,
 )
@@ -484,9 +487,12 @@ def test_a_time_that_nobody_can_wait_for_is_refused(timeout: str, capsys: pytest
 
 
 @pytest.mark.real
-@pytest.mark.usefixtures("scene")
-def test_a_tree_whose_daemon_died_is_in_nobodys_way(run: Run, tmp_path: Path) -> None:
+def test_a_tree_whose_daemon_died_is_in_nobodys_way(
+    scene: Scene, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(tmp_path) as second:
+        ours = {str(scene.daemon.mountpoint), str(second.mountpoint)}  # others may be mounted on the machine
+        monkeypatch.setattr("ploopfs.cli.tree.ploopfs_mounts", lambda: [at for at in ploopfs_mounts() if at in ours])
         second.process.send_signal(signal.SIGKILL)
         second.process.wait()
         assert run("status").code == Exit.OK

@@ -2,19 +2,25 @@
 
 import errno
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from ploopfs.cli import text
-from ploopfs.cli.events import Record, as_text
+from ploopfs.bounds import MAX_LAST_EVENTS
+from ploopfs.cli import text, tree
+from ploopfs.cli.events import EventFile, Record, as_text
+from ploopfs.cli.exits import Exit, failed
+from ploopfs.cli.main import _parser
+from ploopfs.cli.serve import _LOG_FORMAT, _OneLine
 from ploopfs.cli.text import Colour, duration, painted, print_table, size
 from ploopfs.cli.tree import DeviceStatus, Level, Tree
 from ploopfs.cli.why import Failure, failure, steps
 from ploopfs.device.events import Events
 from ploopfs.device.standby import Reason
+from ploopfs.errors import BadTree, BadValue
 
 WELL = DeviceStatus(
     device="ploop0",
@@ -241,3 +247,100 @@ def test_what_is_to_be_typed_is_quoted() -> None:
     lost = replace(WELL, standby="on", since_s=1.0, reason=reason, held=1)
     commands = [step.command for step in steps(Tree("/mnt/my ploop"), lost)]
     assert "echo 1 > '/mnt/my ploop/sys/block/ploop0'/ploopfs/fail_held" in commands
+
+
+# What a tree says that is none of ours, and names that are no text
+
+
+@pytest.mark.parametrize(
+    ("text_of_a_name", "seen"),
+    [
+        ("plain \u00e4\u4e2d", "plain \u00e4\u4e2d"),
+        ("two\nlines\r\t", "two\\nlines\\r\\t"),
+        ("\033[2J\x07", "\\x1b[2J\\x07"),
+        ("\udcff\ud800", "\\xff\\ud800"),
+        ("a\u202egnp.exe\u2028", "a\\u202egnp.exe\\u2028"),
+    ],
+)
+def test_what_cannot_be_seen_is_made_visible(text_of_a_name: str, seen: str) -> None:
+    assert text.printable(text_of_a_name) == seen
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_terminal_is_sent_no_control_sequence_but_our_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    text.say(f"{painted('on', Colour.RED)} /a\033[2J\033[8mb\n  next")
+    assert capsys.readouterr().out == "\033[31mon\033[0m /a\\x1b[2J\\x1b[8mb\n  next\n"
+
+
+def test_a_pipe_gets_the_very_name(capsys: pytest.CaptureFixture[str]) -> None:
+    text.say("/a\033[2Jb")
+    assert capsys.readouterr().out == "/a\033[2Jb\n"
+
+
+def test_a_message_is_one_line_whatever_the_name_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failed(BadValue("/a\nploopfs: all is well: no such file")) is Exit.FAILED
+    assert capsys.readouterr().err == "ploopfs: /a\\nploopfs: all is well: no such file\n"
+
+
+def test_a_record_of_the_log_is_one_line_whatever_the_name_in_it() -> None:
+    formatted = _OneLine(_LOG_FORMAT).format(
+        logging.LogRecord("ploopfs", logging.INFO, "", 0, "loaded %s", ("/a\n2026-01-01 ERROR \udcff",), None)
+    )
+    assert formatted.endswith("INFO ploopfs: loaded /a\\n2026-01-01 ERROR \\xff")
+    formatted.encode()
+
+
+@pytest.mark.parametrize("reason", ["?", "errno=EIO file=/x", "a=b file=/x", "errno=EIO operation=r offset=x length=1"])
+def test_a_reason_that_no_daemon_gives_is_refused(reason: str) -> None:
+    with pytest.raises(BadTree, match="standby_reason"):
+        failure(reason)
+
+
+def test_an_errno_that_is_none_has_no_meaning() -> None:
+    """Not even one that is the name of something else in Python's module."""
+    assert Failure("errorcode", "read", 0, 0, None, "/x").in_words == "errorcode on read"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "null",
+        "{",
+        "[" * 100_000,
+        "{}",
+        '{"event": "gap"}',
+        '{"event": "gap", "lost": "many"}',
+        '{"time": 1, "device": "ploop0", "event": 7}',
+        '{"time": 1e300, "device": "ploop0", "event": "held"}',
+        '{"time": NaN, "device": "ploop0", "event": "held"}',
+        '{"time": 1, "device": "ploop0", "event": "held", "bytes": ' + "9" * 5000 + "}",
+        '{"time": 1, "device": "ploop0", "event": "held", "x": [[]]}',
+    ],
+)
+def test_a_line_that_is_no_event_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "events").write_text(f"{line}\n")
+    with (tmp_path / "events").open("rb") as file, pytest.raises(BadTree, match=r"events: is .*, expected"):
+        list(EventFile(file.fileno()).read())
+
+
+def test_events_without_an_end_are_not_read_for_ever() -> None:
+    with open("/dev/zero", "rb") as endless, pytest.raises(BadTree, match="endless"):
+        list(EventFile(endless.fileno()).read())
+
+
+def test_a_file_without_an_end_is_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "MAX_FILE_BYTES", 1 << 16)
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    with pytest.raises(BadTree, match="endless"):
+        Tree(str(tmp_path)).read("endless")
+
+
+@pytest.mark.parametrize("count", ["9" * 30, "18446744073709551616"])
+def test_more_events_than_there_can_be_are_all_of_them(count: str) -> None:
+    assert _parser().parse_args(["watch", "--last", count]).last == MAX_LAST_EVENTS
+
+
+@pytest.mark.parametrize("wrong", ["0x" + "f" * 4000, "9" * 21, "9" * 5000])
+def test_a_size_beyond_every_number_is_usage(wrong: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        _parser().parse_args(["create", wrong, "x.hds"])

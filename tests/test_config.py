@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ploopfs.config import Config, DeviceConfig, Limits, ScstConfig, schema
+from ploopfs.bounds import MAX_ERRORS
+from ploopfs.config import Config, DeviceConfig, Limits, ScstConfig, rules, schema
 from ploopfs.device import flavour
 from ploopfs.errors import ConfigError
 
@@ -112,6 +113,19 @@ def test_what_a_device_does_in_standby_is_configured_with_it(file: Path) -> None
     assert device_mistakes(file, "image: a, hold_timeout_ms: 0") == [
         "1: devices[0].hold_timeout_ms: is 0, expected a whole number from 1 to 86400000"
     ]
+
+
+def test_the_directories_in_which_images_may_lie_are_counted_from_that_of_the_file(file: Path) -> None:
+    assert load_text(file, "devices: []").allowed_dirs is None
+    assert load_text(file, "allowed_dirs: [store, /vz/../a]").allowed_dirs == (str(file.parent / "store"), "/vz/../a")
+    assert mistakes(file, "allowed_dirs: []") == [
+        "1: allowed_dirs: is a list of 0, expected a list of 1 to 64 directories"
+    ]
+    assert mistakes(file, "allowed_dirs: [1, '']") == [
+        "1: allowed_dirs[0]: is 1, expected a directory",
+        "1: allowed_dirs[1]: is empty, expected a directory",
+    ]
+    assert len(mistakes(file, f"allowed_dirs: [{', '.join(['/a'] * 65)}]")) == 1
 
 
 def test_a_vz9_device_has_a_number_and_a_name_of_device_mapper(file: Path) -> None:
@@ -267,13 +281,16 @@ def test_1024_devices_are_accepted_and_one_more_is_not(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("device: []", "1: device: is no known key, expected one of scst, devices, limits (did you mean devices?)"),
+        (
+            "device: []",
+            "1: device: is no known key, expected one of scst, devices, limits, allowed_dirs (did you mean devices?)",
+        ),
         ("scst: {\nlaoded: on}", "2: scst.laoded: is no known key, expected one of loaded (did you mean loaded?)"),
-        ("zebra: 1", "1: zebra: is no known key, expected one of scst, devices, limits"),
-        ('"a\\nb": 1', r"1: 'a\nb': is no known key, expected one of scst, devices, limits"),
-        ("1: 2", "1: the file: a key is 1, expected one of scst, devices, limits"),
-        ("<<: {a: 1}", "1: the file: a key is <<, expected one of scst, devices, limits"),
-        ("? [a]\n: 1", "1: the file: a key is a list of 1, expected one of scst, devices, limits"),
+        ("zebra: 1", "1: zebra: is no known key, expected one of scst, devices, limits, allowed_dirs"),
+        ('"a\\nb": 1', r"1: 'a\nb': is no known key, expected one of scst, devices, limits, allowed_dirs"),
+        ("1: 2", "1: the file: a key is 1, expected one of scst, devices, limits, allowed_dirs"),
+        ("<<: {a: 1}", "1: the file: a key is <<, expected one of scst, devices, limits, allowed_dirs"),
+        ("? [a]\n: 1", "1: the file: a key is a list of 1, expected one of scst, devices, limits, allowed_dirs"),
         ("scst: {}\nscst: {}", "2: scst: is given twice, first in line 1"),
     ],
 )
@@ -284,7 +301,7 @@ def test_a_key_that_is_unknown_or_given_twice_is_refused(file: Path, text: str, 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[]", "1: the file: is a list of 0, expected a mapping with scst, devices and limits"),
+        ("[]", "1: the file: is a list of 0, expected a mapping with scst, devices, limits and allowed_dirs"),
         ("scst: on", "1: scst: is on, expected a mapping with loaded"),
         ("scst: !!set {loaded}", "1: scst: is a mapping, expected a mapping with loaded"),
         ("devices:", "1: devices: is empty, expected a list of at most 1024 devices"),
@@ -400,3 +417,19 @@ PIECES = st.sampled_from([*WORDS.split(), "\n", "\n  ", "\n- ", "\n%YAML 1.1\n"]
 def test_arbitrary_yaml_ends_in_a_configuration_or_its_error(file: Path, pieces: list[str]) -> None:
     refused_or_whole(file, " ".join(pieces).encode())
     refused_or_whole(file, ("devices: [{name: ploop0, image: " + " ".join(pieces) + "}]").encode())
+
+
+def test_a_file_with_nothing_but_mistakes_is_not_read_to_its_end(file: Path) -> None:
+    """A megabyte of unknown keys took minutes, and as many lines of complaints."""
+    found = mistakes(file, "".join(f"key{number}: 1\n" for number in range(1000)))
+    assert len(found) == MAX_ERRORS + 1
+    assert found[0].startswith("1: key0: is no known key")
+    assert found[-1] == " after 100 mistakes no further ones are looked for"
+
+
+@pytest.mark.parametrize("number", ["1" + ":59" * 2000, "0x" + "f" * 5000, "9" * 5000, "1." + "0" * 5000])
+def test_a_number_that_takes_long_to_read_is_not_read(file: Path, number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In base 60, which YAML 1.1 has, the time grows with the square of the length."""
+    monkeypatch.setattr(rules, "_SCALARS", dict.fromkeys(rules._SCALARS, lambda _: pytest.fail("was read")))
+    with pytest.raises(ConfigError, match=r"requests_per_device: is .*expected a whole number"):
+        load_text(file, f"limits: {{requests_per_device: !!int {number}}}")

@@ -49,6 +49,11 @@ def test_an_info_record_needs_no_declaration(inner: pytest.Pytester) -> None:
     inner.runpytest_inprocess().assert_outcomes(passed=1)
 
 
+def test_what_is_no_text_may_be_said_in_a_test_of_another_process(inner: pytest.Pytester) -> None:
+    inner.makepyfile('import logging\ndef test_it():\n    logging.getLogger("x").error("\\udc80"); assert "\\udc81" == 1')
+    inner.runpytest_subprocess("--numprocesses", "1").assert_outcomes(failed=1)
+
+
 @pytest.fixture
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PLOOPFS_REQUIRE_REAL", raising=False)

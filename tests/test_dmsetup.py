@@ -327,3 +327,30 @@ def test_help_and_version_need_no_tree(tmp_path: Path) -> None:
     assert dmsetup(tmp_path, "--version").stdout == dmsetup(tmp_path, "version").stdout != ""
     done = dmsetup(tmp_path, "--help")
     assert (done.returncode, done.stdout, done.stderr.startswith("Usage:\n\ndmsetup\n")) == (0, "", True)
+
+
+@pytest.mark.parametrize(
+    "words", ["info -j x -m 0", "info -j 253 -m 999999999999999999999", "wait vm1 soon", "message vm1 \u0663 merge"]
+)
+def test_a_number_that_is_none_is_told(tree: Path, words: str) -> None:
+    told = failure(tree, *words.split()).splitlines()
+    assert (told[0].endswith("expected a number."), told[1:]) == (True, ["Command failed."])
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("dev", "ls"), ("size", "message vm1 0 merge"), ("ploopfs/event_nr", "info -c -o events"), ("dm/name", "ls")],
+)
+def test_a_tree_that_says_anything_at_all_is_told(tree: Path, file: str, words: str) -> None:
+    value = tree / "sys/block/dm-0" / file
+    value.unlink()
+    if file != "dm/name":
+        value.write_bytes(b"7\xff" * 3000)
+    assert failure(tree, *words.split()).splitlines()[1:] == ["Command failed."]
+
+
+def test_a_name_that_is_no_text_leaves_as_it_came(tree: Path) -> None:
+    (tree / "sys/block/dm-0/dm/name").write_bytes(b"vm\xff\n")
+    environment = {"PATH": os.environ["PATH"], "PLOOPFS_MOUNT": str(tree), "LC_ALL": "C.UTF-8"}
+    done = subprocess.run([DMSETUP, "ls"], capture_output=True, env=environment, check=True)
+    assert done.stdout == b"vm\xff\t(253:0)\nploop7\t(253:7)\n"

@@ -294,3 +294,8 @@ def test_whatever_a_step_says_ends_in_a_scenario_or_in_mistakes(file: Path, entr
     listed = "".join(f"  - {{{key}: {value}}}\n" for key, value in entries)
     with suppress(ConfigError):
         assert len(loaded(file, f"name: x\nsteps:\n{listed}").steps) >= len(entries)
+
+
+def test_a_pattern_that_a_later_python_may_read_otherwise_is_taken_without_a_warning(file: Path) -> None:
+    [step] = loaded(file, "name: a\nsteps: [expect: {attribute: a, matches: '[[a]'}]").steps
+    assert isinstance(step, ExpectValue)

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 Rule = Callable[[str, str], Iterator[str]]
 
-ORDER = ("errors", "image", "engine", "device", "scst", "sysfs", "fuse", "cli")
+ORDER = ("errors", "bounds", "image", "engine", "device", "scst", "sysfs", "fuse", "cli")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **{part: ORDER[: place + 1] for place, part in enumerate(ORDER)},
     "cli": (*ORDER, "config"),

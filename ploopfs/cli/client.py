@@ -10,9 +10,10 @@ from dataclasses import asdict
 from ploopfs.cli.events import as_text, wait_event
 from ploopfs.cli.exits import Exit
 from ploopfs.cli.images import is_closed
-from ploopfs.cli.text import Colour, duration, print_table, size
+from ploopfs.cli.text import Colour, duration, print_table, printable, say, size
 from ploopfs.cli.tree import DeviceStatus, Tree, live_mounts
 from ploopfs.cli.why import failure
+from ploopfs.errors import BadTree
 from ploopfs.fuse.mountpoint import State, inspect_mountpoint
 
 HELD = "held"
@@ -63,9 +64,9 @@ def wait(arguments: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         print(f"waiting until {device} is {wanted} ...", file=sys.stderr)
     if arguments.event:
-        record = wait_event(tree, device, arguments.event, arguments.timeout)
+        record = wait_event(tree, device, [arguments.event], arguments.timeout)
         if record is not None:
-            print(record.line if arguments.json else as_text(record))
+            say(record.line if arguments.json else as_text(record))
             return Exit.OK
         print(f"ploopfs: {device}: no {arguments.event} within {arguments.timeout:g} s", file=sys.stderr)
         return Exit.TIMEOUT
@@ -79,7 +80,7 @@ def wait(arguments: argparse.Namespace) -> int:
 
 def metrics(arguments: argparse.Namespace) -> int:
     text = Tree.find(arguments.mount).metrics()
-    print(json.dumps(_families(text), indent=2) if arguments.json else text)
+    say(json.dumps(_families(text), indent=2) if arguments.json else text)
     return Exit.OK
 
 
@@ -87,6 +88,10 @@ def _families(text: str) -> list[dict[str, object]]:
     # It comes with an HTTP server: the other verbs do not wait for that to be loaded.
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
 
+    try:
+        families = list(text_string_to_metric_families(f"{text}\n"))
+    except Exception as error:  # it raises whatever its text runs into
+        raise BadTree("sys/fs/ploopfs/metrics", text, f"the text format of Prometheus ({error})") from error
     return [
         {
             "name": family.name,
@@ -96,7 +101,7 @@ def _families(text: str) -> list[dict[str, object]]:
                 {"name": sample.name, "labels": sample.labels, "value": sample.value} for sample in family.samples
             ],
         }
-        for family in text_string_to_metric_families(f"{text}\n")
+        for family in families
     ]
 
 
@@ -110,7 +115,7 @@ def umount(arguments: argparse.Namespace) -> int:
     # The daemon's own exit code is for its parent only; the mark says the same to everybody.
     not_closed = [image for image in written if not is_closed(image)]
     for image in not_closed:
-        print(f"ploopfs: {image}: could not be flushed and stays marked in use", file=sys.stderr)
+        print(f"ploopfs: {printable(image)}: could not be flushed and stays marked in use", file=sys.stderr)
     return Exit.NOT_CLOSED if not_closed else Exit.OK
 
 

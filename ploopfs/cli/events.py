@@ -11,18 +11,27 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ploopfs.bounds import MAX_RECORD_BYTES
 from ploopfs.cli.exits import Exit
-from ploopfs.cli.text import Colour, painted
+from ploopfs.cli.text import Colour, painted, say
 from ploopfs.cli.tree import Tree
+from ploopfs.errors import BadTree
 
 EVENTS = "sys/fs/ploopfs/events"
 READ_BYTES = 1 << 16
+LAST_SECOND = 1e11
+"""A time that every calendar can show."""
 FIXED = ("seq", "time", "device", "event")
+GAP = "gap"
+
+_FACT = (str, int, float, type(None))
+_OF_A_RECORD: dict[str, tuple[type, ...]] = {"time": (int, float), "device": (str,), "event": (str,)}
+_OF_A_GAP: dict[str, tuple[type, ...]] = {"lost": (int,)}
 
 COLOURS = {
     "standby_on": Colour.RED,
@@ -50,7 +59,23 @@ class Record:
         return str(self.values["event"])
 
     def is_of(self, device: str | None) -> bool:
-        return device is None or self.event == "gap" or self.values["device"] == device
+        return device is None or self.event == GAP or self.values["device"] == device
+
+
+def _record(line: str) -> Record:
+    """Raises BadTree for a line that is no record."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or not all(isinstance(value, _FACT) for value in values.values()):
+        raise BadTree(EVENTS, line, "an object with a name and a fact in each place")
+    needed = _OF_A_GAP if values.get("event") == GAP else _OF_A_RECORD
+    if not all(isinstance(values.get(name), kind) for name, kind in needed.items()):
+        raise BadTree(EVENTS, line, f"an object with {', '.join(needed)}")
+    if not 0 <= values.get("time", 0) < LAST_SECOND:
+        raise BadTree(EVENTS, line, "a time in seconds")
+    return Record(line, values)
 
 
 class EventFile:
@@ -65,8 +90,9 @@ class EventFile:
         while data := os.read(self._fd, READ_BYTES):
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
-                text = line.decode("utf-8", "surrogateescape")
-                yield Record(text, json.loads(text))
+                yield _record(line.decode("utf-8", "surrogateescape"))
+            if len(self._rest) > MAX_RECORD_BYTES:
+                raise BadTree(EVENTS, "endless", f"records of at most {MAX_RECORD_BYTES} bytes")
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Until there is something to read; false if the time ran out."""
@@ -113,17 +139,25 @@ def watch(arguments: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def wait_event(tree: Tree, device: str, event: str, timeout_s: float | None) -> Record | None:
-    """The first such event from now on; None if the time ran out."""
+def wait_event(
+    tree: Tree,
+    device: str | None,
+    names: Collection[str],
+    timeout_s: float | None,
+    *,
+    listening: Callable[[], None] = lambda: None,
+) -> Record | None:
+    """The first such event from now on; None if the time ran out. `listening` is called when none can be missed."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with opened_events(tree) as events:
         deque(events.read(), maxlen=0)
+        listening()
         while True:
             left_s = None if deadline is None else deadline - time.monotonic()
             if not events.wait(left_s):
                 return None
             for record in events.read():
-                if record.event == event and record.is_of(device):
+                if record.event in names and record.is_of(device):
                     return record
 
 
@@ -136,7 +170,7 @@ def recent(tree: Tree, device: str, count: int) -> list[Record]:
 def as_text(record: Record) -> str:
     """One line: when, whose, what, and the facts as `name=value`, in colour."""
     values = record.values
-    if record.event == "gap":
+    if record.event == GAP:
         return painted(f"... {values['lost']} events were overwritten before they were read", Colour.YELLOW)
     seconds = float(values["time"])
     when = f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{int(seconds % 1 * 1000):03d}"
@@ -160,4 +194,4 @@ def _shown(value: object) -> str:
 
 
 def _print(record: Record, as_json: bool) -> None:
-    print(record.line if as_json else as_text(record))
+    say(record.line if as_json else as_text(record))

@@ -4,6 +4,7 @@ import errno
 import sys
 from enum import IntEnum
 
+from ploopfs.cli.text import printable
 from ploopfs.errors import ConfigError, MountError
 
 
@@ -52,8 +53,10 @@ def _in_words(error: BaseException) -> str:
 
 
 def failed(error: BaseException) -> Exit:
-    """Say what failed; the code for it."""
-    print(f"ploopfs: {_in_words(error)}", file=sys.stderr)
+    """Say what failed; the code for it. Only of a file that a user wrote there is a line for each mistake."""
+    said = _in_words(error)
+    lines = said.split("\n") if isinstance(error, ConfigError) else [said]
+    print("ploopfs:", "\n".join(map(printable, lines)), file=sys.stderr)
     match error:
         case OSError() if _is_dead_tree(error):
             return Exit.NO_MOUNT

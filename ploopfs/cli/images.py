@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 
 import trio
 
+from ploopfs.bounds import READ_TIMEOUT_S
 from ploopfs.cli.exits import Exit
+from ploopfs.cli.text import say
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk, create_image, snapshot_disk
 from ploopfs.engine.file import OsFiles
@@ -18,9 +20,8 @@ from ploopfs.engine.opening import DESCRIPTOR_NAME, open_stack, resolve
 from ploopfs.errors import BadValue, PloopError
 from ploopfs.image.header import SECTOR_BYTES, VERSIONS
 
-READ_TIMEOUT_S = 10
 _UNITS = {"": SECTOR_BYTES, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([kKmMgGtT]?)")
+_SIZE = re.compile(r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})([kKmMgGtT]?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +100,16 @@ def info(arguments: argparse.Namespace) -> int:
         print(json.dumps([asdict(one) for one in shown], indent=2))
         return Exit.OK
     for level, one in reversed(list(enumerate(shown))):
-        print(f"level {level}: {one.path}")
+        say(f"level {level}: {one.path}")
         state = "in use or not closed" if one.in_use else "closed"
         if one.version:
-            print(f"  ploop version {one.version}, {state}, original check exits {one.check}")
+            say(f"  ploop version {one.version}, {state}, original check exits {one.check}")
             clusters = f"cluster {one.cluster_bytes}, {one.allocated_clusters} clusters allocated"
-            print(f"  disk {one.size_bytes} bytes, {clusters}")
+            say(f"  disk {one.size_bytes} bytes, {clusters}")
         else:
-            print(f"  raw, {one.file_bytes} bytes")
+            say(f"  raw, {one.file_bytes} bytes")
         for problem in one.problems:
-            print(f"  {problem}")
+            say(f"  {problem}")
     return Exit.OK
 
 
@@ -152,4 +153,4 @@ def _print_result(arguments: argparse.Namespace, facts: dict[str, str]) -> None:
     if arguments.json:
         print(json.dumps(facts))
     else:
-        print("\n".join(facts.values()))
+        say("\n".join(facts.values()))

@@ -6,12 +6,14 @@ Knows nothing of what a rule does: the tree refuses what it does not take, and s
 import argparse
 import json
 import os
+import re
 from collections.abc import Iterator
 
 from ploopfs.cli.exits import Exit
+from ploopfs.cli.text import say
 from ploopfs.cli.tree import Tree
 from ploopfs.engine.inject.grammar import OPS, STATUSES
-from ploopfs.errors import BadValue
+from ploopfs.errors import BadTree, BadValue
 
 Rule = dict[str, int | float | str | bool]
 
@@ -30,8 +32,15 @@ _VALUES = {
 }
 _FLAGS = {
     "--hang": ("hang", "do not answer until the rule is removed"),
+    "--late": ("late", "with --hang: a change that was given up meanwhile is still done then, as by a real store"),
     "--after": ("after", "do it, and then answer with the errno: a lost reply"),
 }
+
+_RULE = re.compile(r"([0-9]{1,20}):([0-9]{1,20}) (.*)", re.DOTALL)
+_NUMBER = re.compile(r"[0-9]{1,20}")
+_TIME = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+_ALWAYS = frozenset({"op", "where", "chance", "hits", "id"})
+_OF_A_HIT = frozenset({"last_length", "last_offset"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,17 +81,17 @@ def write_command(tree: Tree, device: str, command: str) -> None:
     try:
         os.write(fd, os.fsencode(f"{command}\n"))
     except OSError as error:
-        with open(tree.debug_path(device, "last_error"), encoding="utf-8", errors="surrogateescape") as file:
-            reason = file.read().removesuffix("\n")
+        reason = tree.debug(device, "last_error")
         raise OSError(error.errno, f"{device}: {reason}" if reason else error.strerror) from error
     finally:
         os.close(fd)
 
 
 def rules_of(tree: Tree, device: str) -> list[Rule]:
-    """Newest first; `first` and `last` are sectors."""
-    with open(tree.debug_path(device, "error_injection"), encoding="utf-8") as file:
-        return [_parsed(line) for line in file.read().splitlines()]
+    """Newest first; `first` and `last` are sectors. Raises BadTree."""
+    name = "error_injection"
+    lines = filter(None, tree.debug(device, name).split("\n"))
+    return [_parsed(line, tree.debug_path(device, name)) for line in lines]
 
 
 def _words(arguments: argparse.Namespace) -> Iterator[str]:
@@ -94,15 +103,16 @@ def _words(arguments: argparse.Namespace) -> Iterator[str]:
             yield word
 
 
-def _parsed(line: str) -> Rule:
-    sectors, _, words = line.partition(" ")
-    first, last = sectors.split(":")
-    rule: Rule = {"first": int(first), "last": int(last)}
-    for word in words.split(","):
+def _parsed(line: str, path: str) -> Rule:
+    found = _RULE.fullmatch(line)
+    rule: Rule = {"first": int(found[1]), "last": int(found[2])} if found else {}
+    for word in found[3].split(",") if found else ():
         key, equals, value = word.partition("=")
-        rule[key] = (int(value) if value.isdecimal() else value) if equals else True
-    if "last_time" in rule:
+        rule[key] = (int(value) if _NUMBER.fullmatch(value) else value) if equals else True
+    if "last_time" in rule and _TIME.fullmatch(str(rule["last_time"])):
         rule["last_time"] = float(rule["last_time"])
+    if not rule.keys() >= (_ALWAYS | (_OF_A_HIT if "last_op" in rule else frozenset())):
+        raise BadTree(path, line, f"FIRST:LAST and {', '.join(sorted(_ALWAYS))}")
     return rule
 
 
@@ -111,7 +121,7 @@ def _print(arguments: argparse.Namespace, rules: list[Rule]) -> None:
         print(json.dumps(rules, indent=2))
         return
     for rule in rules:
-        print(rule_line(rule))
+        say(rule_line(rule))
 
 
 def rule_line(rule: Rule) -> str:
@@ -124,7 +134,7 @@ def rule_line(rule: Rule) -> str:
     what += [f"{key}={rule[key]}" for key in ("level", "skip", "count", "delay_ms", "seed") if key in rule]
     if rule["chance"] != 1:
         what.append(f"chance=1/{rule['chance']}")
-    what += [key for key in ("hang", "after") if key in rule]
+    what += [key for key in ("hang", "late", "after") if key in rule]
     hits = f"{rule['hits']} hits"
     if "last_op" in rule:
         hits += f", the last a {rule['last_op']} of {rule['last_length']} bytes at {rule['last_offset']}"

@@ -1,12 +1,14 @@
 """`ploopfs`: the verbs, their arguments, and how their failures become messages and exit codes."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from ploopfs import __version__
-from ploopfs.cli import client, events, exec, images, inject, serve, why
+from ploopfs.bounds import MAX_LAST_EVENTS, MAX_TIMEOUT_S
+from ploopfs.cli import check, client, events, exec, images, inject, reload, serve, why
 from ploopfs.cli.exits import EPILOG, Exit, failed
 from ploopfs.cli.rehearse import verb as rehearse
 from ploopfs.device.events import EVENTS
@@ -16,13 +18,15 @@ from ploopfs.errors import PloopError
 from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, VERSIONS, is_valid_cluster_size
 
 MOUNT_OPTIONS = ("allow_other",)
-MAX_TIMEOUT_S = 2_000_000
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The name of a file may be any bytes, and leaves as it came.
+        sys.stdout.reconfigure(errors="surrogateescape")
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
@@ -90,12 +94,13 @@ def _verb(
     example: str,
     *,
     json: bool = False,
+    codes: str = EPILOG,
 ) -> argparse.ArgumentParser:
     parser = verbs.add_parser(
         name,
         help=summary,
         description=summary,
-        epilog=f"example:\n  {example}\n\n{EPILOG}",
+        epilog=f"example:\n  {example}\n\n{codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
@@ -209,6 +214,16 @@ def _add_verbs_that_act(verbs: "argparse._SubParsersAction[argparse.ArgumentPars
     reopen.add_argument("device", metavar="DEV")
     for parser in (replace, reopen):
         _add_mount_option(parser)
+    again = _verb(
+        verbs,
+        "reload",
+        reload.reload,
+        "have the daemon read its configuration again, and say what came of it",
+        "ploopfs reload -m /mnt/ploop",
+        json=True,
+    )
+    again.add_argument("--timeout", type=_seconds, default=120, metavar="S", help="seconds to wait, default 120")
+    _add_mount_option(again)
     execute = _verb(
         verbs,
         "exec",
@@ -262,6 +277,17 @@ def _add_image_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]
     info = _verb(
         verbs, "info", images.info, "what the images of a stack say of themselves", "ploopfs info /vz/disk", json=True
     )
+    check.add_arguments(
+        _verb(
+            verbs,
+            "check",
+            check.check,
+            "whether an image or a stack is sound, and on demand repair it",
+            "ploopfs check --repair /vz/disk",
+            json=True,
+            codes=check.EPILOG,
+        )
+    )
     info.add_argument(
         "paths", metavar="PATH", nargs="+", help="a disk's directory or DiskDescriptor.xml, or image files, base first"
     )
@@ -270,7 +296,7 @@ def _add_image_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]
 def _count(text: str) -> int | None:
     if text != "all" and not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
-    return None if text == "all" else int(text)
+    return None if text == "all" else min(int(text), MAX_LAST_EVENTS)
 
 
 def _seconds(text: str) -> float:

@@ -15,16 +15,15 @@ from functools import partial
 
 import trio
 
+from ploopfs.bounds import SHUTDOWN_DEADLINE_S, SPARE_DEVICES, STATUS_TASKS
+from ploopfs.cli.configured import Configured
 from ploopfs.cli.exits import Exit
+from ploopfs.cli.text import printable
 from ploopfs.config import Config, load
 from ploopfs.device.agents import run_agents
 from ploopfs.device.device import Device
-from ploopfs.device.flavour import FLAVOURS
-from ploopfs.device.queue import Bounds
 from ploopfs.device.registry import Registry
-from ploopfs.device.waiting import OnStandby
-from ploopfs.engine.file import OsFiles
-from ploopfs.errors import ConfigError, MountError, PloopError
+from ploopfs.errors import MountError
 from ploopfs.fuse.host import LinuxHost
 from ploopfs.fuse.mountpoint import State, check_mountpoint, inspect_mountpoint, replace_stale
 from ploopfs.scst.module import Scst
@@ -33,10 +32,8 @@ from ploopfs.sysfs.tree import build
 
 log = logging.getLogger(__name__)
 
-SHUTDOWN_DEADLINE_S = 30
-STATUS_TASKS = 256
-"""FUSE tasks beyond all that devices can hold, so that status and control files are always served."""
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM)
+RELOADING = signal.SIGHUP
 SYSTEM_LOG = "/dev/log"
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -59,23 +56,25 @@ def mount(arguments: argparse.Namespace) -> int:
         ready = partial(print, f"ploopfs: {mountpoint} is ready", file=sys.stderr, flush=True)
         _log_to(logging.FileHandler(log_file) if log_file else logging.StreamHandler(), arguments.log_level)
     # From here to the exit signals end us only through `serve`: not before it listens, nor after the last image.
-    for number in ENDING:
+    for number in (*ENDING, RELOADING):
         signal.signal(number, signal.SIG_IGN)
     return trio.run(serve, config, mountpoint, "allow_other" in arguments.options, ready)
 
 
 async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Callable[[], None]) -> int:
     """Serve until unmounted or signalled; `ready` is called when the tree answers. The exit code."""
-    registry = Registry(pid=os.getpid())
+    capacity = len(config.devices) + SPARE_DEVICES
+    registry = Registry(pid=os.getpid(), capacity=capacity)
     scst = Scst(registry, mountpoint)
+    configured = Configured(registry, scst, config)
     # Held until the last image is closed: a signal that comes then must not kill us in the middle of it.
-    with trio.open_signal_receiver(*ENDING) as signals:
+    with trio.open_signal_receiver(*ENDING, RELOADING) as signals:
         try:
-            async with _until_signalled(signals, registry):
-                await _add_devices(registry, scst, config)
-                max_tasks = len(registry.devices) * config.limits.requests_per_device + STATUS_TASKS
+            async with _until_signalled(signals, registry, configured):
+                await configured.start()
+                max_tasks = capacity * config.limits.requests_per_device + STATUS_TASKS
                 tree = build(registry, scst, LinuxHost(mountpoint))
-                async with _agents(registry, mountpoint):
+                async with _beside(registry, configured, mountpoint):
                     await _serve_tree(tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks, ready=ready)
         finally:
             with trio.CancelScope(shield=True):
@@ -84,66 +83,44 @@ async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Calla
 
 
 @asynccontextmanager
-async def _until_signalled(signals: AsyncIterator[int], registry: Registry) -> AsyncIterator[None]:
+async def _until_signalled(
+    signals: AsyncIterator[int], registry: Registry, configured: Configured
+) -> AsyncIterator[None]:
     """The first signal ends the session and lets its requests finish, up to the deadline; a second one, or the
     deadline, cuts them off. Before there is a session the first one does."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, signals, registry, nursery.cancel_scope)
+        nursery.start_soon(_end_on_signal, signals, registry, configured, nursery.cancel_scope)
         yield
         nursery.cancel_scope.cancel()
 
 
-async def _end_on_signal(signals: AsyncIterator[int], registry: Registry, everything: trio.CancelScope) -> None:
+async def _wait_ending(signals: AsyncIterator[int], configured: Configured) -> signal.Signals:
+    """The next one that ends us; the other has the configuration read again, as soon as there is a session."""
+    while (number := await anext(signals)) == RELOADING:
+        configured.ask_reload()
+    return signal.Signals(number)
+
+
+async def _end_on_signal(
+    signals: AsyncIterator[int], registry: Registry, configured: Configured, everything: trio.CancelScope
+) -> None:
     from ploopfs.fuse import mount as fuse_mount  # noqa: PLC0415 -- see _serve_tree
 
-    log.info("%s: ending", signal.Signals(await anext(signals)).name)
+    log.info("%s: ending", (await _wait_ending(signals, configured)).name)
     registry.close_gates()
     if fuse_mount.terminate():
         with trio.move_on_after(SHUTDOWN_DEADLINE_S) as deadline:
-            await anext(signals)
+            await _wait_ending(signals, configured)
         if deadline.cancelled_caught:
             log.error("requests did not end within %s s and are cut off", SHUTDOWN_DEADLINE_S)
     everything.cancel()
 
 
-async def _add_devices(registry: Registry, scst: Scst, config: Config) -> None:
-    if config.scst.loaded:
-        scst.load()
-    limits = config.limits
-    bounds = Bounds(
-        requests=limits.requests_per_device,
-        park_timeout_s=limits.park_timeout_s,
-        quiesce_timeout_s=limits.quiesce_timeout_s,
-        held_requests=limits.held_requests,
-        held_bytes=limits.held_mib << 20,
-        unflushed_bytes=limits.unflushed_mib << 20,
-    )
-    for index, wanted in enumerate(config.devices):
-        try:
-            device = await registry.add(
-                wanted.name,
-                flavour=FLAVOURS[wanted.flavour],
-                image=wanted.image,
-                files=OsFiles(limits.threads_per_device),
-                read_only=wanted.read_only,
-                cluster_sectors=wanted.cluster_sectors,
-                bounds=bounds,
-                dm_name=wanted.dm_name,
-                dm_uuid=wanted.dm_uuid,
-            )
-        except PloopError as error:
-            raise ConfigError(f"{config.path}: devices[{index}] ({wanted.name}): {error}") from error
-        device.queue.set_on_standby(OnStandby(wanted.on_standby))
-        device.queue.set_hold_timeout(wanted.hold_timeout_ms)
-        device.agent.configure(wanted.recovery)
-        if wanted.standby:
-            scst.attach(device)
-
-
 @asynccontextmanager
-async def _agents(registry: Registry, mountpoint: str) -> AsyncIterator[None]:
-    """Inside, devices are recovered as their configuration says."""
+async def _beside(registry: Registry, configured: Configured, mountpoint: str) -> AsyncIterator[None]:
+    """Inside, devices are recovered as their configuration says, and that is read again when somebody asks."""
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(configured.run)
         nursery.start_soon(run_agents, registry, partial(_recovery_environment, mountpoint))
         yield
         nursery.cancel_scope.cancel()
@@ -204,8 +181,16 @@ def _daemonize() -> _Parent:
     return _Parent(writing)
 
 
+class _OneLine(logging.Formatter):
+    """A record is one line, and a traceback behind it: a name with a newline in it must not look like another record,
+    nor a name that is no text cost the record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def _log_to(handler: logging.Handler, level: str) -> None:
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    handler.setFormatter(_OneLine(_LOG_FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

@@ -1,10 +1,13 @@
 """How the client verbs print: sizes, durations, tables, and colours where somebody looks at them.
 
-Knows nothing of devices. Invariant: what goes into a pipe or a file has no escape sequence.
+Knows nothing of devices. Invariants: what goes into a pipe or a file has no colours; what goes to a terminal has no
+character that does anything there but be seen, whatever the name of a file or the answer of a tree may hold.
 """
 
 import os
+import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from enum import Enum
 
@@ -28,6 +31,32 @@ def painted(text: str, colour: Colour | None) -> str:
     return f"\033[{colour.value}m{text}\033[0m" if colour and wanted and text.strip() else text
 
 
+_OURS = re.compile(f"(\033\\[(?:0|{'|'.join(colour.value for colour in Colour)})m)")
+_UNDECODED = range(0xDC80, 0xDD00)
+"""What `surrogateescape` makes of the bytes 0x80 to 0xFF."""
+
+
+def printable(text: str) -> str:
+    """One line in which everything is seen: what is not a letter, a sign or a blank stands there as an escape."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else _escape(one) for one in text)
+
+
+def _escape(one: str) -> str:
+    if ord(one) in _UNDECODED:
+        return f"\\x{ord(one) - 0xDC00:02x}"
+    return one.encode("unicode_escape").decode()
+
+
+def say(text: str = "") -> None:
+    """Print lines: as they are into a pipe or a file, whose reader wants the very name; so that all is seen to a
+    terminal."""
+    print("\n".join(map(_seen, text.split("\n"))) if sys.stdout.isatty() else text)
+
+
+def _seen(line: str) -> str:
+    return "".join(part if _OURS.fullmatch(part) else printable(part) for part in _OURS.split(line))
+
+
 def plain(_cell: str) -> None:
     """The style of a column without colours."""
 
@@ -37,10 +66,35 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], styles: dic
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     widths[-1] = 0
     columns = [(styles or {}).get(head, plain) for head in heads]
-    print("  ".join(painted(head.ljust(width), Colour.BOLD) for head, width in zip(heads, widths, strict=True)))
+    say("  ".join(painted(head.ljust(width), Colour.BOLD) for head, width in zip(heads, widths, strict=True)))
     for row in rows:
         cells = zip(row, widths, columns, strict=True)
-        print("  ".join(painted(cell.ljust(width), style(cell)) for cell, width, style in cells).rstrip())
+        say("  ".join(painted(cell.ljust(width), style(cell)) for cell, width, style in cells).rstrip())
+
+
+class ProgressLine:
+    """One line on standard error that overwrites itself while something takes long; nothing where no terminal is."""
+
+    SHOWN_AFTER_S = 0.5
+    BETWEEN_S = 0.1
+    WIDTH = 30
+
+    def __init__(self) -> None:
+        self._next_s = time.monotonic() + self.SHOWN_AFTER_S
+        self._shown = False
+
+    def show(self, what: str, done: int, whole: int) -> None:
+        now_s = time.monotonic()
+        if now_s < self._next_s or not sys.stderr.isatty():
+            return
+        self._next_s, self._shown = now_s + self.BETWEEN_S, True
+        part = min(1.0, done / whole) if whole else 1.0
+        bar = "#" * int(part * self.WIDTH)
+        print(f"\r\033[K{what} [{bar:<{self.WIDTH}}] {part:4.0%}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def size(size_bytes: int) -> str:

@@ -1,17 +1,25 @@
 """A mounted tree as a client sees it: plain files, read and written as any shell script would.
 
-Knows nothing of the daemon behind it. Paths are those of the tree's sysfs layout.
+Knows nothing of the daemon behind it, and takes nothing that it says for granted: whatever the files hold, what comes
+out is a value of the right kind or BadTree. Paths are those of the tree's sysfs layout.
 """
 
 import os
+import re
 import select
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ploopfs.errors import BadValue, MountError, NoSuchDevice
+from ploopfs.bounds import MAX_FILE_BYTES
+from ploopfs.errors import BadTree, BadValue, MountError, NoSuchDevice
 from ploopfs.fuse.mountpoint import State, inspect_mountpoint, ploopfs_mounts
+
+_NUMBER = re.compile(r"[0-9]{1,20}")
+_PROCESS = re.compile(r"[1-9][0-9]{0,8}")
+_SECONDS = re.compile(r"[0-9]{1,11}(\.[0-9]{1,9})?")
+_LEVEL = re.compile(r"[0-9]+ (.*) ([01]) (\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +81,17 @@ class Tree:
 
     @property
     def pid(self) -> int:
-        return int(self._read("sys/fs/ploopfs/pid"))
+        name = "sys/fs/ploopfs/pid"
+        return int(self._matching(name, self.read(name), _PROCESS, "the number of a process"))
 
     @property
     def is_checking(self) -> bool:
         """The global key is in: errors of the storage can mean standby."""
-        return self._read("sys/fs/ploopfs/ploop_standby_check") == "1"
+        return self.read("sys/fs/ploopfs/ploop_standby_check") == "1"
 
     def metrics(self) -> str:
         """The text format of Prometheus."""
-        return self._read("sys/fs/ploopfs/metrics")
+        return self.read("sys/fs/ploopfs/metrics")
 
     def devices(self) -> list[str]:
         return sorted(os.listdir(self._path("sys/block")), key=lambda name: (len(name), name))
@@ -93,22 +102,22 @@ class Tree:
             device=device,
             mountpoint=self.mountpoint,
             disk=self._path(f"dev/{device}"),
-            size_bytes=int(self.attribute(device, "size")) * 512,
+            size_bytes=self._number(device, "size") * 512,
             read_only=self.attribute(device, "ro") == "1",
             standby=self.attribute(device, "queue/standby"),
-            since_s=float(since) if since else None,
+            since_s=self._seconds(device, since) if since else None,
             reason=self.attribute(device, "ploopfs/standby_reason"),
-            generation=int(self.attribute(device, "ploopfs/generation")),
+            generation=self._number(device, "ploopfs/generation"),
             aborted=self._optional(device, "ploopfs/aborted") == "1",
             suspended=self._optional(device, "dm/suspended") == "1",
-            parked=int(self.attribute(device, "ploopfs/parked")),
+            parked=self._number(device, "ploopfs/parked"),
             last_error=self.attribute(device, "ploopfs/last_error"),
             deltas=[level.path for level in self.levels(device)],
             on_standby=self.attribute(device, "ploopfs/on_standby"),
-            hold_timeout_ms=int(self.attribute(device, "ploopfs/hold_timeout_ms")),
-            held=int(self.attribute(device, "ploopfs/held")),
-            held_bytes=int(self.attribute(device, "ploopfs/held_bytes")),
-            unflushed_bytes=int(self.attribute(device, "ploopfs/unflushed_bytes")),
+            hold_timeout_ms=self._number(device, "ploopfs/hold_timeout_ms"),
+            held=self._number(device, "ploopfs/held"),
+            held_bytes=self._number(device, "ploopfs/held_bytes"),
+            unflushed_bytes=self._number(device, "ploopfs/unflushed_bytes"),
             recovery=self._optional(device, "ploopfs/recovery"),
             agent=self._optional(device, "ploopfs/agent"),
         )
@@ -117,11 +126,12 @@ class Tree:
         """Base first. A flavour without pdelta has them in one file."""
         listed = self._optional(device, "ploopfs/deltas")
         if listed:
-            return [_level(line) for line in listed.split("\n")]
+            return [self._level(device, line) for line in listed.split("\n")]
         try:
-            numbers = sorted(map(int, os.listdir(self._attribute_path(device, "pdelta"))))
+            names = os.listdir(self._attribute_path(device, "pdelta"))
         except FileNotFoundError:
             return []
+        numbers = sorted(int(name) for name in names if _NUMBER.fullmatch(name))
         return [self._pdelta(device, f"pdelta/{number}") for number in numbers]
 
     def written_image(self, device: str) -> str | None:
@@ -135,6 +145,25 @@ class Tree:
         path, read_only, form = (self.attribute(device, f"{directory}/{name}") for name in ("image", "ro", "format"))
         return Level(path, read_only == "1", form)
 
+    def _level(self, device: str, line: str) -> Level:
+        """`number path ro format`; the path may hold blanks."""
+        found = _LEVEL.fullmatch(line)
+        if found is None:
+            raise BadTree(self._attribute_path(device, "ploopfs/deltas"), line, "NUMBER PATH 0|1 FORMAT")
+        return Level(found[1], found[2] == "1", found[3])
+
+    def _number(self, device: str, name: str) -> int:
+        return int(self._matching(f"sys/block/{device}/{name}", self.attribute(device, name), _NUMBER, "a number"))
+
+    def _seconds(self, device: str, text: str) -> float:
+        name = f"sys/block/{device}/ploopfs/standby_since"
+        return float(self._matching(name, text, _SECONDS, "a time in seconds"))
+
+    def _matching(self, name: str, text: str, pattern: re.Pattern[str], expected: str) -> str:
+        if pattern.fullmatch(text) is None:
+            raise BadTree(self._path(name), text, expected)
+        return text
+
     def _optional(self, device: str, name: str) -> str:
         """Empty where a device has no such attribute."""
         try:
@@ -145,7 +174,7 @@ class Tree:
     def attribute(self, device: str, name: str) -> str:
         """The value without its newline."""
         self.check_device(device)
-        return self._read(f"sys/block/{device}/{name}")
+        return self.read(f"sys/block/{device}/{name}")
 
     def store(self, device: str, name: str, value: str) -> None:
         """One write(2). Raises OSError with the errno of the store, its reason from `last_error` in the arguments."""
@@ -167,7 +196,7 @@ class Tree:
         try:
             poller = select.poll()
             poller.register(fd, select.POLLPRI | select.POLLERR)
-            while not reached(os.pread(fd, 4096, 0).decode().rstrip("\n")):
+            while not reached(os.fsdecode(os.pread(fd, 4096, 0)).rstrip("\n")):
                 left_ms = None if deadline is None else max(0, deadline - time.monotonic()) * 1000
                 if not poller.poll(left_ms) and left_ms is not None:
                     return False
@@ -193,7 +222,16 @@ class Tree:
     def debug_path(self, device: str, name: str) -> str:
         """A file of the device's directory in debugfs."""
         self.check_device(device)
-        return self._path(f"sys/kernel/debug/ploopfs/{device}/{name}")
+        return self._path(self._debug_name(device, name))
+
+    def debug(self, device: str, name: str) -> str:
+        """What it holds, without its newline."""
+        self.check_device(device)
+        return self.read(self._debug_name(device, name))
+
+    @staticmethod
+    def _debug_name(device: str, name: str) -> str:
+        return f"sys/kernel/debug/ploopfs/{device}/{name}"
 
     def check_device(self, device: str) -> None:
         """Raises PloopError unless there is a device of that name."""
@@ -206,9 +244,13 @@ class Tree:
     def _attribute_path(self, device: str, name: str) -> str:
         return self._path(f"sys/block/{device}/{name}")
 
-    def _read(self, name: str) -> str:
-        with open(self._path(name), encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().removesuffix("\n")
+    def read(self, name: str) -> str:
+        """A file below the mountpoint, without its newline."""
+        with open(self._path(name), "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise BadTree(self._path(name), "endless", f"at most {MAX_FILE_BYTES} bytes")
+        return os.fsdecode(data).removesuffix("\n")
 
     def _path(self, name: str) -> str:
         return os.path.join(self.mountpoint, name)
@@ -224,10 +266,3 @@ def _is_live(place: str) -> bool:
         return inspect_mountpoint(place) is State.SERVING
     except MountError:
         return False
-
-
-def _level(line: str) -> Level:
-    """`number path ro format`; the path may hold blanks."""
-    _, rest = line.split(" ", 1)
-    path, read_only, form = rest.rsplit(" ", 2)
-    return Level(path, read_only == "1", form)

@@ -7,6 +7,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -14,11 +15,16 @@ from dataclasses import asdict, dataclass
 
 from ploopfs.cli.events import as_text, recent
 from ploopfs.cli.exits import Exit
-from ploopfs.cli.text import Colour, duration, painted, size
+from ploopfs.cli.text import Colour, duration, painted, say, size
 from ploopfs.cli.tree import DeviceStatus, Tree, live_mounts
+from ploopfs.errors import BadTree
 
 RECENT = 6
 LABEL_COLUMNS = 14
+
+_REASON = re.compile(
+    r"errno=(\S+) operation=(\S+) offset=([0-9]{1,20}) length=([0-9]{1,20}) level=(-|[0-9]{1,20}) file=(.*)", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Failure:
 
     @property
     def in_words(self) -> str:
-        number = getattr(errno, self.errno, 0)
+        number = next((number for number, name in errno.errorcode.items() if name == self.errno), None)
         meaning = f" ({os.strerror(number)})" if number else ""
         where = f" of {self.length} bytes at {self.offset}" if self.length else ""
         return f"{self.errno}{meaning} on {self.operation.replace('_', ' ')}{where}"
@@ -49,20 +55,14 @@ class Step:
 
 
 def failure(reason: str) -> Failure | None:
-    """None for an empty reason. The file comes last, and may hold blanks."""
+    """None for an empty reason. The file comes last, and may hold blanks. Raises BadTree."""
     if not reason:
         return None
-    facts, _, file = reason.partition(" file=")
-    values = dict(fact.split("=", 1) for fact in facts.split(" "))
-    level = values["level"]
-    return Failure(
-        values["errno"],
-        values["operation"],
-        int(values["offset"]),
-        int(values["length"]),
-        None if level == "-" else int(level),
-        file,
-    )
+    found = _REASON.fullmatch(reason)
+    if found is None:
+        raise BadTree("ploopfs/standby_reason", reason, "errno= operation= offset= length= level= file=")
+    number, operation, offset, length, level, file = found.groups()
+    return Failure(number, operation, int(offset), int(length), None if level == "-" else int(level), file)
 
 
 def why(arguments: argparse.Namespace) -> int:
@@ -74,17 +74,17 @@ def why(arguments: argparse.Namespace) -> int:
         facts = {"status": asdict(one), "next": [asdict(step) for step in todo]}
         print(json.dumps(facts | {"events": [record.values for record in events]}, indent=2))
         return Exit.OK
-    print(_headline(one))
-    print()
+    say(_headline(one))
+    say()
     for label, text in _facts(tree, one):
-        print(f"  {label:<{LABEL_COLUMNS}}{text}")
+        say(f"  {label:<{LABEL_COLUMNS}}{text}")
     if events:
-        print(f"\nlast events ({painted(f'ploopfs watch {one.device}', Colour.BOLD)} shows more)")
+        say(f"\nlast events ({painted(f'ploopfs watch {one.device}', Colour.BOLD)} shows more)")
         for record in events:
-            print(f"  {as_text(record)}")
-    print("\nwhat to type next" if todo else "\nnothing to do")
+            say(f"  {as_text(record)}")
+    say("\nwhat to type next" if todo else "\nnothing to do")
     for step in todo:
-        print(f"  {painted(step.command, Colour.BOLD)}\n      {step.purpose}")
+        say(f"  {painted(step.command, Colour.BOLD)}\n      {step.purpose}")
     return Exit.OK
 
 

@@ -6,11 +6,8 @@ Knows no rule of any file. Refuses before it is built what could make a small fi
 import yaml
 from yaml.nodes import Node
 
+from ploopfs.bounds import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH
 from ploopfs.errors import ConfigError
-
-MAX_FILE_BYTES = 1 << 20
-MAX_DEPTH = 16
-"""The rules need fewer; deeper nesting would recurse without a bound in the composer."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,8 +19,9 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs forgot it
         if getattr(event, "anchor", None) is not None:  # an alias event carries the anchor it names
             raise yaml.MarkedYAMLError(None, None, "anchors and aliases are not accepted", event.start_mark)
-        if self._depth == MAX_DEPTH:
-            raise yaml.MarkedYAMLError(None, None, f"nested deeper than {MAX_DEPTH} levels", event.start_mark)
+        # The rules need fewer; deeper nesting would recurse without a bound in the composer.
+        if self._depth == MAX_CONFIG_DEPTH:
+            raise yaml.MarkedYAMLError(None, None, f"nested deeper than {MAX_CONFIG_DEPTH} levels", event.start_mark)
         self._depth += 1
         try:
             return super().compose_node(parent, index)
@@ -31,7 +29,11 @@ class _Loader(yaml.SafeLoader):
             self._depth -= 1
 
     def fetch_more_tokens(self) -> None:
-        """An escape beyond Unicode or a version of thousands of digits leaves the scanner as a bare ValueError."""
+        """An escape beyond Unicode or a version of thousands of digits leaves the scanner as a bare ValueError.
+
+        It scans a line ahead before anything is composed, and looks at every open bracket for each further one."""
+        if self.flow_level > MAX_CONFIG_DEPTH:
+            raise yaml.MarkedYAMLError(None, None, f"nested deeper than {MAX_CONFIG_DEPTH} levels", self.get_mark())
         try:
             super().fetch_more_tokens()
         except (ValueError, OverflowError) as error:
@@ -41,12 +43,12 @@ class _Loader(yaml.SafeLoader):
 def read_text(file: str) -> str:
     try:
         with open(file, "rb") as stream:
-            content = stream.read(MAX_FILE_BYTES + 1)
+            content = stream.read(MAX_CONFIG_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL, or with no bytes in this locale
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{file}: cannot be read: {reason}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"{file}: is larger than {MAX_FILE_BYTES} bytes")
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{file}: is larger than {MAX_CONFIG_BYTES} bytes")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -6,27 +6,27 @@ the rest of the file. Invariant: what `recovery_of` returns obeys every rule bel
 
 from collections.abc import Callable, Mapping
 
-from ploopfs.config.rules import ListOf, MapOf, Scalar, Value, Walk, is_path, shown, whole
+from ploopfs.bounds import MAX_ATTEMPTS, MAX_COMMAND_ARGUMENTS, MAX_HEALTHY_PROBES, MAX_RECOVERY_S
+from ploopfs.config.rules import ListOf, MapOf, Scalar, Value, Walk, is_path, seconds_up_to, shown, whole
 from ploopfs.device.recovery import Command, Manual, Patience, Policy, Recovery, Reopen, Replace
 
-MAX_ARGUMENTS = 64
 WORDS: Mapping[str, Policy] = {"manual": Manual(), "reopen": Reopen()}
 POLICIES = ("reopen", "replace", "command")
 
-_SECONDS = Scalar("a number of seconds above 0 and at most 86400", (int, float), lambda value: 0 < value <= 86400)
-_SECONDS_OR_0 = Scalar("a number of seconds from 0 to 86400", (int, float), lambda value: 0 <= value <= 86400)
+_SECONDS = seconds_up_to(MAX_RECOVERY_S)
+_SECONDS_OR_0 = seconds_up_to(MAX_RECOVERY_S, zero=True)
 _ARGUMENT = Scalar("an argument: text without a NUL (quote a number)", (str,), lambda text: not text or is_path(text))
 _PROGRAM = Scalar("the path or the name of a program", (str,), is_path)
 
 _PATIENCE = {
-    "attempts": whole(1, 1_000_000),
+    "attempts": whole(1, MAX_ATTEMPTS),
     "backoff_s": _SECONDS,
     "backoff_max_s": _SECONDS,
     "settle_s": _SECONDS_OR_0,
     "probe": Scalar("true or false", (bool,)),
     "probe_interval_s": _SECONDS,
     "probe_timeout_s": _SECONDS,
-    "healthy_probes": whole(1, 1000),
+    "healthy_probes": whole(1, MAX_HEALTHY_PROBES),
     "command_timeout_s": _SECONDS,
 }
 
@@ -36,7 +36,10 @@ RECOVERY = MapOf(
         "reopen": Scalar("true", (bool,), bool),
         "replace": Scalar("the path of the image that takes the place of the top", (str,), is_path),
         "command": ListOf(
-            f"a program and its arguments: 1 to {MAX_ARGUMENTS} texts", _ARGUMENT, range(1, MAX_ARGUMENTS + 1), _PROGRAM
+            f"a program and its arguments: 1 to {MAX_COMMAND_ARGUMENTS} texts",
+            _ARGUMENT,
+            range(1, MAX_COMMAND_ARGUMENTS + 1),
+            _PROGRAM,
         ),
         **_PATIENCE,
     },

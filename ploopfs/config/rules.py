@@ -1,13 +1,14 @@
 """Rules for what a file may hold, and the walk that checks a file's nodes against them.
 
 A rule is a value: a scalar, a list, a mapping. Knows neither the meaning of a key nor where a file came from.
-Invariant: every mistake of a file is reported, each with its line, the path of the key, the value and what was
-expected.
+Invariant: every mistake of a file is reported (the first MAX_ERRORS of them), each with its line, the path of the key,
+the value and what was expected.
 """
 
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-MAX_SHOWN = 60
-"""Characters of a wrong value in a message."""
+from ploopfs.bounds import MAX_ERRORS, MAX_NUMBER, MAX_SHOWN, Bound
+from ploopfs.errors import ConfigError
 
 Value = Any  # what a file holds: its type is not known before its rule has checked it
 _TAG = "tag:yaml.org,2002:"
@@ -26,6 +27,7 @@ _SCALARS: Mapping[str, Callable[[ScalarNode], Value]] = {
     _TAG + "int": SafeConstructor().construct_yaml_int,
     _TAG + "float": SafeConstructor().construct_yaml_float,
 }
+_NUMBERS = frozenset({_TAG + "int", _TAG + "float"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,21 @@ def whole(low: int, high: int) -> Scalar:
     return Scalar(f"a whole number from {low} to {high}", (int,), lambda value: low <= value <= high)
 
 
+def settable(bound: Bound) -> Scalar:
+    """What the setting of a bound takes."""
+    return whole(1, bound.highest)
+
+
+def seconds_up_to(highest: int, *, zero: bool = False) -> Scalar:
+    """`zero`: none at all is possible, too."""
+    from_ = "from 0 to" if zero else "above 0 and at most"
+    return Scalar(
+        f"a number of seconds {from_} {highest}",
+        (int, float),
+        lambda value: 0 <= value <= highest and (zero or value > 0),
+    )
+
+
 def shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
@@ -104,8 +121,18 @@ class Walk:
     errors: list[tuple[int, str]] = field(default_factory=list)
 
     def error(self, where: str, problem: str, *, line: int = 0) -> None:
+        """Raises ConfigError with all of them when there are too many."""
         line = line or self.lines[where]
         self.errors.append((line, f"{self.file}:{line}: {where or 'the file'}: {problem}"))
+        if len(self.errors) == MAX_ERRORS:
+            end = f"{self.file}: after {MAX_ERRORS} mistakes no further ones are looked for"
+            self.errors.append((sys.maxsize, end))
+            self.check()
+
+    def check(self) -> None:
+        """Raises ConfigError, one line per mistake in the order of the file, if there is one."""
+        if self.errors:
+            raise ConfigError("\n".join(text for _, text in sorted(self.errors, key=lambda error: error[0])))
 
     def read(self, rule: Rule, node: Node, where: str) -> Value:
         self.lines[where] = node.start_mark.line + 1
@@ -153,7 +180,7 @@ class Walk:
 
 def _scalar(node: ScalarNode, rule: Scalar) -> Value:
     """The value of a scalar that obeys the rule, else None: no rule takes null."""
-    if node.tag not in _SCALARS:
+    if node.tag not in _SCALARS or (node.tag in _NUMBERS and len(node.value) > MAX_NUMBER):
         return None
     try:
         value = _SCALARS[node.tag](node)

@@ -6,9 +6,9 @@ Knows neither how a scenario is written nor how it is played.
 from dataclasses import dataclass
 from typing import Any
 
+from ploopfs.bounds import SCENARIO_COMMAND_S, SCENARIO_WITHIN_S
+
 DEFAULT_DEVICE = "ploop0"
-WITHIN_S = 10.0
-COMMAND_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Request(Step):
     kind: str
     count: int = 1
     errno: str = ""
-    timeout_s: float = COMMAND_TIMEOUT_S
+    timeout_s: float = SCENARIO_COMMAND_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class Load(Step):
 
     start: bool
     threads: int = 1
-    timeout_s: float = COMMAND_TIMEOUT_S
+    timeout_s: float = SCENARIO_COMMAND_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class ExpectValue(Step):
     attribute: str
     compare: str
     text: str
-    within_s: float = WITHIN_S
+    within_s: float = SCENARIO_WITHIN_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class ExpectEvent(Step):
 
     event: str
     facts: tuple[tuple[str, str], ...] = ()
-    within_s: float = WITHIN_S
+    within_s: float = SCENARIO_WITHIN_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class ExpectLoad(Step):
     """The load of the device has met some errors so far, or none."""
 
     errors: bool
-    within_s: float = WITHIN_S
+    within_s: float = SCENARIO_WITHIN_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class Store(Step):
     in_mount: bool = False
     errno: str = ""
     is_recovery: bool = False
-    timeout_s: float = COMMAND_TIMEOUT_S
+    timeout_s: float = SCENARIO_COMMAND_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ class Command(Step):
     command: str
     exit: int = 0
     is_recovery: bool = False
-    timeout_s: float = COMMAND_TIMEOUT_S
+    timeout_s: float = SCENARIO_COMMAND_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

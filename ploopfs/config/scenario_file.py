@@ -7,12 +7,22 @@ rule below, each of its steps is about a device that it has, and its image paths
 import errno
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ploopfs.bounds import (
+    HOLD_TIMEOUT_MS,
+    SCENARIO_DEPTH,
+    SCENARIO_DEVICES,
+    SCENARIO_REPEATS,
+    SCENARIO_SIZE_MIB,
+    SCENARIO_STEPS,
+    SCENARIO_TIMEOUT_S,
+)
 from ploopfs.config.loading import compose, read_text
 from ploopfs.config.recovery import RECOVERY, check_recovery
-from ploopfs.config.rules import ListOf, MapOf, Scalar, Value, Walk, is_path, shown, whole
+from ploopfs.config.rules import ListOf, MapOf, Scalar, Value, Walk, is_path, seconds_up_to, settable, shown, whole
 from ploopfs.config.scenario import (
     DEFAULT_DEVICE,
     AnyStep,
@@ -29,16 +39,10 @@ from ploopfs.config.scenario import (
     Store,
     Verify,
 )
-from ploopfs.config.schema import DEVICE_NAMES, FLAVOURS, MAX_HOLD_TIMEOUT_MS, ON_STANDBY
+from ploopfs.config.schema import DEVICE_NAMES, FLAVOURS, ON_STANDBY
 from ploopfs.errors import ConfigError
 
-MAX_DEVICES = 8
-MAX_STEPS = 1000
-MAX_REPEAT = 100
-MAX_SIZE_MIB = 4096
-MAX_DEPTH = 16
-
-_SECONDS = Scalar("a number of seconds above 0 and at most 3600", (int, float), lambda value: 0 < value <= 3600)
+_SECONDS = seconds_up_to(SCENARIO_TIMEOUT_S)
 _SWITCH = Scalar("true or false", (bool,))
 _TEXT = Scalar("a text", (str,), bool)
 _STAGED = tuple(name for name in FLAVOURS if name != "block")
@@ -59,11 +63,11 @@ _STAGE_DEVICE = MapOf(
         "name": _DEVICE,
         "flavour": Scalar(f"one of {', '.join(_STAGED)}", (str,), lambda name: name in _STAGED),
         "image": ListOf("a path, or a list of paths, base first", _IMAGE, range(1, 100), lone=_IMAGE),
-        "depth": whole(1, MAX_DEPTH),
-        "size_mib": whole(1, MAX_SIZE_MIB),
+        "depth": whole(1, SCENARIO_DEPTH),
+        "size_mib": whole(1, SCENARIO_SIZE_MIB),
         "standby": _SWITCH,
         "on_standby": Scalar("fail or hold", (str,), lambda policy: policy in ON_STANDBY),
-        "hold_timeout_ms": whole(1, MAX_HOLD_TIMEOUT_MS),
+        "hold_timeout_ms": settable(HOLD_TIMEOUT_MS),
         "recovery": RECOVERY,
     },
 )
@@ -82,6 +86,7 @@ _RULE_WORDS = {
     "count": _COUNT,
     "delay_ms": whole(1, 3_600_000),
     "hang": _SWITCH,
+    "late": _SWITCH,
     "after": _SWITCH,
 }
 _REQUEST = MapOf(
@@ -148,7 +153,10 @@ _STEP = MapOf(
         **_STEP_KEYS,
         "repeat": MapOf(
             "a mapping with times and steps",
-            {"times": whole(1, MAX_REPEAT), "steps": ListOf("a list of steps", _SIMPLE_STEP, range(1, MAX_STEPS + 1))},
+            {
+                "times": whole(1, SCENARIO_REPEATS),
+                "steps": ListOf("a list of steps", _SIMPLE_STEP, range(1, SCENARIO_STEPS + 1)),
+            },
             ("times", "steps"),
         ),
     },
@@ -158,8 +166,8 @@ _SCENARIO = MapOf(
     {
         "name": Scalar("a name without a newline", (str,), lambda name: bool(name) and "\n" not in name),
         "about": _TEXT,
-        "devices": ListOf(f"a list of 1 to {MAX_DEVICES} devices", _STAGE_DEVICE, range(1, MAX_DEVICES + 1)),
-        "steps": ListOf(f"a list of 1 to {MAX_STEPS} steps", _STEP, range(1, MAX_STEPS + 1)),
+        "devices": ListOf(f"a list of 1 to {SCENARIO_DEVICES} devices", _STAGE_DEVICE, range(1, SCENARIO_DEVICES + 1)),
+        "steps": ListOf(f"a list of 1 to {SCENARIO_STEPS} steps", _STEP, range(1, SCENARIO_STEPS + 1)),
     },
     ("name", "steps"),
 )
@@ -177,8 +185,7 @@ def load_scenario(path: str | os.PathLike[str]) -> Scenario:
     reader = _Steps(walk, names)
     steps = tuple(reader.read(found.get("steps") or (), "steps"))
     _check_order(walk, steps)
-    if walk.errors:
-        raise ConfigError("\n".join(text for _, text in sorted(walk.errors, key=lambda error: error[0])))
+    walk.check()
     absolute = Path(file).absolute()
     return Scenario(
         path=str(absolute),
@@ -198,12 +205,10 @@ def _check_order(walk: Walk, steps: Sequence[AnyStep]) -> None:
                 made.add(name)
             case Remove(line=line, name=name) if name and name not in made:
                 known = ", ".join(sorted(made - {""})) or "none"
-                problem = f"remove: is {shown(name)}, expected the name of a rule made before (there: {known})"
-                walk.errors.append((line, f"{walk.file}:{line}: {problem}"))
+                problem = f"is {shown(name)}, expected the name of a rule made before (there: {known})"
+                walk.error("remove", problem, line=line)
             case Verify(line=line, what="images") if number != len(steps) - 1:
-                walk.errors.append(
-                    (line, f"{walk.file}:{line}: verify: images unmounts the disks, expected as the last step")
-                )
+                walk.error("verify", "images unmounts the disks, expected as the last step", line=line)
 
 
 def _stage_device(directory: Path, found: Mapping[str, Value]) -> StageDevice:
@@ -334,7 +339,8 @@ class _Steps:
         text = _text(fields[how])
         if how == "matches":
             try:
-                re.compile(text)
+                with warnings.catch_warnings(action="ignore"):  # of what a later Python may read in it
+                    re.compile(text)
             except (re.error, OverflowError, RecursionError) as error:
                 self._walk.error(f"{where}.matches", f"is {shown(text)}, expected a pattern: {error}")
         return ExpectValue(line=line, device=device, attribute=fields["attribute"], compare=how, text=text, **within)

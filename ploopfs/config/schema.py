@@ -1,7 +1,7 @@
 """The configuration file: YAML text in, one frozen `Config` or one `ConfigError` with every mistake out.
 
 Looks at no image and at no device: whether the files exist is found out by who opens them. Invariant: a `Config` that
-`load` returned obeys every rule below, and its image paths are absolute.
+`load` returned obeys every rule below, and its paths are absolute.
 """
 
 import os
@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from ploopfs import bounds
+from ploopfs.bounds import MAX_ALLOWED_DIRS, MAX_DELTAS, MAX_DEVICES
 from ploopfs.config.loading import compose, read_text
 from ploopfs.config.recovery import RECOVERY, check_recovery, recovery_of
-from ploopfs.config.rules import ListOf, MapOf, Scalar, Value, Walk, is_path, shown, whole
+from ploopfs.config.rules import ListOf, MapOf, Scalar, Value, Walk, is_path, seconds_up_to, settable, shown
 from ploopfs.device.recovery import Recovery
-from ploopfs.errors import ConfigError
 
-MAX_DEVICES = 1024
-MAX_IMAGES = 127  # the longest chain: a base and 126 snapshots
 RAW_PREFIX = "raw@"
 DEFAULT_FLAVOUR = "vz7"
 MAX_NAME = 127
@@ -39,7 +38,7 @@ class DeviceConfig:
     read_only: bool = False
     cluster_sectors: int | None = None
     on_standby: str = "fail"
-    hold_timeout_ms: int = 300_000
+    hold_timeout_ms: int = bounds.HOLD_TIMEOUT_MS
     dm_name: str | None = None
     dm_uuid: str = ""
     recovery: Recovery = field(default_factory=Recovery)
@@ -49,13 +48,13 @@ class DeviceConfig:
 class Limits:
     """Bounds on what a device may hold and on how long anything may wait for it."""
 
-    requests_per_device: int = 1024
-    held_requests: int = 512
-    held_mib: int = 64
-    unflushed_mib: int = 64
-    park_timeout_s: float = 300
-    quiesce_timeout_s: float = 30
-    threads_per_device: int = 64
+    requests_per_device: int = bounds.REQUESTS
+    held_requests: int = bounds.HELD_REQUESTS
+    held_mib: int = bounds.HELD_MIB
+    unflushed_mib: int = bounds.UNFLUSHED_MIB
+    park_timeout_s: float = bounds.PARK_TIMEOUT_S
+    quiesce_timeout_s: float = bounds.QUIESCE_TIMEOUT_S
+    threads_per_device: int = bounds.THREADS
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,8 @@ class Config:
     scst: ScstConfig
     devices: tuple[DeviceConfig, ...]
     limits: Limits
+    allowed_dirs: tuple[str, ...] | None = None
+    """Absolute; None: images may lie anywhere."""
 
 
 def is_plain_path(text: str) -> bool:
@@ -98,7 +99,6 @@ DEVICE_NAMES: Mapping[str, Scalar] = {
 FLAVOURS = tuple(DEVICE_NAMES)
 
 ON_STANDBY = ("fail", "hold")
-MAX_HOLD_TIMEOUT_MS = 24 * 3600 * 1000
 
 
 def _is_dm_name(name: str) -> bool:
@@ -106,7 +106,6 @@ def _is_dm_name(name: str) -> bool:
 
 
 _SWITCH = Scalar("true or false", (bool,))
-_TIMEOUT = Scalar("a number of seconds above 0 and at most 3600", (int, float), lambda value: 0 < value <= 3600)
 _CLUSTER = Scalar(
     "a power of two from 64 to 131072", (int,), lambda value: 64 <= value <= 131072 and value.bit_count() == 1
 )
@@ -118,12 +117,12 @@ _DEVICE = MapOf(
     {
         "name": Scalar("a name such as ploop0", (str,)),  # the flavour tells which names: see _check_device
         "flavour": Scalar(f"one of {', '.join(FLAVOURS)}", (str,), lambda name: name in FLAVOURS),
-        "image": ListOf(f"1 to {MAX_IMAGES} paths, base first", _UPPER, range(1, MAX_IMAGES + 1), _FIRST, _LONE),
+        "image": ListOf(f"1 to {MAX_DELTAS} paths, base first", _UPPER, range(1, MAX_DELTAS + 1), _FIRST, _LONE),
         "standby": _SWITCH,
         "read_only": _SWITCH,
         "cluster_sectors": _CLUSTER,
         "on_standby": Scalar("fail or hold", (str,), lambda policy: policy in ON_STANDBY),
-        "hold_timeout_ms": whole(1, MAX_HOLD_TIMEOUT_MS),
+        "hold_timeout_ms": settable(bounds.HOLD_TIMEOUT_MS),
         "dm_name": Scalar(
             f"a device-mapper name: 1 to {MAX_NAME} bytes without a slash", (str,), _is_dm_name
         ),
@@ -132,22 +131,27 @@ _DEVICE = MapOf(
     },
     required=("name", "image"),
 )
-_FILE = MapOf(
-    "a mapping with scst, devices and limits",
+FILE = MapOf(
+    "a mapping with scst, devices, limits and allowed_dirs",
     {
         "scst": MapOf("a mapping with loaded", {"loaded": _SWITCH}),
         "devices": ListOf(f"a list of at most {MAX_DEVICES} devices", _DEVICE, range(MAX_DEVICES + 1)),
         "limits": MapOf(
             "a mapping of limits",
             {
-                "requests_per_device": whole(1, 65536),
-                "held_requests": whole(1, 65536),
-                "held_mib": whole(1, 4096),
-                "unflushed_mib": whole(1, 4096),
-                "park_timeout_s": _TIMEOUT,
-                "quiesce_timeout_s": _TIMEOUT,
-                "threads_per_device": whole(1, 512),
+                "requests_per_device": settable(bounds.REQUESTS),
+                "held_requests": settable(bounds.HELD_REQUESTS),
+                "held_mib": settable(bounds.HELD_MIB),
+                "unflushed_mib": settable(bounds.UNFLUSHED_MIB),
+                "park_timeout_s": seconds_up_to(bounds.PARK_TIMEOUT_S.highest),
+                "quiesce_timeout_s": seconds_up_to(bounds.QUIESCE_TIMEOUT_S.highest),
+                "threads_per_device": settable(bounds.THREADS),
             },
+        ),
+        "allowed_dirs": ListOf(
+            f"a list of 1 to {MAX_ALLOWED_DIRS} directories",
+            Scalar("a directory", (str,), is_path),
+            range(1, MAX_ALLOWED_DIRS + 1),
         ),
     },
 )
@@ -201,19 +205,23 @@ def _device(directory: Path, found: Mapping[str, Value]) -> DeviceConfig:
     return DeviceConfig(**{**found, "image": images, "recovery": recovery})
 
 
+def _allowed_dirs(directory: Path, found: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if found is None else tuple(str(directory / allowed) for allowed in found)
+
+
 def load(path: str | os.PathLike[str]) -> Config:
     """Reads and checks one file. Raises `ConfigError` only, one line per mistake in the order of the file."""
     file = os.fspath(path)
     root = compose(file, read_text(file))
     walk = Walk(file)
-    found = (root and walk.read(_FILE, root, "")) or {}
+    found = (root and walk.read(FILE, root, "")) or {}
     _check_devices(walk, found.get("devices") or ())
-    if walk.errors:
-        raise ConfigError("\n".join(text for _, text in sorted(walk.errors, key=lambda error: error[0])))
+    walk.check()
     absolute = Path(file).absolute()
     return Config(
         path=str(absolute),
         scst=ScstConfig(**found.get("scst", {})),
         devices=tuple(_device(absolute.parent, device) for device in found.get("devices", ())),
         limits=Limits(**found.get("limits", {})),
+        allowed_dirs=_allowed_dirs(absolute.parent, found.get("allowed_dirs")),
     )

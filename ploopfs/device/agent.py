@@ -14,6 +14,7 @@ from typing import Protocol
 
 import trio
 
+from ploopfs.bounds import LOGGED_LINES
 from ploopfs.device.agent_state import TRANSITIONS, AgentEvent, AgentState
 from ploopfs.device.events import DeviceEvents, declare
 from ploopfs.device.queue import RequestQueue
@@ -39,9 +40,6 @@ GAVE_UP = declare("agent_gave_up", "no attempt is left in this outage; `attempts
 PAUSED = declare("agent_paused", "an operator paused the agent")
 RESUMED = declare("agent_resumed", "an operator resumed it; `state` that it is in")
 POLICY = declare("agent_policy", "an operator changed what the agent does; `policy`")
-
-LOGGED_LINES = 20
-"""Of a command's output, the last ones."""
 
 RunCommand = Callable[[Sequence[str], Mapping[str, str], float], Awaitable[Ended]]
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from ploopfs.device.agent import Agent
+from ploopfs.device.agent_state import AgentState
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
 from ploopfs.device.last_error import LastError
@@ -24,7 +25,7 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BackendError, BeyondEnd, ReadOnly
+from ploopfs.errors import BackendError, BeyondEnd, Busy, ReadOnly
 
 _diskseq = itertools.count(1)
 
@@ -193,6 +194,26 @@ class Device:
         if self.queue.standby.state is State.NOT_SUPPORTED and not self.queue.is_lost:
             self.unflushed.forget()
 
+    def check_idle(self) -> None:
+        """Raises Busy with what speaks against removing it: somebody uses it, an operation or its outcome is pending,
+        or what was acknowledged is nowhere but in our memory."""
+        if self.open_count:
+            raise Busy(f"it is open ({self.open_count} times)")
+        if self.stats.in_flight or self.queue.room:
+            raise Busy("requests are in flight")
+        if self.queue.is_stopped or self.agent.state is AgentState.RECOVERING:
+            raise Busy("an operation on it is under way, or it is suspended")
+        if self.mapper is not None and self.mapper.is_busy:
+            raise Busy("an operation on it is under way, or an inactive table is loaded")
+        if self.queue.is_lost and self.unflushed:
+            raise Busy(f"its storage is lost, and {self.unflushed.data_bytes} bytes wait to be written again")
+
+    def tell_gone(self) -> None:
+        """Whoever waits for a change of one of its attributes is woken, and finds that it is not there any more."""
+        changed = [self.queue.standby.changed, self.queue.changed, self.queue.room.changed, self.agent.changed]
+        for signal in (*changed, *([self.mapper.changed] if self.mapper else [])):
+            signal.fire()
+
     @property
     def replace_results(self) -> dict[tuple[str, str], int]:
         """How often each operation ended with each result (`ok`, or an errno's name)."""
@@ -224,9 +245,12 @@ class Device:
         """Flush and close; raises if that fails. A store that is lost is not written to: then the answer is False, and
         the image keeps its in-use mark."""
         self.queue.close_gate()
-        await self.agent.aclose()
-        if self.mapper:
-            await self.mapper.aclose()
-        lost = not self.read_only and self.queue.is_lost
-        await self.stack.aclose(clean=not lost)
-        return not lost
+        try:
+            await self.agent.aclose()
+            if self.mapper:
+                await self.mapper.aclose()
+            lost = not self.read_only and self.queue.is_lost
+            await self.stack.aclose(clean=not lost)
+            return not lost
+        finally:
+            self.queue.forget_key()

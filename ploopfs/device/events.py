@@ -10,9 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ploopfs.bounds import MAX_EVENTS, MAX_FACT_CHARACTERS
 from ploopfs.device.signal import Signal
-
-CAPACITY = 4096
 
 Fact = str | int | float | bool | None
 
@@ -66,7 +65,7 @@ class Record:
 class Events:
     """`changed` fires after each record. `next_sequence` is the number that the next record gets."""
 
-    def __init__(self, *, capacity: int = CAPACITY) -> None:
+    def __init__(self, *, capacity: int = MAX_EVENTS) -> None:
         self.changed = Signal()
         self.next_sequence = 1
         self._capacity = capacity
@@ -80,7 +79,7 @@ class Events:
     def emit(self, device: str, event: str, **facts: Fact) -> None:
         assert event in EVENTS, event
         assert facts.keys().isdisjoint(FIXED), facts
-        record = Record(self.next_sequence, time.time(), device, event, facts)
+        record = Record(self.next_sequence, time.time(), device, event, {key: _cut(facts[key]) for key in facts})
         if len(self._ring) < self._capacity:
             self._ring.append(record)
         else:
@@ -100,6 +99,13 @@ class Events:
 
     def _place(self, sequence: int) -> int:
         return (sequence - 1) % self._capacity
+
+
+def _cut(fact: Fact) -> Fact:
+    """A table or a path that somebody wrote is part of an error, and the ring keeps thousands of records."""
+    if isinstance(fact, str) and len(fact) > MAX_FACT_CHARACTERS:
+        return f"{fact[:MAX_FACT_CHARACTERS]}..."
+    return fact
 
 
 class DeviceEvents:

@@ -4,16 +4,17 @@ Knows nothing of what replaces what. Invariant: a block that fails leaves the ol
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import trio
 
+from ploopfs.bounds import CLOSE_TIMEOUT_S
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.stats import Op
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.engine.delta import Delta
-from ploopfs.engine.file import CLOSE_TIMEOUT_S, File
+from ploopfs.engine.file import File
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, PloopError, StorageTimeout
 
@@ -39,16 +40,15 @@ async def replay(unflushed: Unflushed, stack: Stack, timeout: trio.CancelScope, 
 
 
 @asynccontextmanager
-async def lock_handed_over(
-    holders: Iterable[File], new: File, lost: Callable[[], None] = lambda: None
-) -> AsyncIterator[None]:
+async def lock_handed_over(queue: RequestQueue, holders: Iterable[Delta], new: File) -> AsyncIterator[bool]:
     """Where the new file is also one of ours, our own old lock would refuse us: it is dropped, and taken back if the
-    block fails; `lost` is called if it cannot be. The new file is closed then."""
-    old = next((file for file in holders if file.identity == new.identity), None)
+    block fails. The new file is closed then. What it yields says whether the old lock was a writer's, which the new
+    one must be, too, until nobody of us writes the image any more."""
+    old = next((delta for delta in holders if delta.file.identity == new.identity), None)
     try:
         if old is not None:
-            await unlock(old)
-        yield
+            await unlock(old.file)
+        yield old is not None and old.locks_as_writer
     except BaseException:
         with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
             scope.shield = True
@@ -56,8 +56,8 @@ async def lock_handed_over(
                 # It is never closed, so the lock would stay with it: nobody, ourselves included, could open the image.
                 await unlock(new)
             await new.aclose()
-            if old is not None and not await lock_again(old):
-                lost()
+            if old is not None:
+                await take_back_lock(queue, old)
         raise
 
 
@@ -68,13 +68,27 @@ async def unlock(file: File) -> None:
         log.info("%s", error)
 
 
-async def lock_again(file: File) -> bool:
+async def take_back_lock(queue: RequestQueue, delta: Delta) -> None:
+    """A device that writes an image without its lock stops, as somebody else may write it by now."""
     try:
-        await file.lock()
+        await delta.file.lock(as_writer=delta.locks_as_writer)
     except PloopError as error:
-        log.error("%s: the lock could not be taken back: %s", file.path, error)
-        return False
-    return True
+        log.error("%s: the lock could not be taken back: %s", delta.path, error)
+        delta.lock_lost = True
+        if any(each.writable and each.file.identity == delta.file.identity for each in queue.stack.deltas):
+            queue.set_aborted(True)
+
+
+async def weaken_locks(stack: Stack) -> None:
+    """Nobody of us writes the lower deltas any more: others may read them, too."""
+    for delta in stack.deltas:
+        if delta.locks_as_writer and not delta.writable:
+            delta.locks_as_writer = False
+            try:
+                async with bounded(delta.path, CLOSE_TIMEOUT_S):
+                    await delta.file.lock()
+            except PloopError as error:
+                log.error("%s: the lock is still a writer's: %s", delta.path, error)
 
 
 @asynccontextmanager

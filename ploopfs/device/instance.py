@@ -1,19 +1,20 @@
 """One ploop instance: what a device-mapper table names, opened and checked beside the one in force.
 
-Knows nothing of queues, suspending or messages. Invariants: opening an instance that fails leaves every file and lock
+Knows nothing of suspending or messages. Invariants: opening an instance that fails leaves every file and lock
 as it was; an image that the device in force is writing is not written to by an instance that waits to take over, which
 reads it again when it does.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 
 import trio
 
-from ploopfs.device.handover import bounded, lock_again, lock_handed_over, marked, replay
+from ploopfs.device.handover import bounded, lock_handed_over, marked, replay, take_back_lock
 from ploopfs.device.ownership import is_copy_of, is_the_image
+from ploopfs.device.queue import RequestQueue
 from ploopfs.device.table import ErrorTarget, PloopTarget, Table
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.engine.counters import Counters
@@ -25,6 +26,7 @@ from ploopfs.engine.stack import Stack
 from ploopfs.errors import BadImage, ImageLocked, ImageRefused, PloopError, ReadOnly
 from ploopfs.image.header import SECTOR_BYTES
 from ploopfs.image.mapped import TOO_LONG, check_mapped, refused
+from ploopfs.image.stacking import Layer
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +36,19 @@ class Surroundings:
     """What an instance is opened beside. `writes` is the top that the device in force is writing, if it is healthy;
     `lost` is the one whose storage has failed: a marked copy of it is ours, and what it may have lost is written again.
     `replayed` is a top that waits and has that already, on stable storage: repeating it, cut off half-way, would leave
-    older bytes in it. `holders` are our open files, those first that hold the lock where several are one image. Inside
-    `still` nothing is written."""
+    older bytes in it. `holders` are our open images, those first that hold the lock where several are one file."""
 
-    holders: Sequence[File]
+    queue: RequestQueue
+    holders: Sequence[Delta]
     writes: Delta | None
     waiting: Delta | None
     lost: Delta | None
     unflushed: Unflushed
     replayed: Delta | None
-    still: Callable[[], AbstractAsyncContextManager[None]]
-    limit_s: float
+
+    @property
+    def limit_s(self) -> float:
+        return self.queue.bounds.quiesce_timeout_s
 
 
 @dataclass(eq=False, slots=True)
@@ -67,19 +71,24 @@ class Instance:
     def files(self) -> list[File]:
         return [delta.file for delta in self.stack.deltas]
 
-    async def aclose(self, *, clean: bool, relocked: Sequence[File], limit_s: float) -> None:
-        """It will not take over. `clean`: the top that it owns is closed as it was found. `relocked` are open files of
-        ours which get the lock of an image back. What fails is logged, as nobody can do anything about it."""
+    @property
+    def lost_its_lock(self) -> bool:
+        """Somebody else may write its top by now."""
+        return any(delta.lock_lost for delta in self.stack.deltas if delta.writable)
+
+    async def aclose(self, queue: RequestQueue, *, clean: bool, relocked: Sequence[Delta]) -> None:
+        """It will not take over. `clean`: the top that it owns is closed as it was found. `relocked` are open images of
+        ours which get their locks back. What fails is logged, as nobody can do anything about it."""
         files = self.files
         with trio.CancelScope(shield=True):
             try:
-                async with bounded(files[-1].path if files else "", limit_s):
-                    await self.stack.aclose(clean=clean and self.owns_top)
+                async with bounded(files[-1].path if files else "", queue.bounds.quiesce_timeout_s):
+                    await self.stack.aclose(clean=clean and self.owns_top and not self.lost_its_lock)
             except PloopError as error:
                 log.error("%s", error)
             for other in relocked:
-                if any(other.identity == file.identity for file in files):
-                    await lock_again(other)
+                if any(other.file.identity == file.identity for file in files):
+                    await take_back_lock(queue, other)
 
     async def take_over_from(self, top: Delta, counters: Counters) -> None:
         """`top` may be one of our files: read that again, and mark our own top, which nobody else writes any more.
@@ -127,11 +136,12 @@ async def _open(
             if any(file.identity == delta.file.identity for delta in deltas):
                 await file.aclose()
                 raise ImageLocked(f"{image.path}: the table names this image twice")
-            await undo.enter_async_context(lock_handed_over(around.holders, file))
+            lock_handover = lock_handed_over(around.queue, around.holders, file)
+            locks_as_writer = await undo.enter_async_context(lock_handover)
             # Size, header and map of an image that is written meanwhile would not fit together.
-            async with around.still() if file.identity == written else nullcontext():
-                deltas.insert(0, await _loaded(file, image, around, is_top=is_top))
-        layers = [delta.layer for delta in deltas]
+            async with around.queue.quiesced() if file.identity == written else nullcontext():
+                deltas.insert(0, await _loaded(file, image, around, is_top=is_top, locks_as_writer=locks_as_writer))
+        layers = [_layer(delta) for delta in deltas]
         check_mapped(layers, cluster_sectors=target.cluster_sectors, end_sectors=end_sectors)
         size_bytes = end_sectors * SECTOR_BYTES
         stack = await rebuilt(deltas, size_bytes, counters, cluster_sectors=target.cluster_sectors)
@@ -150,9 +160,12 @@ async def _open(
         return instance
 
 
-async def _loaded(file: File, image: ImageSpec, around: Surroundings, *, is_top: bool) -> Delta:
+async def _loaded(
+    file: File, image: ImageSpec, around: Surroundings, *, is_top: bool, locks_as_writer: bool
+) -> Delta:
+    accept_mark = _accept_mark(file, around)
     try:
-        delta = await load_delta(file, raw=image.raw, accept_mark=_accept_mark(file, around))
+        delta = await load_delta(file, raw=image.raw, accept_mark=accept_mark, locks_as_writer=locks_as_writer)
     except BadImage as error:
         raise refused(error, is_top=is_top) from error
     return _known(delta)
@@ -167,6 +180,12 @@ def _accept_mark(file: File, around: Surroundings) -> AcceptMark | None:
         return None
     cluster_bytes = around.lost.header.cluster_bytes if around.lost.header is not None else 1
     return is_copy_of(around.lost, around.unflushed.slots(cluster_bytes))
+
+
+def _layer(delta: Delta) -> Layer:
+    """A growth that the outage cut off has left our own image with a part of a cluster, which no entry names."""
+    is_ours = delta.writable and delta.header is not None and delta.header.is_marked_in_use
+    return Layer(delta.path, delta.header, delta.trusted_size) if is_ours else delta.layer
 
 
 async def _replay(stack: Stack, around: Surroundings, timeout: trio.CancelScope) -> None:
@@ -185,7 +204,9 @@ async def _replay(stack: Stack, around: Surroundings, timeout: trio.CancelScope)
 
 
 async def _read_again(delta: Delta, top: Delta) -> Delta:
-    return _known(await reread(delta, is_the_image(top)))
+    again = _known(await reread(delta, is_the_image(top)))
+    again.locks_as_writer = delta.locks_as_writer
+    return again
 
 
 def _known(delta: Delta) -> Delta:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ploopfs.device.active import ActiveTable
 from ploopfs.device.events import declare
-from ploopfs.device.handover import bounded, settled
+from ploopfs.device.handover import bounded, settled, weaken_locks
 from ploopfs.device.instance import Instance, Surroundings, open_instance
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.signal import Signal
@@ -25,7 +25,7 @@ from ploopfs.device.unflushed import Unflushed
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta
 from ploopfs.engine.failing import condemned
-from ploopfs.engine.file import File, Files
+from ploopfs.engine.file import Files
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, Busy, InStandby, NoResume, PloopError, StorageTimeout
 
@@ -77,14 +77,21 @@ class Mapper:
         return self.queue.is_lost
 
     @property
+    def is_busy(self) -> bool:
+        """An operation is under way, or a table waits to take over."""
+        return bool(self._under_way) or self._waiting is not None
+
+    @property
     def inactive_table(self) -> Table | None:
         return self._waiting.table if self._waiting is not None else None
 
     @property
     def waiting_is_outdated(self) -> bool:
-        """It was loaded before the storage was lost, and so cannot be resumed any more."""
+        """It was loaded before the storage was lost, or has lost its lock since, and cannot be resumed any more."""
         waiting = self._waiting
-        return waiting is not None and self.is_lost and not waiting.recovers and not waiting.is_error
+        if waiting is None or waiting.is_error:
+            return False
+        return waiting.lost_its_lock or (self.is_lost and not waiting.recovers)
 
     @property
     def inactive_status(self) -> str | None:
@@ -245,16 +252,16 @@ class Mapper:
         stack, waiting = self.queue.stack, self._waiting
         lost = self._top if self.is_lost else None
         written = stack.top if lost is None and stack.deltas and stack.top.writable else None
-        ours = waiting.stack.top if waiting is not None and waiting.stack.deltas else None
+        knows = waiting is not None and waiting.stack.deltas and not waiting.lost_its_lock
+        ours = waiting.stack.top if waiting is not None and knows else None
         return Surroundings(
-            holders=self._open_files(),
+            queue=self.queue,
+            holders=self._open_deltas(),
             writes=written,
             waiting=ours,
             lost=lost,
             unflushed=self.unflushed,
             replayed=ours if waiting is not None and waiting.recovers else None,
-            still=self.queue.quiesced,
-            limit_s=self.queue.bounds.quiesce_timeout_s,
         )
 
     @property
@@ -263,10 +270,10 @@ class Mapper:
         stack = self.queue.stack
         return stack.top if stack.deltas else self._last_top
 
-    def _open_files(self) -> list[File]:
+    def _open_deltas(self) -> list[Delta]:
         """Where an image is open twice, the later open file has its lock."""
-        waiting = self._waiting.files if self._waiting is not None else []
-        return [*waiting, *(delta.file for delta in self.queue.stack.deltas)]
+        waiting = self._waiting.stack.deltas if self._waiting is not None else ()
+        return [*waiting, *self.queue.stack.deltas]
 
     def _condemn(self) -> None:
         """From here on the new instance may have written to the old one's image, of which the old one knows nothing.
@@ -282,11 +289,11 @@ class Mapper:
         """Another instance, if one waits, has the locks of the images that both have, and the mark of the top."""
         successor = self._waiting.files if self._waiting is not None else []
         kept = {file.identity for file in successor}
-        relocked = [delta.file for delta in self.queue.stack.deltas if delta.file.identity not in kept]
+        relocked = [delta for delta in self.queue.stack.deltas if delta.file.identity not in kept]
         await instance.aclose(
+            self.queue,
             clean=not (successor and instance.files and successor[-1].identity == instance.files[-1].identity),
             relocked=relocked,
-            limit_s=self.queue.bounds.quiesce_timeout_s,
         )
         self.changed.fire()
 
@@ -314,7 +321,8 @@ class Mapper:
         await queue.suspend()
         try:
             if self.waiting_is_outdated:
-                raise Busy("the storage was lost after the inactive table was loaded: load it again")
+                what = "its lock" if new.lost_its_lock else "the storage"
+                raise Busy(f"{what} was lost after the inactive table was loaded: load it again")
             async with AsyncExitStack() as undo:
                 if not self.is_lost and old.deltas and old.top.writable:
                     await self._settle(undo, old.top, new)
@@ -326,6 +334,7 @@ class Mapper:
             raise
         for delta in old.deltas:
             await delta.file.aclose()
+        await weaken_locks(new.stack)
         log.info("%s: the table is now %s (generation %d)", self._device.name, self.active.table.line, queue.generation)
 
     async def _settle(self, undo: AsyncExitStack, top: Delta, new: Instance) -> None:

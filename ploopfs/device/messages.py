@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from ploopfs.bounds import MESSAGE_TIMEOUT_S
 from ploopfs.device.handover import bounded, lock_handed_over, marked, settled
 from ploopfs.device.mapper import Mapper
 from ploopfs.device.stats import Op
@@ -21,9 +22,6 @@ from ploopfs.engine.merge import Work, copied_up, without_level
 from ploopfs.engine.stack import Stack
 from ploopfs.engine.tracking import next_tracked, start_tracking, stop_tracking
 from ploopfs.errors import BadValue, Busy, InStandby, MessageNotSupported, NotSupported
-
-MESSAGE_TIMEOUT_S = 3600
-"""For moving or copying clusters, which may be all of a disk."""
 
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _ENTRIES = re.compile(r"[0-9]{1,10}:[0-9]{1,10}(;[0-9]{1,10}:[0-9]{1,10})*;?")
@@ -167,10 +165,10 @@ async def _flip_upper_deltas(mapper: Mapper, _words: list[str]) -> None:
         await undo.enter_async_context(settled(stack.top, mapper.queue, mapper.unflushed))
         await undo.enter_async_context(bounded(stack.deltas[-2].path, limit_s))
         file = await mapper.files.open(stack.deltas[-2].path, writable=True)
-        await undo.enter_async_context(lock_handed_over([stack.deltas[-2].file], file))
+        await undo.enter_async_context(lock_handed_over(mapper.queue, [stack.deltas[-2]], file))
         upper = await load_delta(file, raw=False)
         file = await mapper.files.open(stack.top.path, writable=False)
-        await undo.enter_async_context(lock_handed_over([stack.top.file], file))
+        await undo.enter_async_context(lock_handed_over(mapper.queue, [stack.top], file))
         await file.lock()
         new = await flipped(stack, upper=upper, lower=stack.top.through(file))
         await undo.enter_async_context(marked(upper, limit_s))

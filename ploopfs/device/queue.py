@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import trio
 
+from ploopfs import bounds
+from ploopfs.bounds import PACE
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
 from ploopfs.device.holding import HoldReport
@@ -43,21 +45,17 @@ T = TypeVar("T")
 _NO_FAULT = frozenset({errno.ENOSPC, errno.EOPNOTSUPP})
 """Answers of a sound storage, which is full or cannot make holes: they change nothing on the queue."""
 
-PACE = 32
-"""Who was stopped at the shut gate is let go while fewer requests than this are in flight: a store that has just come
-back is not stormed. Who then comes while these still wait is behind them, but is not held up by the pace."""
-
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """How many requests a queue holds (waiting and in flight), and how long a request or a quiesce may wait."""
 
-    requests: int = 1024
-    park_timeout_s: float = 300
-    quiesce_timeout_s: float = 30
-    held_requests: int = 512
-    held_bytes: int = 64 << 20
-    unflushed_bytes: int = 64 << 20
+    requests: int = bounds.REQUESTS
+    park_timeout_s: float = bounds.PARK_TIMEOUT_S
+    quiesce_timeout_s: float = bounds.QUIESCE_TIMEOUT_S
+    held_requests: int = bounds.HELD_REQUESTS
+    held_bytes: int = bounds.HELD_MIB * bounds.MIB
+    unflushed_bytes: int = bounds.UNFLUSHED_MIB * bounds.MIB
 
 
 DEFAULT_BOUNDS = Bounds()
@@ -65,7 +63,7 @@ DEFAULT_BOUNDS = Bounds()
 
 class RequestQueue:
     """`changed` fires when `aborted`, `generation` or `suspended` changes; `standby.changed` when the standby state
-    does; `storage_full` for every request that the storage had no room for."""
+    does; `storage_full` for every request that the storage had no room for. `forget_key` is for its end."""
 
     def __init__(
         self,
@@ -98,7 +96,7 @@ class RequestQueue:
         self._report = HoldReport(self.events)
         self._idle = trio.lowlevel.ParkingLot()
         self.standby.changed.subscribe(self._standby_changed)
-        self._forget_key = key.changed.subscribe(self._let_go)
+        self.forget_key = key.changed.subscribe(self._let_go)
 
     @property
     def loss(self) -> Reason | None:
@@ -195,7 +193,6 @@ class RequestQueue:
         """The device or the daemon ends: nobody waits for recovery or a resume any more, and nobody will."""
         self._closing = True
         self._let_go()
-        self._forget_key()
 
     @asynccontextmanager
     async def quiesced(self) -> AsyncIterator[None]:
@@ -326,11 +323,12 @@ class RequestQueue:
                 raise ticket.refusal
             if not in_time:
                 raise self._timed_out(ticket)
-            verdict = self._verdict(ticket)
-            if isinstance(verdict, PloopError):
+            if isinstance(verdict := self._verdict(ticket), PloopError):
                 raise verdict
             if verdict is None:
-                return
+                if self.room.oldest is ticket:
+                    return
+                self._let_go()  # somebody older has come back
 
     def _timed_out(self, ticket: Ticket) -> PloopError:
         if ticket.kind is Kind.HELD:
@@ -375,6 +373,7 @@ class RequestQueue:
         self._report.ended(self.room, in_standby=self.standby.refuses)
 
     def _let_go_paced(self, oldest: Ticket) -> None:
+        """Who comes while those who were stopped still wait is behind them, but is not held up by the pace."""
         if self._has_stopped_some:
             self._has_stopped_some, self._paced_up_to = False, self.room.newest_order
         if self.stats.in_flight < PACE or oldest.order > self._paced_up_to:

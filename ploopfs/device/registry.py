@@ -4,12 +4,14 @@ Owns the devices' lifetimes and the global standby key. Knows nothing of the tre
 `devices` is open; `aclose` ends every one, and says which it could not close."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
+from ploopfs.bounds import MAX_DEVICES, RELOAD_TIMEOUT_S, SHUTDOWN_DEADLINE_S
 from ploopfs.device.device import Device
-from ploopfs.device.events import Events
+from ploopfs.device.events import Events, declare
 from ploopfs.device.flavour import Flavour
 from ploopfs.device.queue import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.signal import Signal
@@ -19,19 +21,27 @@ from ploopfs.engine.file import Files
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.opening import open_stack, resolve
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import AlreadyExists, BadValue, PloopError
+from ploopfs.engine.unclosed import Closed
+from ploopfs.errors import AlreadyExists, BadValue, LimitReached, NoSuchDevice, PloopError, StorageTimeout
 from ploopfs.image.header import SECTOR_BYTES
 from ploopfs.image.mapped import check_mapped
 
 log = logging.getLogger(__name__)
 
+IMAGE_CHECKED = declare(
+    "image_checked",
+    "the top was not closed; it was checked, found sound and closed before the device came; `path`, `bytes_before` and "
+    "`bytes` of the file, `cleared_entries` past the disk's end",
+)
+
 
 class Registry:
     """`devices` maps names to devices in the order in which they were added; `changed` fires when one comes or goes.
-    `pid` is the process that serves them."""
+    `pid` is the process that serves them, `capacity` how many there may be."""
 
-    def __init__(self, *, pid: int = 0) -> None:
+    def __init__(self, *, pid: int = 0, capacity: int = MAX_DEVICES) -> None:
         self.pid = pid
+        self.capacity = capacity
         self.devices: dict[str, Device] = {}
         self.key = StandbyKey()
         self.events = Events()
@@ -62,7 +72,8 @@ class Registry:
         spec = await resolve(files, image, cluster_sectors=cluster_sectors)
         if flavour.raw_only and not (len(spec.images) == 1 and spec.images[0].raw):
             raise BadValue(f"{name}: the image is not raw, expected one raw@PATH for a device without deltas")
-        stack = await open_stack(files, spec, read_only=read_only, counters=counters)
+        closed = partial(self._closed, name)
+        stack = await open_stack(files, spec, read_only=read_only, counters=counters, on_closed=closed)
         try:
             self._check_names(name, flavour, dm_name, dm_uuid)  # somebody else's may have been opened meanwhile
             if flavour.mapped:
@@ -89,9 +100,21 @@ class Registry:
         log.info("%s: %d bytes, %d deltas, top %s", name, device.size_bytes, len(stack.deltas), stack.top.path)
         return device
 
+    def _closed(self, name: str, closed: Closed) -> None:
+        self.events.emit(
+            name,
+            IMAGE_CHECKED,
+            path=closed.path,
+            bytes_before=closed.file_bytes_before,
+            bytes=closed.file_bytes,
+            cleared_entries=closed.cleared_entries,
+        )
+
     def _check_names(self, name: str, flavour: Flavour, dm_name: str, dm_uuid: str) -> None:
         if name in self.devices:
             raise AlreadyExists(f"{name}: a device of that name exists")
+        if len(self.devices) >= self.capacity:
+            raise LimitReached(f"{name}: {self.capacity} devices are all that this mount has room for")
         if not flavour.mapped:
             return
         for other in self.devices.values():
@@ -105,7 +128,38 @@ class Registry:
         for device in self.devices.values():
             device.queue.close_gate()
 
-    async def aclose(self, *, deadline_s: float = 30) -> bool:
+    async def remove(
+        self,
+        name: str,
+        *,
+        limit_s: float = RELOAD_TIMEOUT_S,
+        let_go: Callable[[Device], None] = lambda _: None,
+    ) -> bool:
+        """Close a device that nobody uses; False if its image keeps the in-use mark.
+
+        What it has acknowledged is flushed before it goes: if that fails, it stays. `let_go` is called when nothing
+        else speaks against it, and raises if something does. Raises NoSuchDevice; Busy and what the flush raises, with
+        the device as it was."""
+        device = self.devices.get(name)
+        if device is None:
+            raise NoSuchDevice(f"{name}: there is no such device")
+        device.check_idle()
+        if not device.read_only and not device.queue.is_lost:
+            with trio.move_on_after(limit_s) as limit:
+                await device.flush()
+            if limit.cancelled_caught:
+                raise StorageTimeout(f"{name}: its storage did not flush within {limit_s:g} s")
+        if self.devices.get(name) is not device:
+            raise NoSuchDevice(f"{name}: it was removed by somebody else")
+        device.check_idle()
+        let_go(device)
+        # Without a wait since the check: nobody can have opened it, and now nobody can any more.
+        results: dict[str, bool] = {}
+        with trio.CancelScope(shield=True):
+            await self._close(name, limit_s, results)
+        return results[name]
+
+    async def aclose(self, *, deadline_s: float = SHUTDOWN_DEADLINE_S) -> bool:
         """Close every device; False if one could not be flushed (its image keeps the in-use mark)."""
         names = tuple(self.devices)
         results: dict[str, bool] = {}
@@ -128,6 +182,7 @@ class Registry:
         if deadline.cancelled_caught:
             log.error("%s: %s did not answer within %s s; it stays marked in use", name, image, deadline_s)
         self.events.emit(name, "device_removed", clean=results[name])
+        device.tell_gone()
         self.changed.fire()
 
 

@@ -12,10 +12,10 @@ import posixpath
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import trio
 
+from ploopfs.bounds import VERIFY_TIMEOUT_S
 from ploopfs.device.handover import bounded, lock_handed_over, marked, replay, settled
 from ploopfs.device.last_error import LastError
 from ploopfs.device.ownership import is_copy_of, is_the_image, refuse_foreign_mark, vanished_slots
@@ -32,9 +32,6 @@ from ploopfs.image.header import SECTOR_BYTES
 from ploopfs.image.stacking import check_replacement
 
 log = logging.getLogger(__name__)
-
-VERIFY_TIMEOUT_S = 3600
-"""For comparing all data of two images, instead of the bound on everything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +137,6 @@ class Replacement:
             if delta not in stack.deltas:
                 await delta.file.aclose()
 
-    def _lock_lost(self, delta: Delta) -> None:
-        """Somebody else may write the image by now."""
-        if delta.writable:
-            self._queue.set_aborted(True)
-
     def _accept_mark(self, wanted: Wanted, replaced: Delta) -> AcceptMark:
         if wanted.is_reopen:
             return is_the_image(replaced)
@@ -158,7 +150,7 @@ class Replacement:
         """The image at `path` as the delta of a level, which it takes the lock from if both are one file."""
         replaced = old.deltas[level]
         file = await self._files.open(path, writable=replaced.writable)
-        async with lock_handed_over([replaced.file], file, partial(self._lock_lost, replaced)):
+        async with lock_handed_over(self._queue, [replaced], file):
             yield await self._open(file, old, level, accept_mark)
 
     async def _open(self, file: File, old: Stack, level: int, accept_mark: AcceptMark) -> Delta:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ploopfs.bounds import MAX_DELTAS
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.opening import RAW_PREFIX
 from ploopfs.errors import BadValue
 from ploopfs.image.header import MAX_CLUSTER_SECTORS, MIN_CLUSTER_SECTORS, SECTOR_BYTES
-from ploopfs.image.map import MAX_DELTAS
 
 READ_ONLY = "ro"
 """A word before the table: what `dmsetup -r` says beside it."""

@@ -14,6 +14,7 @@ from enum import Enum
 
 import trio
 
+from ploopfs import bounds
 from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
 from ploopfs.errors import HeldFailed, HoldFull, HoldTimeout, InStandby, ParkTimeout, PloopError
@@ -40,9 +41,9 @@ class HoldPolicy:
     """What may be set on a device at any time. `requests` and `data_bytes` bound what is held."""
 
     on_standby: OnStandby = OnStandby.FAIL
-    timeout_ms: int = 300_000
-    requests: int = 512
-    data_bytes: int = 64 << 20
+    timeout_ms: int = bounds.HOLD_TIMEOUT_MS
+    requests: int = bounds.HELD_REQUESTS
+    data_bytes: int = bounds.HELD_MIB * bounds.MIB
 
 
 @dataclass(eq=False, slots=True)

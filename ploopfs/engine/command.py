@@ -14,14 +14,8 @@ from dataclasses import dataclass
 
 import trio
 
+from ploopfs.bounds import GRACE_S, OUTPUT_BYTES, OUTPUT_GRACE_S
 from ploopfs.errors import CommandFailed
-
-OUTPUT_BYTES = 16 << 10
-"""Of what a program says, the end is kept."""
-GRACE_S = 5
-"""From the request to end to the order."""
-OUTPUT_GRACE_S = 1
-"""For what is still in the pipe when the program has ended; a child of it may hold the pipe open for ever."""
 
 _LAUNCH = ("/bin/sh", "-c", 'exec "$0" "$@"')
 """Whoever starts a process stands still until the program is loaded. One that lies on a storage that hangs, or on one
@@ -64,6 +58,7 @@ async def run_command(arguments: Sequence[str], environment: Mapping[str, str], 
                 await process.wait()
         finally:
             await _end(process)
+        # For what is still in the pipe; a child of the program may hold it open for ever.
         nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE_S
     return Ended(None if limit.cancelled_caught else process.returncode, output.decode("utf-8", "replace"))
 

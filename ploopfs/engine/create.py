@@ -10,11 +10,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from ploopfs.bounds import MAX_DESCRIPTOR_BYTES
 from ploopfs.engine import lock
+from ploopfs.engine.confined import ANYWHERE, open_image
 from ploopfs.engine.delta import check_map_size
 from ploopfs.engine.opening import DESCRIPTOR_NAME
 from ploopfs.errors import AlreadyExists, BackendError, Busy, ImageNotClosed
-from ploopfs.image.descriptor import MAX_DESCRIPTOR_BYTES, Descriptor, new_descriptor, parse, serialise, with_snapshot
+from ploopfs.image.descriptor import Descriptor, new_descriptor, parse, serialise, with_snapshot
 from ploopfs.image.header import HEADER_BYTES, SECTOR_BYTES, V2, Header, Version
 
 BASE_IMAGE_NAME = "root.hds"
@@ -101,7 +103,7 @@ def _delta_header(fd: int, descriptor: Descriptor) -> Header:
 def _unused(path: str) -> Iterator[int]:
     """The image, open and locked as for writing, so that nobody serves it meanwhile."""
     with _mapped("open", path):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = open_image(path, os.O_RDWR, ANYWHERE)
     try:
         with _mapped("lock", path):
             lock.claim(fd, path, writable=True)
@@ -164,7 +166,7 @@ def _write_and_close(fd: int, data: bytes, *, size_bytes: int) -> None:
 
 
 def _read_file(path: str) -> bytes:
-    with _mapped("read", path), open(path, "rb") as file:
+    with _mapped("read", path), os.fdopen(open_image(path, os.O_RDONLY, ANYWHERE), "rb") as file:
         return file.read(MAX_DESCRIPTOR_BYTES + 1)
 
 

@@ -13,20 +13,19 @@ from functools import cached_property
 
 import numpy as np
 
+from ploopfs.bounds import MAX_MAP_BYTES
 from ploopfs.engine.file import Buffer, File, Files
 from ploopfs.errors import BackendError, BadImage, ImageNotClosed, PloopError, StorageTimeout
 from ploopfs.image.allocator import Allocator
 from ploopfs.image.bat import Bat
-from ploopfs.image.check import Verdict, check_image, extension_offset_bytes
+from ploopfs.image.check import Verdict, check_image
+from ploopfs.image.extension import extension_offset_bytes
 from ploopfs.image.header import CLOSED, MUTABLE_START, SECTOR_BYTES, Header
 from ploopfs.image.map import RawLevel
 from ploopfs.image.stacking import Layer
 from ploopfs.image.tracker import Tracker
 
 log = logging.getLogger(__name__)
-
-MAX_MAP_BYTES = 1 << 28
-"""Bound on the header and map that are read into memory: 64 Mi clusters, a disk of 64 TiB at the default cluster."""
 
 SURELY_NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EOPNOTSUPP, errno.ENOSYS})
 """Answers that exclude that the bytes arrive late."""
@@ -68,6 +67,10 @@ class Delta:
         self.preallocates = False
         """Space for a new cluster is taken when it is allocated, not when it is written (`set_falloc_new_clu`)."""
         self.tracker: Tracker | None = None
+        self.lock_lost = False
+        """Somebody else may have the image by now."""
+        self.locks_as_writer = file.writable
+        """Its lock keeps readers out, too: it is written, if not through this open file."""
         self._size_uncertain = False
         self._sync_error: BackendError | None = None
 
@@ -272,20 +275,27 @@ async def open_delta(files: Files, spec: ImageSpec, *, writable: bool) -> Delta:
     return await load_delta(await files.open(spec.path, writable=writable), raw=spec.raw)
 
 
-async def load_delta(file: File, *, raw: bool, accept_mark: AcceptMark | None = None) -> Delta:
-    """Lock, read and check the image in an open file, which is closed again if that fails.
+async def load_delta(
+    file: File, *, raw: bool, accept_mark: AcceptMark | None = None, locks_as_writer: bool = False
+) -> Delta:
+    """Lock, read and check the image in an open file, which is closed again if that fails. `locks_as_writer`: the image
+    is written, through another open file of ours.
 
     Raises BackendError, ImageLocked, BadImage, ImageConverting, and ImageNotClosed for an image whose mark is set and
     that is to be written, unless `accept_mark` says that the mark is ours."""
+    locks_as_writer |= file.writable
     try:
-        await file.lock()
+        await file.lock(as_writer=locks_as_writer)
         size = await file.size()
         if raw:
-            return Delta(file, header=None, bat=None, file_size=size, trusted_size=size)
-        return await _read_image(file, size, accept_mark)
+            delta = Delta(file, header=None, bat=None, file_size=size, trusted_size=size)
+        else:
+            delta = await _read_image(file, size, accept_mark)
     except BaseException:
         await file.aclose()
         raise
+    delta.locks_as_writer = locks_as_writer
+    return delta
 
 
 async def reread(delta: Delta, accept_mark: AcceptMark | None = None) -> Delta:
@@ -304,7 +314,7 @@ async def _read_image(file: File, size: int, accept_mark: AcceptMark | None) -> 
     header = Header.parse(bytes(await file.read(0, min(size, MUTABLE_START * 2))), path)
     check_map_size(header, path)
     area = bytes(await file.read(0, min(size, header.bat_area_bytes)))
-    report = check_image(header, area, size, path, await _read_extension(file, header, size))
+    report = check_image(header, area, size, path, await read_extension(file, header, size))
     match report.verdict:
         case Verdict.BROKEN | Verdict.CONVERTING:
             _log_further(report.problems)
@@ -327,7 +337,8 @@ def check_map_size(header: Header, path: str) -> None:
         raise BadImage(path, "m_FirstBlockOffset", header.first_block_sectors, f"a map of at most {sectors} sectors")
 
 
-async def _read_extension(file: File, header: Header, size: int) -> bytes:
+async def read_extension(file: File, header: Header, size: int) -> bytes:
+    """The cluster of the format extension; empty where a valid one cannot lie, which the check says."""
     offset = extension_offset_bytes(header)
     if not offset or offset + header.cluster_bytes > size:
         return b""

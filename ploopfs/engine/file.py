@@ -21,13 +21,14 @@ from typing import Protocol, TypeVar, cast
 
 import trio
 
+from ploopfs.bounds import CLOSE_TIMEOUT_S, THREADS
 from ploopfs.engine import lock, probe
+from ploopfs.engine.confined import ANYWHERE, AllowedDirs, open_image
+from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.probe import ProbedImage
-from ploopfs.errors import BackendError, BadImage, StorageTimeout
+from ploopfs.errors import BackendError, PloopError
 
 T = TypeVar("T")
-
-CLOSE_TIMEOUT_S = 5
 
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
@@ -35,18 +36,21 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
-_CHANGES = frozenset({"write", "truncate", "fallocate", "punch hole"})
+CHANGES = frozenset({"write", "truncate", "fallocate", "punch hole"})
+"""Operations that change what a file holds."""
 
 Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which file this is, as `pdelta/<n>/image_info` shows it. `filesystem` is the type's name, e.g. `fuse.bindfs`."""
+    """Which file this is, as `pdelta/<n>/image_info` shows it. `filesystem` is the type's name, e.g. `fuse.bindfs`.
+    `has_locks`: where it lies locks can be taken; what they cannot be taken on is not known to be one's own."""
 
     device_number: int
     inode: int
     filesystem: str
+    has_locks: bool = True
 
 
 class File(Protocol):
@@ -84,8 +88,9 @@ class File(Protocol):
     async def punch(self, offset: int, length: int) -> None:
         """Make a hole, file size unchanged; EOPNOTSUPP where the storage cannot."""
 
-    async def lock(self) -> None:
-        """Claim the image against other processes, for writing if the file is open for writing. Raises ImageLocked."""
+    async def lock(self, *, as_writer: bool | None = None) -> None:
+        """Claim the image against other processes, for writing if the file is open for writing, unless `as_writer` says
+        what for; a weaker claim than before leaves no gap between the two. Raises ImageLocked."""
 
     async def unlock(self) -> None: ...
 
@@ -110,22 +115,26 @@ class Files(Protocol):
 
 class OsFiles:
     """Files of this machine. `threads` bounds the worker threads that may wait for the storage at the same time. A file
-    that something given up may yet change is not opened for writing: who writes it then could be overwritten by it."""
+    that something given up may yet change is not opened for writing: who writes it then could be overwritten by it.
+    One that lies outside of the `allowed` directories is not opened at all, nor probed."""
 
-    def __init__(self, threads: int = 64) -> None:
-        self._given_up: list[_Change] = []
+    def __init__(self, threads: int = THREADS, allowed: AllowedDirs = ANYWHERE) -> None:
+        self._allowed = allowed
+        self._given_up = GivenUp()
         self._limiter = trio.CapacityLimiter(threads)
         # A probe that was given up keeps its thread until the storage lets go of it, and the next one waits for that.
         self._probes = trio.CapacityLimiter(1)
         self._scratch = probe.scratch_name()
 
     async def open(self, path: str, *, writable: bool) -> "OsFile":
-        opening = partial(OsFile, path, writable, self._limiter, self._given_up)
+        opening = partial(OsFile, path, writable, self._limiter, self._given_up, self._allowed)
         file = await _hop(opening, self._limiter, "open", path)
-        self._given_up[:] = [change for change in self._given_up if change.is_under_way]
-        if writable and any(change.identity == file.identity for change in self._given_up):
-            await file.aclose()
-            raise StorageTimeout(f"{path}: an operation on it was given up and may yet happen")
+        if writable:
+            try:
+                self._given_up.check(file.real_path, file.identity)
+            except PloopError:
+                await file.aclose()
+                raise
         return file
 
     async def is_directory(self, path: str) -> bool:
@@ -135,15 +144,14 @@ class OsFiles:
         return await _hop(partial(os.path.realpath, path), self._limiter, "stat", path)
 
     async def probe(self, images: Sequence[ProbedImage]) -> None:
-        work = partial(probe.probe, images, self._scratch)
+        work = partial(probe.probe, images, self._scratch, self._allowed)
         await trio.to_thread.run_sync(work, limiter=self._probes, abandon_on_cancel=True)
 
 
-class _Change:
+class _Revocable:
     """Work in a thread that changes a file. Given up before it began it never happens, later it still may."""
 
-    def __init__(self, identity: Identity, work: Callable[[], object]) -> None:
-        self.identity = identity
+    def __init__(self, work: Callable[[], object]) -> None:
         self._work = work
         self._began = self._ended = self._revoked = False
         self._lock = threading.Lock()
@@ -162,7 +170,6 @@ class _Change:
         with self._lock:
             self._revoked = not self._began
 
-    @property
     def is_under_way(self) -> bool:
         return self._began and not self._ended
 
@@ -171,7 +178,12 @@ class OsFile:
     """A regular file through a descriptor. The constructor blocks: it runs in a worker thread."""
 
     def __init__(
-        self, path: str, writable: bool, limiter: trio.CapacityLimiter, given_up: "list[_Change]"
+        self,
+        path: str,
+        writable: bool,
+        limiter: trio.CapacityLimiter,
+        given_up: GivenUp,
+        allowed: AllowedDirs = ANYWHERE,
     ) -> None:
         """`given_up` gets what was given up while it was under way."""
         self.path = path
@@ -179,13 +191,13 @@ class OsFile:
         self._limiter = limiter
         self._given_up = given_up
         self.abandoned = False
-        # O_NONBLOCK: a FIFO in the place of an image must be refused, not waited for.
-        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+        # O_NONBLOCK: nobody is waited for who has a lease on the file.
+        self._fd = open_image(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK, allowed)
         try:
+            self.real_path = os.readlink(f"/proc/self/fd/{self._fd}")  # of what was opened, whatever the path is now
             status = os.fstat(self._fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise BadImage(path, "file type", f"{stat.S_IFMT(status.st_mode):#o}", "a regular file")
-            self.identity = Identity(status.st_dev, status.st_ino, _filesystem_of(status.st_dev))
+            filesystem = _filesystem_of(status.st_dev)
+            self.identity = Identity(status.st_dev, status.st_ino, filesystem, lock.can_lock(self._fd))
             if is_remote(self.identity.filesystem):
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         except BaseException:
@@ -236,8 +248,9 @@ class OsFile:
     async def punch(self, offset: int, length: int) -> None:
         await self._hop(partial(_punch, self._fd, offset, length), "punch hole", offset, length)
 
-    async def lock(self) -> None:
-        await self._hop(partial(lock.claim, self._fd, self.path, writable=self.writable), "lock")
+    async def lock(self, *, as_writer: bool | None = None) -> None:
+        writable = self.writable if as_writer is None else as_writer
+        await self._hop(partial(lock.claim, self._fd, self.path, writable=writable), "lock")
 
     async def unlock(self) -> None:
         await self._hop(partial(lock.release, self._fd), "unlock")
@@ -247,14 +260,15 @@ class OsFile:
             return
         fd, self._fd = self._fd, -1
         # Bounded: close on a hung mount waits for it, and nobody is to wait for a file that is done with. What close
-        # could report was settled by the last fsync, and the descriptor is gone whatever it says.
-        with trio.move_on_after(CLOSE_TIMEOUT_S), suppress(OSError):
+        # could report was settled by the last fsync, and the descriptor is gone whatever it says. Also for who was
+        # cancelled: the descriptor, and its lock, would stay for ever.
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True), suppress(OSError):
             await trio.to_thread.run_sync(os.close, fd, limiter=self._limiter, abandon_on_cancel=True)
 
     async def _hop(self, work: Callable[[], T], operation: str, offset: int = 0, length: int = 0) -> T:
         if self._fd < 0:  # some functions of os answer -1 with a ValueError
             raise BackendError(errno.EBADF, operation, self.path, offset=offset, length=length)
-        change = _Change(self.identity, work) if operation in _CHANGES else None
+        change = _Revocable(work) if operation in CHANGES else None
         done = cast("Callable[[], T]", change or work)
         try:
             return await _hop(done, self._limiter, operation, self.path, offset, length)
@@ -262,7 +276,7 @@ class OsFile:
             self.abandoned = True
             if change is not None:
                 change.give_up()
-                self._given_up.append(change)
+                self._given_up.add(Change(self.real_path, self.identity, change.is_under_way))
             raise
 
     def _may_retry_nowait(self, error: OSError, operation: str, offset: int, length: int) -> bool:

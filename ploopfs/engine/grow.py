@@ -28,6 +28,7 @@ async def grown(stack: Stack, size_sectors: int) -> Stack:
     header = grown_header(top.header, size_sectors, top.path)
     if header is top.header and header.size_bytes == stack.size_bytes:
         return stack
+    check_map_size(header, top.path)
     # Read before anything is written: when the header says the new size, nothing may be left that can fail.
     lower = await lower_map(stack.deltas[:-1], header.cluster_bytes, header.disk_clusters)
     if header is not top.header:
@@ -37,7 +38,6 @@ async def grown(stack: Stack, size_sectors: int) -> Stack:
 
 async def _grow(stack: Stack, top: Delta, old: Header, new: Header) -> None:
     assert top.bat is not None
-    check_map_size(new, top.path)
     _refuse_doubts(top, range(old.first_cluster, new.first_cluster))
     top.note_modified()
     await stack.flush()  # what the file's map says is certain from here on
@@ -73,7 +73,8 @@ async def _grown_raw(stack: Stack, size_sectors: int) -> Stack:
     size_bytes = size_sectors * SECTOR_BYTES
     if size_bytes == stack.size_bytes:
         return stack
+    # Before anything is changed: a disk may be too large for its map.
+    lower = await lower_map((), stack.cluster_bytes, size_bytes // stack.cluster_bytes)
     await top.grow(size_bytes)
     await top.sync()
-    lower = await lower_map((), stack.cluster_bytes, size_bytes // stack.cluster_bytes)
     return Stack(stack.deltas, lower=lower, size_bytes=size_bytes, counters=stack.counters)

@@ -8,8 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 
-SEARCH_S = 1.0
-"""The answer is for a human, and nobody is to wait long for it."""
+from ploopfs.bounds import SEARCH_S
 
 
 def locked_file(fd: int, *, proc: str = "/proc") -> str:

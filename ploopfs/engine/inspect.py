@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ploopfs.engine.delta import ImageSpec
+from ploopfs.engine.delta import ImageSpec, check_map_size, read_extension
 from ploopfs.engine.file import Files
 from ploopfs.engine.opening import StackSpec
 from ploopfs.errors import PloopError
 from ploopfs.image.bat import decode_area
-from ploopfs.image.check import check_image, extension_offset_bytes
-from ploopfs.image.header import HEADER_BYTES, Header
+from ploopfs.image.check import check_image
+from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, Header
+from ploopfs.image.stacking import check_depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,9 @@ class ImageInfo:
 
 
 async def inspect_stack(files: Files, spec: StackSpec) -> list[ImageInfo]:
-    """Base first. Raises BackendError, and BadImage for a file whose header no reader accepts."""
+    """Base first. Raises BackendError; BadImage for a file whose header no reader accepts, or whose map is too large to
+    be read into memory; ImageMismatch for more files than a stack has."""
+    check_depth([image.path for image in spec.images])
     return [await _inspect(files, image) for image in spec.images]
 
 
@@ -40,12 +43,13 @@ async def _inspect(files: Files, image: ImageSpec) -> ImageInfo:
         if image.raw:
             return ImageInfo(image.path, size, None, None, None, ())
         header = Header.parse(bytes(await file.read(0, HEADER_BYTES)), image.path)
+        check_map_size(header, image.path)
         area = bytes(await file.read(0, min(size, header.bat_area_bytes)))
-        offset = extension_offset_bytes(header)
-        extension = bytes(await file.read(offset, header.cluster_bytes)) if offset else b""
-        report = check_image(header, area, size, image.path, extension)
+        report = check_image(header, area, size, image.path, await read_extension(file, header, size))
     finally:
         await file.aclose()
     problems: tuple[PloopError, ...] = report.problems
-    allocated = int(np.count_nonzero(decode_area(area)[: header.disk_clusters]))
+    # A file that ends inside its map may end inside an entry, too.
+    entries = decode_area(area[: len(area) // BAT_ENTRY_BYTES * BAT_ENTRY_BYTES])
+    allocated = int(np.count_nonzero(entries[: header.disk_clusters]))
     return ImageInfo(image.path, size, header, allocated, report.verdict.value, tuple(map(str, problems)))

@@ -33,9 +33,23 @@ _NOT_SHARED = (Permission.WRITE, Permission.RESIZE)
 """Neither a writer nor a reader stands a second writer beside it: a lower delta must not change under its upper."""
 
 
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+def can_lock(fd: int) -> bool:
+    """Whether the storage has locks at all; asked without taking one."""
+    try:
+        _is_locked(fd, _USED)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
+
+
 def claim(fd: int, path: str, *, writable: bool) -> None:
     """Take the locks, then look for a conflict; raises ImageLocked, which names who holds the other lock, and leaves
-    nothing locked if there is one.
+    nothing locked if there is one. What an earlier claim has beyond this one goes last.
 
     A storage without locks (ENOLCK, EOPNOTSUPP) is used without them: the in-use mark still stands.
     """
@@ -47,8 +61,10 @@ def claim(fd: int, path: str, *, writable: bool) -> None:
             _set(fd, fcntl.F_RDLCK, _UNSHARED + permission)
         conflicts = [(p, _UNSHARED + p) for p in uses if _is_locked(fd, _UNSHARED + p)]
         conflicts += [(p, _USED + p) for p in _NOT_SHARED if _is_locked(fd, _USED + p)]
+        for permission in () if conflicts else set(_WRITER_USES) - set(uses):
+            _set(fd, fcntl.F_UNLCK, _USED + permission)
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno in _NO_LOCKS:
             return
         raise
     if conflicts:
@@ -67,7 +83,7 @@ def release(fd: int) -> None:
     try:
         _set(fd, fcntl.F_UNLCK, 0, length=0)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        if error.errno not in _NO_LOCKS:
             raise
 
 

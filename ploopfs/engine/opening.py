@@ -5,19 +5,21 @@ Nothing is written before every image of the stack has passed every check. Knows
 
 import logging
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ploopfs.bounds import MAX_DESCRIPTOR_BYTES, MAX_DISK_CLUSTERS
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta, ImageSpec, open_delta, reread
 from ploopfs.engine.file import Files
 from ploopfs.engine.stack import Stack
+from ploopfs.engine.unclosed import Closed, advised, close_unclosed, not_closed
 from ploopfs.errors import BadImage, ImageMismatch, ImageNotClosed
 from ploopfs.image.bat import Bat
-from ploopfs.image.descriptor import MAX_DESCRIPTOR_BYTES, Descriptor, parse
+from ploopfs.image.descriptor import Descriptor, parse
 from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, HEADER_BYTES, MUTABLE_START, SECTOR_BYTES
 from ploopfs.image.map import Map, RawLevel
-from ploopfs.image.stacking import check_stack
+from ploopfs.image.stacking import check_depth, check_stack
 
 log = logging.getLogger(__name__)
 
@@ -68,20 +70,46 @@ def spec_of(descriptor: Descriptor) -> StackSpec:
     return StackSpec(images, descriptor.cluster_sectors)
 
 
-async def open_stack(files: Files, spec: StackSpec, *, read_only: bool, counters: Counters) -> Stack:
+async def open_stack(
+    files: Files,
+    spec: StackSpec,
+    *,
+    read_only: bool,
+    counters: Counters,
+    on_closed: Callable[[Closed], None] = lambda _closed: None,
+) -> Stack:
     """Open every delta, lower ones read-only, and mark the top in use.
 
-    A stack in which an image was not closed is opened read-only, with a warning. Raises BackendError, ImageLocked,
-    BadImage, ImageMismatch, ImageConverting."""
-    if not read_only:
+    A top that was not closed is checked first, and closed if it is sound; `on_closed` is told. Raises BackendError,
+    ImageLocked, BadImage, ImageMismatch, ImageConverting; ImageNotClosed, with the command that repairs it, for an
+    image that was not closed and is to be written or built upon."""
+    try:
+        if read_only:
+            return await _open(files, spec, read_only=True, counters=counters)
         try:
             return await _open(files, spec, read_only=False, counters=counters)
-        except ImageNotClosed as error:
-            log.warning("%s; the device is opened read-only", error)
-    return await _open(files, spec, read_only=True, counters=counters)
+        except ImageNotClosed:
+            closed = await _close_unclosed_top(files, spec, counters)
+            if closed is None:
+                raise
+        on_closed(closed)
+        return await _open(files, spec, read_only=False, counters=counters)
+    except BadImage as error:
+        raise await advised(files, error) from error
+
+
+async def _close_unclosed_top(files: Files, spec: StackSpec, counters: Counters) -> Closed | None:
+    """Nothing is written before all else about the stack is known to be right."""
+    stack = await _open(files, spec, read_only=True, counters=counters)
+    try:
+        _refuse_marked(stack.deltas)
+    finally:
+        await stack.aclose(clean=False)
+    return await close_unclosed(files, spec.images[-1])
 
 
 async def _open(files: Files, spec: StackSpec, *, read_only: bool, counters: Counters) -> Stack:
+    check_depth([image.path for image in spec.images])
     deltas: list[Delta] = []
     try:
         last = len(spec.images) - 1
@@ -160,6 +188,9 @@ def _checked(deltas: Sequence[Delta], cluster_sectors: int | None, size_bytes: i
             )
         cluster_bytes = top.header.cluster_bytes
     disk_clusters = -(-(size_bytes or _size_bytes(top)) // cluster_bytes)
+    if disk_clusters > MAX_DISK_CLUSTERS:
+        expected = f"at most {MAX_DISK_CLUSTERS} clusters of {cluster_bytes} bytes"
+        raise BadImage(top.path, "disk size", f"{disk_clusters} clusters", expected)
     return Map.empty(cluster_bytes=cluster_bytes, disk_clusters=disk_clusters)
 
 
@@ -191,9 +222,7 @@ def _refuse_marked(deltas: Sequence[Delta]) -> None:
     """vz7 looks at the mark of every delta it opens: a lower one that somebody writes cannot be built upon."""
     for delta in deltas[:-1]:
         if delta.header is not None and delta.header.is_marked_in_use:
-            raise ImageNotClosed(
-                f"{delta.path}: m_DiskInUse is {delta.header.in_use:#x}: a lower delta is in use or was not closed"
-            )
+            raise not_closed(delta.path, f"m_DiskInUse is {delta.header.in_use:#x}, and it is a lower delta")
 
 
 def _spec_of_file(path: str) -> ImageSpec:

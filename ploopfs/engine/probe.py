@@ -9,16 +9,16 @@ ever written; the scratch file is removed, and what a dying storage kept of one 
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
+from ploopfs.bounds import MAX_REREAD_BYTES
+from ploopfs.engine.confined import ANYWHERE, AllowedDirs, open_found
 from ploopfs.errors import BackendError, ImageMismatch
 
 SCRATCH_PREFIX = ".ploopfs-probe-"
 READ_BYTES = 4096
-MAX_REREAD_BYTES = 1 << 20
 
 _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS, errno.EINVAL})
 _NO_VERDICT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM})
@@ -41,17 +41,18 @@ def scratch_name() -> str:
     return SCRATCH_PREFIX + secrets.token_hex(8)
 
 
-def probe(images: Sequence[ProbedImage], scratch: str) -> None:
-    """Raises BackendError with the storage's first answer that speaks against it, ImageMismatch for another image."""
+def probe(images: Sequence[ProbedImage], scratch: str, allowed: AllowedDirs = ANYWHERE) -> None:
+    """Raises BackendError with the storage's first answer that speaks against it, ImageMismatch for another image, and
+    what opening an image raises that can be none."""
     for image in images:
         with ExitStack() as opened:
             directory, name = os.path.split(os.path.realpath(image.path))
             with _asking("open", image.path):
                 place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 opened.callback(os.close, place)
-                # O_NONBLOCK: a FIFO in the place of an image must be refused, not waited for.
-                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-                fd = os.open(name, flags, dir_fd=place)
+                found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+                opened.callback(os.close, found)
+                fd = open_found(found, image.path, os.O_RDONLY | os.O_NONBLOCK, allowed)
                 opened.callback(os.close, fd)
             _check_image(fd, image)
             if image.write_beside:
@@ -59,8 +60,6 @@ def probe(images: Sequence[ProbedImage], scratch: str) -> None:
 
 
 def _check_image(fd: int, image: ProbedImage) -> None:
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise ImageMismatch(f"{image.path}: is no regular file")
     if _read(fd, image.path, 0, READ_BYTES)[: len(image.start)] != image.start:
         raise ImageMismatch(f"{image.path}: the header is not the one that was opened")
     if image.failed is not None:

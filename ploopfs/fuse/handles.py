@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pyfuse3
 
 from ploopfs.device.signal import Signal
-from ploopfs.errors import PermissionDenied
+from ploopfs.errors import NoSuchDevice, PermissionDenied
 from ploopfs.sysfs.nodes import Attribute, BlockDevice, Directory, Disk, Node, Stream
 from ploopfs.sysfs.openfile import READY, opening
 from ploopfs.sysfs.stream import OpenStream
@@ -114,6 +114,8 @@ class DiskHandle:
     is_seekable = True
 
     def __init__(self, disk: Disk, flags: int) -> None:
+        if disk.removed():  # after its name was looked up
+            raise NoSuchDevice("the device was removed")
         if flags & os.O_ACCMODE != os.O_RDONLY and disk.device.read_only:
             raise PermissionDenied("the device is read-only")
         self._device: BlockDevice = disk.device

@@ -13,9 +13,9 @@ from ploopfs.sysfs.proc import Use
 
 log = logging.getLogger(__name__)
 
-LOOP_NUMBERS = re.compile(r"7:\d+")
-"""A whole loop device; its partitions have a major of their own."""
-LOOP_NAME = re.compile(r"/dev/(loop\d+)")
+LOOP_MOUNT = re.compile(r"\d+ \d+ (7:\d+) .* - [^ ]* [^ ]* .*", re.ASCII | re.DOTALL)
+"""Of a whole loop device; its partitions have a major of their own. A line of another shape could not be shown."""
+LOOP_SWAP = re.compile(r"/dev/(loop\d+)[ \t]+[^ \t].*", re.ASCII | re.DOTALL)
 
 
 class LinuxHost:
@@ -38,14 +38,13 @@ class LinuxHost:
 
     def _mounts(self) -> Iterator[Use]:
         for line in _read("/proc/self/mountinfo").split("\n"):
-            _, _, numbers, *_ = [*line.split(" ", 3), "", ""]
-            if LOOP_NUMBERS.fullmatch(numbers):
-                yield from self._uses(f"dev/block/{numbers}", line)
+            if found := LOOP_MOUNT.fullmatch(line):
+                yield from self._uses(f"dev/block/{found[1]}", line)
 
     def _swaps(self) -> Iterator[Use]:
         for line in _read("/proc/swaps").split("\n"):
-            if name := LOOP_NAME.fullmatch(line.partition(" ")[0]):
-                yield from self._uses(f"block/{name[1]}", line)
+            if found := LOOP_SWAP.fullmatch(line):
+                yield from self._uses(f"block/{found[1]}", line)
 
     def _uses(self, loop: str, line: str) -> Iterator[Use]:
         """The kernel names the file as it was found when the loop device was set up, links resolved."""

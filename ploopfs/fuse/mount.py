@@ -12,6 +12,7 @@ import subprocess
 import pyfuse3
 import trio
 
+from ploopfs.bounds import MAX_BACKGROUND
 from ploopfs.errors import MountError
 from ploopfs.fuse.mountpoint import check_mountpoint
 from ploopfs.fuse.operations import Operations
@@ -125,7 +126,7 @@ def _raise_background_limit(connection: int, limit: int) -> None:
     mounted it is for a moment, in a mount name space of its own.
     """
     place = "/sys/fs/fuse/connections"
-    write = f"echo {limit} > {place}/{connection}/max_background"
+    write = f"echo {min(limit, MAX_BACKGROUND)} > {place}/{connection}/max_background"
     mounting = f"mount -t fusectl fusectl {place} && " if not os.path.exists(f"{place}/{connection}") else ""
     command = ["unshare", "--mount", "sh", "-c", mounting + write] if mounting else ["sh", "-c", write]
     try:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from ploopfs.errors import MountError
 
 FSTYPE = "fuse.ploopfs"
+MOUNTPOINT_FIELD = 4
+"""Of a line of mountinfo, counted from 0; the root of the mount is before it."""
 
 # What stat(2) of a mountpoint says whose server is gone: died, or cut off through fusectl.
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
@@ -41,16 +43,22 @@ class Mount:
 
 
 def parse_mountinfo(table: bytes) -> Iterator[Mount]:
-    """In the kernel's order: of several mounts on one directory, the last is the visible one."""
-    for line in table.splitlines():
+    """In the kernel's order: of several mounts on one directory, the last is the visible one.
+
+    Anybody may have mounted something, under any name. The kernel escapes only what it separates by, so nothing but its
+    own blank and newline may end a field: a carriage return in a name is a part of that name.
+    """
+    for line in table.split(b"\n"):
         place, _, kind = line.partition(b" - ")
-        fields = place.split()
-        yield Mount(_unescape(fields[3]), _unescape(fields[4]), _unescape(kind.split()[0]))
+        fields = place.split(b" ")
+        if len(fields) > MOUNTPOINT_FIELD:
+            fstype = kind.partition(b" ")[0]
+            yield Mount(_unescape(fields[MOUNTPOINT_FIELD - 1]), _unescape(fields[MOUNTPOINT_FIELD]), _unescape(fstype))
 
 
 def _unescape(field: bytes) -> str:
     """The kernel writes blank, tab, newline and backslash as three octal digits."""
-    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda digits: bytes([int(digits[1], 8)]), field))
+    return os.fsdecode(re.sub(rb"\\([0-3][0-7]{2})", lambda digits: bytes([int(digits[1], 8)]), field))
 
 
 def _mounts() -> list[Mount]:
@@ -102,7 +110,16 @@ def check_mountpoint(path: str) -> None:
     """Raise unless a tree can be mounted at `path`."""
     state = inspect_mountpoint(path)
     if state is not State.FREE:
-        raise MountError(f"{path} {state.value}")
+        raise MountError(f"{path} {state.value}{_server_of(path) if state is State.SERVING else ''}")
+
+
+def _server_of(path: str) -> str:
+    """Who that is, as its tree tells; nothing if it does not."""
+    try:
+        with open(os.path.join(path, "sys/fs/ploopfs/pid"), encoding="utf-8") as file:
+            return f" (pid {int(file.read())})"
+    except (OSError, ValueError):
+        return ""
 
 
 def replace_stale(path: str) -> None:

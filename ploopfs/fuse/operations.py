@@ -24,10 +24,11 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from ploopfs.errors import BadValue, NoSuchEntry, NotPermitted, PermissionDenied, PloopError
+from ploopfs.bounds import MAX_OPEN_FILES, MAX_STORES
+from ploopfs.errors import BadValue, Busy, NoSuchEntry, NotPermitted, PermissionDenied, PloopError, TooManyOpen
 from ploopfs.fuse.answers import answers, unanswered
 from ploopfs.fuse.entry import BLOCK_SIZE_BYTES, describe, remember
-from ploopfs.fuse.handles import DirectoryHandle, OpenFile, open_file
+from ploopfs.fuse.handles import AttributeHandle, DirectoryHandle, OpenFile, open_file
 from ploopfs.fuse.inodes import Inode, Inodes
 from ploopfs.sysfs.nodes import Directory, Disk, Link, Node
 
@@ -55,6 +56,7 @@ class Operations(pyfuse3.Operations):
         self._handles = itertools.count(1)
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, DirectoryHandle] = {}
+        self._stores = 0
 
     # Names and inodes
 
@@ -107,6 +109,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        self._check_room()
         handle = next(self._handles)
         self._directories[handle] = DirectoryHandle(self._directory(inode))
         return handle
@@ -128,6 +131,7 @@ class Operations(pyfuse3.Operations):
     @answers
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """direct_io: the page cache must neither answer for a device nor keep the value of an attribute."""
+        self._check_room()
         file = open_file(self._inodes[inode].node, flags)
         handle = next(self._handles)
         self._files[handle] = file
@@ -140,7 +144,17 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._files[fh].write(off, buf)
+        file = self._files[fh]
+        if not isinstance(file, AttributeHandle):
+            return await file.write(off, buf)
+        # A store may wait for as long as it is bounded: what serves the status files must not all be in one.
+        if self._stores >= MAX_STORES:
+            raise Busy(f"{MAX_STORES} writes to control files are under way")
+        self._stores += 1
+        try:
+            return await file.write(off, buf)
+        finally:
+            self._stores -= 1
 
     @answers
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -168,6 +182,10 @@ class Operations(pyfuse3.Operations):
 
     create = _refused(PermissionDenied)
     mknod = mkdir = symlink = link = rename = unlink = rmdir = _refused(NotPermitted)
+
+    def _check_room(self) -> None:
+        if len(self._files) + len(self._directories) >= MAX_OPEN_FILES:
+            raise TooManyOpen(f"{MAX_OPEN_FILES} files of the tree are open")
 
     def _directory(self, number: int) -> Directory:
         node = self._inodes[number].node

@@ -4,14 +4,15 @@ Knows nothing of files and directories: the bytes and the path of the descriptor
 Invariant: any bytes whatever give a `Descriptor` or a `BadDescriptor`, and what is written here is read back here.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
+from ploopfs.bounds import MAX_DELTAS
 from ploopfs.errors import BadDescriptor
 from ploopfs.image import descriptor_values as values
 from ploopfs.image.xml_tree import (
-    MAX_DOCUMENT_BYTES,
     Element,
     TreeBuilder,
     append,
@@ -20,11 +21,6 @@ from ploopfs.image.xml_tree import (
     leaf,
     line_break,
 )
-
-MAX_DESCRIPTOR_BYTES = MAX_DOCUMENT_BYTES
-
-MAX_IMAGES = 127
-"""Files of one chain: a base and 126 snapshots (5)."""
 
 TOP_GUID = "{5fbaabe3-6958-40ff-92a7-860e329aab41}"
 NONE_GUID = "{00000000-0000-0000-0000-000000000000}"
@@ -335,10 +331,10 @@ def _check_snapshot(descriptor: Descriptor, snapshot_guid: str, new_file: str) -
         raise BadDescriptor(path, f"the snapshot's GUID is {values.shown(snapshot_guid)}, expected {values.GUID_FORM}")
     taken = {TOP_GUID, NONE_GUID}
     for entries in (descriptor.images, descriptor.shots):
-        guids = [entry.guid.lower() for entry in entries]
-        for guid in guids:
+        guids = Counter(entry.guid.lower() for entry in entries)
+        for guid, count in guids.items():
             # Renaming the top would rename both of a pair, and leave no telling which of them was frozen.
-            if guids.count(guid) > 1:
+            if count > 1:
                 raise BadDescriptor(path, f"GUID {guid} stands for more than one Image or Shot")
         taken.update(guids)
         if top != TOP_GUID and TOP_GUID in guids:
@@ -346,8 +342,8 @@ def _check_snapshot(descriptor: Descriptor, snapshot_guid: str, new_file: str) -
     if snapshot_guid.lower() in taken:
         raise BadDescriptor(path, f"the snapshot's GUID {snapshot_guid} is taken")
     # The limit is on a chain (5): snapshots aside of it do not count, as in the original.
-    if len(descriptor.chain()) >= MAX_IMAGES:
-        raise BadDescriptor(path, f"the chain of TopGUID has {MAX_IMAGES} Image already, which is the limit")
+    if len(descriptor.chain()) >= MAX_DELTAS:
+        raise BadDescriptor(path, f"the chain of TopGUID has {MAX_DELTAS} Image already, which is the limit")
     values.check_file(path, new_file)
     if values.resolved(path, new_file) in {image.path for image in descriptor.images}:
         raise BadDescriptor(path, f"File is {new_file}, which is an Image of this disk already")

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ploopfs.bounds import MAX_DISK_CLUSTERS
+from ploopfs.errors import BadValue
 from ploopfs.image.bat import Bat
 
 HOLE_LEVEL = 255
 """In the level array only: no level has this cluster. Plans say `Hole`."""
-MAX_DELTAS = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,11 @@ class Map:
 
     @classmethod
     def empty(cls, *, cluster_bytes: int, disk_clusters: int) -> "Map":
-        """A disk without any delta: all holes."""
+        """A disk without any delta: all holes. Raises BadValue for more clusters than a map in memory may have."""
+        if disk_clusters > MAX_DISK_CLUSTERS:
+            raise BadValue(
+                f"a disk has {disk_clusters} clusters of {cluster_bytes} bytes, expected at most {MAX_DISK_CLUSTERS}"
+            )
         levels = bytearray(bytes([HOLE_LEVEL])) * disk_clusters
         return cls(cluster_bytes, -1, levels, array("I", bytes(4 * disk_clusters)), None)
 

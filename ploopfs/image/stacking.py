@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ploopfs.bounds import MAX_DELTAS
 from ploopfs.errors import BadImage, ImageMismatch
 from ploopfs.image.header import SECTOR_BYTES, Header
-from ploopfs.image.map import MAX_DELTAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,16 @@ class Layer:
     file_size_bytes: int
 
 
+def check_depth(paths: Sequence[str]) -> None:
+    """`paths` is base first; asked before the first of them is opened. Raises ImageMismatch."""
+    if not 1 <= len(paths) <= MAX_DELTAS:
+        top = f"{paths[-1]}: " if paths else ""
+        raise ImageMismatch(f"{top}a stack has {len(paths)} deltas, expected 1 to {MAX_DELTAS}")
+
+
 def check_stack(layers: Sequence[Layer]) -> None:
     """`layers` is base first. Raises ImageMismatch or BadImage."""
-    if not 1 <= len(layers) <= MAX_DELTAS:
-        raise ImageMismatch(f"a stack has {len(layers)} deltas, expected 1 to {MAX_DELTAS}")
+    check_depth([layer.path for layer in layers])
     for layer in layers[1:]:
         if layer.header is None:
             raise ImageMismatch(f"{layer.path}: a raw image can only be the base of a stack")

@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 from xml.parsers import expat
 
+from ploopfs.bounds import MAX_DESCRIPTOR_BYTES, MAX_DESCRIPTOR_DEPTH
 from ploopfs.errors import BadDescriptor
 from ploopfs.image.descriptor_values import shown
-
-MAX_DOCUMENT_BYTES = 1 << 20
-"""A descriptor of 127 images is some 60 KiB; the bound keeps the wrong file from being read into memory."""
-MAX_NESTING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +87,8 @@ class TreeBuilder:
         parser.EndCdataSectionHandler = self._end_cdata
 
     def build(self, data: bytes) -> Element:
-        if len(data) > MAX_DOCUMENT_BYTES:
-            raise BadDescriptor(self._path, f"it has {len(data)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
+        if len(data) > MAX_DESCRIPTOR_BYTES:
+            raise BadDescriptor(self._path, f"it has {len(data)} bytes, expected at most {MAX_DESCRIPTOR_BYTES}")
         try:
             self._parser.Parse(data, True)
         except expat.ExpatError as error:
@@ -114,8 +111,8 @@ class TreeBuilder:
         self._open[-1].children.append(node)
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
-        if len(self._open) > MAX_NESTING:
-            self._refuse(f"{name} is nested deeper than {MAX_NESTING} elements")
+        if len(self._open) > MAX_DESCRIPTOR_DEPTH:
+            self._refuse(f"{name} is nested deeper than {MAX_DESCRIPTOR_DEPTH} elements")
         element = Element(name, self._parser.CurrentLineNumber, attributes)
         self._add(element)
         self._open.append(element)
@@ -146,9 +143,12 @@ def leaf(name: str, value: object) -> Element:
 
 
 def branch(depth: int, name: str, *children: Element) -> Element:
+    """Each child stands on a line of its own, as `append` puts them, which looks for the last one each time."""
     element = Element(name)
     for child in children:
-        append(element, child, depth=depth + 1)
+        element.children += [line_break(depth + 1), child]
+    if children:
+        element.children.append(line_break(depth))
     return element
 
 

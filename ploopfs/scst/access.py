@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from ploopfs.bounds import MAX_SCST_OBJECTS
 from ploopfs.errors import AlreadyExists, BadValue
 from ploopfs.scst.settings import Marked, Setting, Settings
 from ploopfs.scst.text import check_name, decimal, first_digit, number, only, parameters, truth, word
@@ -154,6 +155,7 @@ class Group:
         check_name(name, "an initiator")
         if name in self.initiators or name == "mgmt":
             raise AlreadyExists(f"{self.path}: initiator {name} exists already")
+        MAX_SCST_OBJECTS.check_room(len(self.initiators), f"initiators of {self.path}")
         self.initiators[name] = name
 
     def remove_initiator(self, name: str) -> None:

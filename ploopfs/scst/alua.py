@@ -6,6 +6,7 @@ Knows nothing of what devices and targets are but their names.
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
+from ploopfs.bounds import MAX_SCST_OBJECTS
 from ploopfs.errors import AlreadyExists, BadValue
 from ploopfs.scst.settings import Marked, Setting, Settings, keyed
 from ploopfs.scst.text import check_name, decimal, number, switch, word
@@ -82,6 +83,7 @@ class DeviceGroup:
                 check_name(name, "a target")
                 if any(name in other.targets for other in self.target_groups.values()) or name in _OF_TARGET_GROUPS:
                     raise AlreadyExists(f"target {name} is in a target group of this device group")
+                MAX_SCST_OBJECTS.check_room(len(group.targets), "targets of the group")
                 group.targets[name] = ours[name] if name in ours else Elsewhere()
             case "del" if name in group.targets:
                 del group.targets[name]
@@ -131,6 +133,7 @@ def _create_or_delete(text: str, groups: dict[str, V], make: Callable[[], V], wh
             check_name(name, what)
             if name in groups or name == "mgmt":
                 raise AlreadyExists(f"{what} named {name} exists already")
+            MAX_SCST_OBJECTS.check_room(len(groups), "groups")
             groups[name] = make()
         case "del" if name in groups:
             del groups[name]

@@ -7,15 +7,16 @@ modules or of the tree.
 import logging
 from collections.abc import Callable, Mapping
 
+from ploopfs.bounds import MAX_SCST_OBJECTS
 from ploopfs.device.device import Device
 from ploopfs.device.events import Events, declare
-from ploopfs.errors import AlreadyExists, BadValue, PloopError
+from ploopfs.errors import AlreadyExists, BadValue, Busy, PloopError
 from ploopfs.scst.access import Group
 from ploopfs.scst.alua import DeviceGroup, DeviceGroups, TargetGroup
 from ploopfs.scst.backing import Backings
 from ploopfs.scst.handlers import BLOCKIO, HANDLERS, Handler
 from ploopfs.scst.settings import Marked, Setting, Settings
-from ploopfs.scst.targets import CopyManager, Driver, IscsiDriver
+from ploopfs.scst.targets import COPY_MANAGER, CopyManager, Driver, IscsiDriver
 from ploopfs.scst.text import U64_MAX, decimal, number, truth, word
 from ploopfs.scst.trace import CORE_TOPICS, VDISK_TOPICS, TraceLevel
 from ploopfs.scst.vdisk import VirtualDevice
@@ -104,6 +105,7 @@ class Core:
     def add_device(self, handler: Handler, name: str, text: str) -> VirtualDevice:
         if name in self.vdisks or name in BESIDE_DEVICES:
             raise AlreadyExists(f"device {name} exists already")
+        MAX_SCST_OBJECTS.check_room(len(self.vdisks), "devices")
         setup_id = number(self.settings["setup_id"] or "0")
         vdisk = VirtualDevice(name, handler, text, setup_id=setup_id, backings=self.backings)
         self.vdisks[name] = vdisk
@@ -132,6 +134,17 @@ class Core:
         """Add a device under its own name, as its configuration asks for."""
         read_only = "; read_only=1" if device.read_only else ""
         self.add_device(BLOCKIO, device.name, f"filename=/dev/{device.name}{read_only}")
+
+    def detach(self, device: Device) -> None:
+        """Undo `attach`, if that is all that there is. Raises Busy if initiators may see the device, or it is in SCST
+        under another name, with nothing changed; with `device` in none, nothing happens."""
+        holding = [vdisk for vdisk in self.vdisks.values() if vdisk.device is device]
+        for vdisk in holding:
+            exported = [lun.path for lun in vdisk.exports.values() if not lun.path.startswith(f"{COPY_MANAGER}/")]
+            if vdisk.name != device.name or exported:
+                raise Busy(f"SCST has it as {vdisk.name}" + "".join(f", {path}" for path in exported))
+        for vdisk in holding:
+            self.delete_device(vdisk.name)
 
     # Targets
 

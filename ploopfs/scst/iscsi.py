@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ploopfs.bounds import MAX_SCST_OBJECTS
 from ploopfs.errors import AlreadyExists, BadValue, NoSuchEntry
 from ploopfs.scst.settings import Blank, Marked, Setting, keyed
-from ploopfs.scst.text import decimal, first_line, word, words
+from ploopfs.scst.text import check_name, decimal, first_line, word, words
 
 U16_MAX, U32_MAX = 2**16 - 1, 2**32 - 1
 LEAST_SECRET_BYTES = 12
@@ -141,10 +142,11 @@ class Extras(dict[str, Extra]):
 
     def add(self, text: str) -> None:
         name, rest = word(text)
-        kind = self._kind(name)
+        kind = self._kind(check_name(name, "an attribute"))
         extra = self._parsed(kind, rest)
         if any(True for _ in self._named(kind, extra.key)):
             raise BadValue(f"{kind} {extra.key} exists already")
+        MAX_SCST_OBJECTS.check_room(len(self), "added attributes")
         if kind == OUTGOING:
             for old in [name for name, other in self.items() if other.kind == OUTGOING]:
                 del self[old]
@@ -191,4 +193,5 @@ class Extras(dict[str, Extra]):
     def _free(self, name: str) -> str:
         if name not in self:
             return name
-        return next(f"{name}{number}" for number in range(1, len(self) + 2) if f"{name}{number}" not in self)
+        free = next(f"{name}{number}" for number in range(1, len(self) + 2) if f"{name}{number}" not in self)
+        return check_name(free, "an attribute")

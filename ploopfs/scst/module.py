@@ -77,6 +77,10 @@ class Scst:
         """Its handler promises to clear standby."""
         self.core.attach(device)
 
+    def detach(self, device: Device) -> None:
+        """Undo `attach`. Raises Busy if somebody else has a use for the device in SCST."""
+        self.core.detach(device)
+
     def is_attached(self, device: Device) -> bool:
         """Whether SCST has the device under any name: it cannot go then."""
         return self._backings.is_held(device)

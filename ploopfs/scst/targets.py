@@ -7,6 +7,7 @@ device. Nothing is served. Knows nothing of the tree.
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 
+from ploopfs.bounds import MAX_SCST_OBJECTS
 from ploopfs.errors import AlreadyExists, BadValue, NoSuchEntry, NotUnique
 from ploopfs.scst.access import NAMED_GROUP_SETTINGS, Exportable, Group
 from ploopfs.scst.iscsi import DRIVER_SETTINGS, PORTAL, TARGET_SETTINGS, USERS, Extras
@@ -74,6 +75,7 @@ class Target:
                 check_name(name, "a group")
                 if name in self.groups or name == "mgmt":
                     raise AlreadyExists(f"{self.path}: group {name} exists already")
+                MAX_SCST_OBJECTS.check_room(len(self.groups), f"groups of {self.path}")
                 self.groups[name] = Group(f"{self.path}/ini_groups/{name}", NAMED_GROUP_SETTINGS)
             case "del":
                 if name not in self.groups:
@@ -163,6 +165,7 @@ class IscsiDriver:
         taken = {"mgmt", "trace_level", "version", "open_state", *self.settings.table, *self.extras}
         if name in taken or any(name.lower() == other.lower() for other in self.targets):
             raise AlreadyExists(f"target {name} exists already")
+        MAX_SCST_OBJECTS.check_room(len(self.targets), "targets")
         target = Target(name, ISCSI, 0, TARGET_SETTINGS)
         for key, value in parameters(rest):
             self._set(target, key, value)

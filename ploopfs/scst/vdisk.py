@@ -10,6 +10,7 @@ from functools import reduce
 
 import trio
 
+from ploopfs.bounds import SYNC_TIMEOUT_S
 from ploopfs.device.device import Device
 from ploopfs.errors import BadValue, Busy, NoMedium, NotPermitted, PermissionDenied, PloopError, StorageTimeout
 from ploopfs.scst.access import Lun
@@ -19,7 +20,6 @@ from ploopfs.scst.settings import Settings
 from ploopfs.scst.text import check_name, number, parameters, truth
 
 NAME_MAX_BYTES = 64
-SYNC_TIMEOUT_S = 30
 MIB_SHIFT = 20
 RESERVATIONS_DIRECTORY = "/var/lib/scst/pr"
 NO_RESERVATIONS = "version 1\ngeneration 0"

@@ -6,6 +6,7 @@ Knows nothing of how recovery works.
 import re
 from collections.abc import Awaitable, Callable
 
+from ploopfs.bounds import HOLD_TIMEOUT_MS
 from ploopfs.device.device import Device
 from ploopfs.device.signal import Signal
 from ploopfs.device.standby import State
@@ -14,8 +15,6 @@ from ploopfs.device.waiting import OnStandby
 from ploopfs.errors import BadValue
 from ploopfs.sysfs.parse import U32_MAX, line, queue_value
 from ploopfs.sysfs.rows import Row, storing
-
-MAX_HOLD_TIMEOUT_MS = 24 * 3600 * 1000
 
 ControlStore = Callable[[Device, str], Awaitable[str | None]]
 
@@ -101,8 +100,8 @@ def _on_standby(text: str) -> OnStandby:
 
 def _hold_timeout_ms(text: str) -> int:
     timeout_ms = queue_value(text)
-    if not 1 <= timeout_ms <= MAX_HOLD_TIMEOUT_MS:
-        raise BadValue(f"hold_timeout_ms is {timeout_ms}, expected 1 to {MAX_HOLD_TIMEOUT_MS}")
+    if not 1 <= timeout_ms <= HOLD_TIMEOUT_MS.highest:
+        raise BadValue(f"hold_timeout_ms is {timeout_ms}, expected 1 to {HOLD_TIMEOUT_MS.highest}")
     return timeout_ms
 
 

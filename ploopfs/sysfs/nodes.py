@@ -97,9 +97,10 @@ class BlockDevice(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Disk:
-    """The disk itself, as a regular file of the device's size."""
+    """The disk itself, as a regular file of the device's size. `removed`: the device is gone."""
 
     device: BlockDevice
+    removed: Callable[[], bool] = _never
 
     @property
     def mode(self) -> int:

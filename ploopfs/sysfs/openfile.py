@@ -8,10 +8,10 @@ import select
 
 import trio
 
+from ploopfs.bounds import PAGE_BYTES
 from ploopfs.errors import NoSuchDevice, PermissionDenied
 from ploopfs.sysfs.nodes import Attribute
 
-PAGE_BYTES = 4096
 READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 CHANGED = select.POLLPRI | select.POLLERR
 

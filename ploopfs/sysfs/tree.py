@@ -89,7 +89,7 @@ def _device_nodes(device: Device, removed: Removed) -> DeviceNodes:
         device=device,
         directory=_device_directory(device, removed),
         debug=directory(DEBUG, device, removed),
-        disk=Disk(device),
+        disk=Disk(device, removed),
         in_block=Link(from_block),
         in_class=Link(f"../{from_block}"),
         in_dev=Link(f"../{from_block}"),

@@ -5,6 +5,7 @@ Which devices have them is their flavour's word. Knows nothing of tables.
 
 from collections.abc import Callable, Mapping
 
+from ploopfs.bounds import MAX_TABLE_BYTES
 from ploopfs.device.device import Device
 from ploopfs.device.mapper import Mapper
 from ploopfs.device.messages import answer
@@ -14,9 +15,6 @@ from ploopfs.sysfs.control import control
 from ploopfs.sysfs.nodes import Node
 from ploopfs.sysfs.parse import line, queue_bool
 from ploopfs.sysfs.rows import Removed, Row, attribute, constant, directory, ignoring, storing
-
-MAX_TABLE_BYTES = 64 << 10
-"""Of a line with as many images as there may be. A longer text may have been cut on its way, amid a name."""
 
 FLUSH = {"flush": True, "noflush": False}
 LOCKFS = frozenset({"lockfs", "nolockfs"})
@@ -59,6 +57,7 @@ def _show_inactive(device: Device) -> str | None:
 
 
 def _whole(text: str) -> str:
+    """A longer text may have been cut on its way, amid a name."""
     if len(text) >= MAX_TABLE_BYTES:
         raise BadValue(f"the text has {len(text)} characters, expected fewer than {MAX_TABLE_BYTES}")
     return text

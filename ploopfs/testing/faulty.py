@@ -24,9 +24,9 @@ class Faults:
         """Answer these operations (all, if none is named) with `errno` until the rule is removed or used up."""
         return self._add(Rule(_chosen(operations), errno=errno, count=count, skip=skip, after=after))
 
-    def pause(self, *operations: str, count: int | None = None) -> Rule:
-        """Hold these operations until `rule.released` is set."""
-        return self._add(Rule(_chosen(operations), released=trio.Event(), count=count))
+    def pause(self, *operations: str, count: int | None = None, late: bool = False) -> Rule:
+        """Hold these operations until `rule.released` is set; with `late` what was given up by then happens, too."""
+        return self._add(Rule(_chosen(operations), released=trio.Event(), count=count, late=late))
 
     def on(self, path: str, rule: Rule) -> Rule:
         """Restrict a rule to one path."""

@@ -128,14 +128,17 @@ class MemoryFile:
         length = max(0, min(length, len(self._image.data) - offset))
         self._image.data[offset : offset + length] = bytes(length)
 
-    async def lock(self) -> None:
+    async def lock(self, *, as_writer: bool | None = None) -> None:
         await trio.lowlevel.checkpoint()
         self._check_open("lock")
         image, me = self._image, id(self)
-        others = image.writers - {me} | (image.readers - {me} if self.writable else set())
+        writes = self.writable if as_writer is None else as_writer
+        others = image.writers - {me} | (image.readers - {me} if writes else set())
+        image.writers.discard(me)
+        image.readers.discard(me)
         if others:
             raise ImageLocked(f"{self.path}: another open file holds its lock")
-        (image.writers if self.writable else image.readers).add(me)
+        (image.writers if writes else image.readers).add(me)
 
     async def unlock(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -143,7 +146,8 @@ class MemoryFile:
         self._image.readers.discard(id(self))
 
     async def aclose(self) -> None:
-        await self.unlock()
+        with trio.CancelScope(shield=True):  # as a real file, which is closed for who was cancelled, too
+            await self.unlock()
         self.closed = True
 
     def _put(self, offset: int, data: Buffer) -> None:

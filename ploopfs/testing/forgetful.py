@@ -159,8 +159,8 @@ class ForgetfulFile:
 
         await self._run("punch hole", lambda: self._inner.punch(offset, length), offset, length, change)
 
-    async def lock(self) -> None:
-        await self._run("lock", self._inner.lock)
+    async def lock(self, *, as_writer: bool | None = None) -> None:
+        await self._run("lock", lambda: self._inner.lock(as_writer=as_writer))
 
     async def unlock(self) -> None:
         await self._run("unlock", self._inner.unlock)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ploopfs.bounds import MAX_FACT_CHARACTERS
 from ploopfs.device.events import EVENTS, DeviceEvents, Events, declare
 from ploopfs.device.standby import Reason, Standby, StandbyKey
 from ploopfs.errors import PloopError
@@ -183,3 +184,16 @@ def test_how_long_standby_lasted_does_not_depend_on_the_clock_on_the_wall(monkey
     seconds = list(events.since(0))[-1].facts["seconds"]
     assert isinstance(seconds, float)
     assert 0 <= seconds < 60
+
+
+@pytest.mark.parametrize("excess", [0, 1, 100_000])
+def test_a_text_that_somebody_wrote_does_not_fill_the_ring(excess: int) -> None:
+    events = Events()
+    text = "x" * (MAX_FACT_CHARACTERS + excess)
+    events.emit("ploop0", "replace_end", error=text, level=1, generation=None)
+    facts = events.record(1).facts
+    assert facts == {
+        "error": text if not excess else f"{text[:MAX_FACT_CHARACTERS]}...",
+        "level": 1,
+        "generation": None,
+    }

@@ -7,8 +7,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ploopfs.bounds import PACE
 from ploopfs.device import queue as queue_module
-from ploopfs.device.queue import PACE, Bounds
+from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import STANDBY_ERRNOS, Reason, State
 from ploopfs.device.stats import Op
 from ploopfs.device.waiting import Kind, OnStandby, Ticket
@@ -173,6 +174,29 @@ async def test_one_that_was_issued_anew_without_a_wait_still_has_its_place_when_
         await gate.recover()
         await wait_all_tasks_blocked()
     assert gate.issued[3:] == ["early", "late"]
+
+
+async def test_who_was_let_go_lets_one_pass_that_came_back_with_an_older_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue_module, "PACE", 1)
+    async with gate_of() as gate:
+        await gate.enter_standby()
+        await gate.asked_one_by_one(*"bc")
+        hangs = gate.hangs = trio.Event()
+        await gate.recover()
+        await wait_all_tasks_blocked()
+        assert gate.issued == ["first", "first"]
+        # Its error is a late one, after which nobody has to wait: b is let go and the first one comes back at once.
+        gate.queue.swap(gate.queue.stack)
+        again = gate.hangs = trio.Event()
+        gate.outage = errno.ENOTCONN
+        hangs.set()
+        await wait_all_tasks_blocked()
+        gate.outage = 0
+        again.set()
+        await wait_all_tasks_blocked()
+    assert gate.issued[2:] == ["first", *"bc"]
 
 
 async def test_who_comes_while_others_are_let_go_is_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,6 +476,20 @@ async def test_at_the_end_nobody_waits_for_a_resume_and_nobody_will() -> None:
         gate.queue.close_gate()
         await gate.asked_one_by_one("late")
         assert errors_of(gate.asked) == [ShuttingDown] * 2
+
+
+async def test_at_the_end_a_key_that_is_put_in_again_is_noticed_by_who_is_parked() -> None:
+    async with gate_of() as gate:
+        await gate.enter_standby()
+        gate.rig.registry.key.enabled = False
+        async with gate.queue.quiesced():
+            [parked] = await gate.asked_one_by_one("parked")
+            gate.queue.close_gate()
+            await wait_all_tasks_blocked()
+            assert not parked.ended
+            gate.rig.registry.key.enabled = True
+            await wait_all_tasks_blocked()
+            assert errors_of([parked]) == [ShuttingDown]
 
 
 async def test_an_error_that_is_met_at_the_end_is_not_held() -> None:

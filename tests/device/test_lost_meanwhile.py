@@ -172,14 +172,34 @@ async def test_who_comes_back_while_the_queue_is_suspended_is_held_within_the_bo
     assert room.held == 1
 
 
-
-
 async def test_nobody_writes_to_an_image_that_was_given_up_while_it_grew(autojump_clock: MockClock) -> None:
     rig = await mapped_rig()
     rig.hang("write", count=1)
     assert await errno_of(answer(mapper_of(rig), f"resize {20000 * CLUSTER // 512}")) == errno.ETIMEDOUT
     assert autojump_clock.current_time() >= 3600
     assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["vz7", "vz9"])
+async def test_what_was_given_up_and_happens_late_reaches_nothing_that_is_written_by_then(
+    mapped: bool, rig: Rig, autojump_clock: MockClock
+) -> None:
+    rig = await mapped_rig() if mapped else rig
+    rig.copy(TOP, NEW)
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    late = rig.faults.on(TOP, rig.faults.pause("write", count=1, late=True))
+    assert await errno_of(rig.device.replace_top(NEW)) == errno.ETIMEDOUT
+    assert autojump_clock.current_time() >= 30
+    assert await errno_of(rig.device.reopen()) == errno.ETIMEDOUT
+    assert "may yet happen" in rig.device.last_error
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"refused")) == errno.EIO
+    assert late.released is not None
+    late.released.set()
+    await wait_all_tasks_blocked()
+    assert not rig.is_marked(TOP), "it was the header of the closed image"
+    await rig.device.reopen()
+    assert rig.is_marked(TOP)
+    assert await rig.device.read(2 * CLUSTER, 12) == b"acknowledged"
 
 
 async def test_nobody_writes_to_an_image_whose_lock_somebody_else_took_during_a_reopen(rig: Rig) -> None:

@@ -454,3 +454,22 @@ async def test_a_full_storage_is_an_event_of_the_device(rig: Rig) -> None:
     assert (mapper.active.event_nr, mapper.active.status) == (1, f"0 {SECTORS} ploop 3 v2 64 s")
     assert (mapper.active.take_event(), mapper.active.take_event()) == (True, False)
     assert mapper.active.status.endswith(" o")
+
+
+async def test_an_image_of_ours_that_the_outage_cut_off_while_it_grew_is_loaded_and_closed_whole() -> None:
+    rig = await mapped_rig()
+    await rig.device.write(4 * CLUSTER, b"acknowledged")
+    rig.faults.remove(await rig.enter_standby(errno.EBUSY))
+    # Of a later growth that nobody has acknowledged.
+    rig.store.images[TOP].data.extend(bytes(1000))
+    await reload(rig, *STACK)
+    assert await rig.device.read(4 * CLUSTER, 12) == b"acknowledged"
+    assert await rig.device.aclose()
+    assert len(rig.store.bytes_of(TOP)) % CLUSTER == 0
+
+
+async def test_one_that_is_not_ours_must_have_whole_clusters() -> None:
+    rig = await mapped_rig()
+    rig.store.put(NEW, image({2: b"t"}).build() + bytes(1000))
+    await rig.enter_standby(errno.EBUSY)
+    assert await errno_of(mapper_of(rig).load(line(*STACK[:-1], NEW))) == errno.EPROTO

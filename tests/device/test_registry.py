@@ -1,6 +1,8 @@
 """The registry: names, what is refused, and closing everything within a deadline."""
 
 import errno
+import os
+from pathlib import Path
 
 import pytest
 import trio
@@ -9,7 +11,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import BLOCK, VZ7, VZ9
 from ploopfs.device.registry import Registry
-from ploopfs.errors import AlreadyExists, BackendError, BadValue, ImageRefused
+from ploopfs.engine.file import OsFiles
+from ploopfs.errors import AlreadyExists, BackendError, BadImage, BadValue, ImageLocked, ImageRefused
 from ploopfs.image.header import HEADER_BYTES, IN_USE, V1, Header
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
@@ -98,14 +101,28 @@ async def test_an_image_that_does_not_open_leaves_no_device(disks: Disks) -> Non
     await disks.add("ploop0", FIRST)
 
 
-@pytest.mark.expects_warnings
-async def test_an_image_that_was_not_closed_is_opened_read_only(disks: Disks) -> None:
+async def test_an_image_that_was_not_closed_is_checked_before_its_device_comes_and_an_event_says_so(
+    disks: Disks,
+) -> None:
     data = image({0: b"d"}, in_use=IN_USE).build()
-    disks.store.put(FIRST, data)
+    disks.store.put(FIRST, data + bytes(CLUSTER))
     device = await disks.add("ploop0", FIRST)
-    assert device.read_only
+    assert not device.read_only
+    checked, added = disks.registry.events.since(0)
+    assert (checked.device, checked.event, added.event) == ("ploop0", "image_checked", "device_added")
+    sizes = {"bytes_before": len(data) + CLUSTER, "bytes": len(data)}
+    assert checked.facts == {"path": FIRST, "cleared_entries": 0} | sizes
     assert await disks.registry.aclose()
-    assert disks.store.bytes_of(FIRST) == data
+    assert disks.store.bytes_of(FIRST)[HEADER_BYTES:] == data[HEADER_BYTES:]
+
+
+async def test_an_image_that_was_not_closed_and_is_not_sound_leaves_no_device(disks: Disks) -> None:
+    data = image({0: b"d", 1: b"e"}, in_use=IN_USE).build()[:-CLUSTER]
+    disks.store.put(FIRST, data)
+    with pytest.raises(BadImage, match=f"`ploopfs check -r {FIRST}`"):
+        await disks.add("ploop0", FIRST)
+    assert (disks.registry.devices, disks.store.bytes_of(FIRST)) == ({}, data)
+    assert not disks.is_held(FIRST)
 
 
 # --- closing ------------------------------------------------------------------------------------------------------
@@ -212,3 +229,27 @@ async def test_a_disk_that_is_no_ploop_has_a_raw_image_only(disks: Disks) -> Non
     disk = await disks.registry.add("xvda", flavour=BLOCK, image=f"raw@{FIRST}", files=files)
     assert (disk.mapper, disk.queue.standby.state.value) == (None, "not supported")
     assert await disk.read(0, 16) == b"WithouFreSpacExt"
+
+
+@pytest.mark.parametrize("alias", ["the same path", "a hard link", "a symbolic link"])
+async def test_one_image_cannot_be_two_devices_whatever_it_is_called_and_who_has_it_is_named(
+    tmp_path: Path, alias: str
+) -> None:
+    first, second = tmp_path / "first.hds", tmp_path / "second.hds"
+    first.write_bytes(image({0: b"d"}).build())
+    match alias:
+        case "a hard link":
+            second.hardlink_to(first)
+        case "a symbolic link":
+            second.symlink_to(first)
+        case _:
+            second = first
+    registry = Registry()
+    await registry.add("ploop0", flavour=VZ7, image=[str(first)], files=OsFiles())
+    told = rf"^{second}: cannot be opened for (writing|reading): its .* lock is held by .*\(pid {os.getpid()}\)"
+    for read_only in (False, True):
+        with pytest.raises(ImageLocked, match=told):
+            await registry.add("ploop1", flavour=VZ7, image=[str(second)], files=OsFiles(), read_only=read_only)
+    assert await registry.aclose()
+    await registry.add("ploop1", flavour=VZ7, image=[str(second)], files=OsFiles())
+    assert await registry.aclose()

@@ -19,7 +19,8 @@ from ploopfs.engine.merge import copied_up, without_level
 from ploopfs.engine.opening import StackSpec, open_stack
 from ploopfs.engine.stack import Stack
 from ploopfs.image.bat import Bat
-from ploopfs.image.check import Report, Verdict, check_image, extension_offset_bytes
+from ploopfs.image.check import Report, Verdict, check_image
+from ploopfs.image.extension import extension_offset_bytes
 from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, SECTOR_BYTES, V2, Header, Version
 from ploopfs.image.map import HOLE_LEVEL
 from ploopfs.testing.images import ImageBuilder
@@ -28,7 +29,6 @@ from tests.engine.places import Place
 
 MAX_DEPTH = 5
 MODELLED = 16
-_IN_USE_OFFSET = 44
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +156,14 @@ class Disk:
         await self.open()
 
     async def die(self) -> None:
-        """The process goes away: the storage keeps everything, nobody clears the mark, the user does."""
+        """The process goes away: the storage keeps everything, and nobody clears the mark until the next opening does,
+        which gives the end of the file back as well."""
         await self.stack.aclose(clean=False)
         self._opened = None
         if self.specs[-1].raw:
             return
         assert verdict(self.place.content(self.top_path)).verdict is Verdict.NOT_CLOSED
-        image = bytearray(self.place.content(self.top_path))
-        struct.pack_into("<I", image, _IN_USE_OFFSET, 0)
-        self._found = bytes(image)
-        self.place.put(self.top_path, self._found)
+        self._found = b""
 
     async def grow(self, clusters: int) -> None:
         clusters = max(self.clusters, clusters)

@@ -133,8 +133,8 @@ class JournalFile:
     async def punch(self, offset: int, length: int) -> None:
         await self._run("punch hole", lambda: self._inner.punch(offset, length), offset, length)
 
-    async def lock(self) -> None:
-        await self._inner.lock()
+    async def lock(self, *, as_writer: bool | None = None) -> None:
+        await self._inner.lock(as_writer=as_writer)
 
     async def unlock(self) -> None:
         await self._inner.unlock()

@@ -1,5 +1,6 @@
 """QEMU's tools as a second opinion on images and stacks (image-format.md 5)."""
 
+import json
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,25 @@ def check(path: str) -> tuple[int, str]:
     """Exit code (0: clean, 2: corrupt, 3: leaks) and what it said."""
     done = run("qemu-img", "check", "-f", "parallels", path)
     return done.returncode, done.stdout + done.stderr
+
+
+def bitmaps(path: str) -> dict[str, int]:
+    """The dirty bitmaps that QEMU finds in an image: how many bytes of the disk each says are dirty."""
+    node = f"driver=parallels,node-name=image,read-only=on,file.driver=file,file.filename={path.replace(',', ',,')}"
+    commands = ("qmp_capabilities", "query-named-block-nodes", "quit")
+    done = subprocess.run(
+        ["qemu-storage-daemon", "--chardev", "stdio,id=m", "--monitor", "chardev=m", "--blockdev", node],
+        input="\n".join(json.dumps({"execute": command}) for command in commands),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line).get("return") for line in done.stdout.splitlines()]
+    [nodes] = [answer for answer in answers if isinstance(answer, list)]
+    [image] = [node for node in nodes if node["node-name"] == "image"]
+    return {one["name"]: one["count"] for one in image.get("dirty-bitmaps", [])}
 
 
 def options(specs: Sequence[ImageSpec]) -> str:

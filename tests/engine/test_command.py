@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from ploopfs.bounds import OUTPUT_BYTES
 from ploopfs.engine import command
-from ploopfs.engine.command import OUTPUT_BYTES, Ended, run_command
+from ploopfs.engine.command import Ended, run_command
 
 HANG_S = 60
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ploopfs.bounds import MAX_DELTAS
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk, create_image, snapshot_disk
 from ploopfs.engine.file import OsFiles
@@ -15,7 +16,7 @@ from ploopfs.engine.opening import open_stack, resolve
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import AlreadyExists, BackendError, BadDescriptor, BadImage, Busy, ImageLocked, ImageNotClosed
 from ploopfs.image.check import Verdict
-from ploopfs.image.descriptor import MAX_IMAGES, NONE_GUID, Descriptor, parse
+from ploopfs.image.descriptor import NONE_GUID, Descriptor, parse
 from ploopfs.image.header import FLAG_EMPTY, V1, V2, Header, Version
 from ploopfs.testing.images import ImageBuilder
 from tests.engine.disk import verdict
@@ -336,7 +337,7 @@ def test_the_127th_snapshot_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     for _ in range(126):
         snapshot_disk(path)
     before = listing(tmp_path)
-    assert len(described(path).chain()) == MAX_IMAGES
+    assert len(described(path).chain()) == MAX_DELTAS
     with pytest.raises(BadDescriptor, match="127"):
         snapshot_disk(path)
     assert listing(tmp_path) == before

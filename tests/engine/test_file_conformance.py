@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 import pytest
+import trio
 
 from ploopfs.engine.file import File
 from ploopfs.engine.probe import ProbedImage
@@ -175,6 +176,23 @@ async def test_readers_share(place: Place, path: str) -> None:
     await second.lock()
 
 
+async def test_who_only_reads_may_keep_readers_out_until_he_claims_the_image_as_a_reader(
+    place: Place, path: str
+) -> None:
+    first, second = await open_both(place, path, writable=(False, False))
+    writer = await place.files.open(path, writable=True)
+    await first.lock(as_writer=True)
+    for other in (second, writer):
+        with pytest.raises(ImageLocked):
+            await other.lock()
+    await first.lock()
+    await second.lock()
+    with pytest.raises(ImageLocked):
+        await writer.lock()
+    with pytest.raises(ImageLocked):
+        await first.lock(as_writer=True)
+
+
 async def test_a_refused_lock_leaves_nothing_locked(place: Place, path: str) -> None:
     first, second = await open_both(place, path, writable=(True, True))
     await first.lock()
@@ -243,3 +261,14 @@ async def test_a_probe_misses_an_image_that_is_not_there_and_refuses_another_in_
     )
     with pytest.raises(ImageMismatch, match="the header is not the one that was opened"):
         await place.files.probe([ProbedImage(path=path, start=b"other", write_beside=True)])
+
+
+async def test_who_is_cancelled_closes_all_the_same(place: Place, path: str) -> None:
+    """A descriptor that nobody closes keeps its lock, and nobody could open the image again."""
+    file, other = await open_both(place, path, writable=(True, True))
+    await file.lock()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await file.aclose()
+    await other.lock()
+    await other.aclose()

@@ -15,6 +15,7 @@ from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack, resolve
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BadImage, ImageConverting, PloopError
+from ploopfs.image.header import CLOSED, HEADER_BYTES, Header
 from ploopfs.testing.files import MemoryFiles
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -127,19 +128,19 @@ async def test_an_image_that_the_original_calls_clean_opens_for_writing(verdict:
     assert files.bytes_of(str(verdict["image"])) == before
 
 
-@pytest.mark.expects_warnings
 @pytest.mark.parametrize("verdict", of_verdict(NOT_CLOSED))
-async def test_an_image_that_was_not_closed_opens_for_reading_with_a_warning(
+async def test_an_image_that_was_not_closed_and_is_sound_opens_for_writing(
     verdict: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     stack, files, before = await opened(verdict)
-    assert stack.read_only
+    assert not stack.read_only
     await stack.aclose(clean=True)
-    assert files.bytes_of(str(verdict["image"])) == before
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert str(verdict["image"]) in record.getMessage()
-    assert "0x746f6e59" in record.getMessage()
+    closed = Header.parse(before, "image").changed(in_use=CLOSED, flags=0, extension_sectors=0)
+    assert files.bytes_of(str(verdict["image"])) == closed.raw + before[HEADER_BYTES:]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{verdict['image']}: was not closed; checked: sound"
+    ]
 
 
 @pytest.mark.parametrize("verdict", of_verdict(*REFUSED))
@@ -152,6 +153,9 @@ async def test_a_broken_image_is_refused_by_name(verdict: dict[str, object]) -> 
     if isinstance(raised.value, BadImage):
         assert raised.value.field
         assert raised.value.expected
+        # What the original mends with -F, a repair of ours mends as well; and whoever is refused is told so.
+        advice = f"`ploopfs check -r {verdict['image']}`"
+        assert (advice in str(raised.value)) is (verdict["vz7_Fc"] in (CLEAN, NOT_CLOSED))
 
 
 async def test_a_raw_image_alone_has_the_size_of_its_file() -> None:

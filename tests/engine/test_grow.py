@@ -14,7 +14,7 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.grow import grown
 from ploopfs.engine.opening import StackSpec, open_stack
-from ploopfs.errors import BackendError, BadValue, Busy, ReadOnly, StorageTimeout
+from ploopfs.errors import BackendError, BadImage, BadValue, Busy, ReadOnly, StorageTimeout
 from ploopfs.image.check import Verdict
 from ploopfs.image.header import CLOSED, IN_USE, V1, V2
 from ploopfs.testing.files import MemoryFiles
@@ -336,3 +336,18 @@ def test_errors_at_any_steps_and_retries_end_with_the_disk_of_the_model(failing:
 
     disk_random = Random(seed + 1)
     trio.run(story)
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["image", "raw"])
+async def test_a_size_that_no_map_in_memory_can_hold_is_refused_before_anything_changes(full: Rig, raw: bool) -> None:
+    if raw:
+        full.memory.put(TOP, bytes(8 * CLUSTER))
+    spec = StackSpec((ImageSpec(TOP, raw=raw),), cluster_sectors=SECTORS if raw else None)
+    stack = await open_stack(full.memory, spec, read_only=False, counters=Counters())
+    before = full.memory.bytes_of(TOP)
+    reason = "a disk has 4294967290 clusters of 32768 bytes, expected at most" if raw else "m_FirstBlockOffset is"
+    with pytest.raises((BadValue, BadImage), match=reason):
+        await grown(stack, 4294967290 * SECTORS)
+    assert full.memory.bytes_of(TOP) == before
+    assert stack.size_bytes == 8 * CLUSTER
+    await stack.aclose(clean=True)

@@ -9,10 +9,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ploopfs.engine.inject import grammar
+from ploopfs.bounds import MAX_RULE_CHARACTERS, MAX_RULES
 from ploopfs.engine.inject.filter import OPERATIONS, Operation
 from ploopfs.engine.inject.grammar import ADD, ERRNOS, FLAGS, OPS, STATUSES, execute, listing
-from ploopfs.engine.inject.injector import MAX_RULES, Injector
+from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.inject.rule import Rule, Sectors
 from ploopfs.errors import BadValue, LimitReached, NoSuchEntry, PloopError
 
@@ -75,9 +75,9 @@ def test_each_operation_takes_what_it_says_of_a_file(op: str) -> None:
 
 
 def test_the_words_that_the_kernel_lacks_say_what_becomes_of_an_operation() -> None:
-    rule = added("add,op=ALL,errno=ENOTCONN,level=2,skip=4,count=3,delay_ms=1500,hang,after,seed=7")
+    rule = added("add,op=ALL,errno=ENOTCONN,level=2,skip=4,count=3,delay_ms=1500,hang,late,after,seed=7")
     assert (rule.errno, rule.level, rule.skip, rule.count, rule.delay_s) == (errno.ENOTCONN, 2, 4, 3, 1.5)
-    assert (rule.after, rule.seed, isinstance(rule.released, trio.Event)) == (True, 7, True)
+    assert (rule.late, rule.after, rule.seed, isinstance(rule.released, trio.Event)) == (True, True, 7, True)
 
 
 @pytest.mark.parametrize("does", ["delay_ms=1", "hang"])
@@ -122,6 +122,7 @@ def test_a_rule_may_only_delay(does: str) -> None:
         ("add,errno=EIO,count=", "count is '', expected a number from 1 to"),
         ("add,delay_ms=3600001", "delay_ms is '3600001', expected a number from 1 to 3600000"),
         ("add,hang,after", "after is given, expected only with status= or errno="),
+        ("add,errno=EIO,late", "late is given, expected only with hang"),
         ("add,errno=EIO,hang=1", "'hang=1' is no word of a command, expected add, remove, removeall with op=, status="),
         ("add,errno=EIO,level", "'level' is no word of a command"),
         ("add, op=READ,errno=EIO", "' op=READ' is no word of a command"),
@@ -250,4 +251,4 @@ def test_the_longest_list_is_longer_than_a_page_of_sysfs() -> None:
     injector = Injector()
     for _ in range(MAX_RULES):
         execute(injector, "add,errno=ENOTCONN,level=0,skip=1,count=2,delay_ms=5,hang,after,seed=0")
-    assert len(listing(injector)) > grammar.MAX_TEXT
+    assert len(listing(injector)) > MAX_RULE_CHARACTERS

@@ -1,32 +1,55 @@
 """Which images make a stack, who may open it beside whom, and that nothing stays open or locked when it is refused."""
 
 import errno
-from collections.abc import Sequence
+import os
+import struct
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from ploopfs.bounds import MAX_DESCRIPTOR_BYTES
+from ploopfs.engine import lock
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
+from ploopfs.engine.file import Identity, OsFiles
+from ploopfs.engine.inspect import inspect_stack
 from ploopfs.engine.opening import StackSpec, open_stack, resolve
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BackendError, BadDescriptor, BadImage, ImageLocked, ImageMismatch, PloopError
-from ploopfs.image.descriptor import MAX_DESCRIPTOR_BYTES
+from ploopfs.engine.unclosed import Closed
+from ploopfs.errors import (
+    BackendError,
+    BadDescriptor,
+    BadImage,
+    ImageLocked,
+    ImageMismatch,
+    ImageNotClosed,
+    PloopError,
+)
+from ploopfs.image.check import Verdict
 from ploopfs.image.header import IN_USE, V1, V2
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
+from tests.engine.disk import verdict
 from tests.engine.places import MemoryPlace, OsPlace, Place
 
 CLUSTER = 32768
 NOBODY: tuple[set[int], set[int]] = (set(), set())
 
 
-async def open_images(files: MemoryFiles, *names: str, read_only: bool = False, sectors: int | None = None) -> Stack:
+async def open_images(
+    files: MemoryFiles,
+    *names: str,
+    read_only: bool = False,
+    sectors: int | None = None,
+    on_closed: Callable[[Closed], None] = lambda _closed: None,
+) -> Stack:
     spec = StackSpec(tuple(ImageSpec(name, raw=name.endswith(".raw")) for name in names), sectors)
-    return await open_stack(files, spec, read_only=read_only, counters=Counters())
+    return await open_stack(files, spec, read_only=read_only, counters=Counters(), on_closed=on_closed)
 
 
 @pytest.fixture
@@ -93,17 +116,114 @@ async def test_a_raw_base_that_ends_inside_a_cluster_is_followed_by_zeroes(files
     assert await stack.read(CLUSTER * 2, 2048) == b"r" * 512 + bytes(512) + b"w" + bytes(1023)
 
 
-@pytest.mark.expects_warnings
-@pytest.mark.parametrize("names", [("used",), ("base", "used"), ("used", "top")], ids="+".join)
-async def test_a_stack_with_a_marked_image_opens_for_reading_and_the_warning_names_it(
+# --- images that were not closed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("used",), ("base", "used"), ("short.raw", "used")], ids="+".join)
+async def test_a_sound_top_that_was_not_closed_is_closed_and_opens_for_writing(
     files: MemoryFiles, names: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = [files.bytes_of(name) for name in names]
-    stack = await open_images(files, *names)
-    assert stack.read_only
-    assert [record.getMessage()[:21] for record in caplog.records] == ["used: m_DiskInUse is "]
+    caplog.set_level("INFO")
+    told: list[Closed] = []
+    stack = await open_images(files, *names, on_closed=told.append)
+    await stack.write(0, b"w" * CLUSTER)
     await stack.aclose(clean=True)
+    assert told == [Closed("used", CLUSTER, CLUSTER, 0)]
+    assert [record.getMessage() for record in caplog.records] == ["used: was not closed; checked: sound"]
+    assert verdict(files.bytes_of("used")).verdict is Verdict.CLEAN
+
+
+def damaged(**entries: int) -> bytes:
+    """Two clusters, and a mark."""
+    image = bytearray(ImageBuilder(clusters={0: b"0" * CLUSTER, 1: b"1" * CLUSTER}, in_use=IN_USE).build())
+    for slot, value in entries.items():
+        struct.pack_into("<I", image, 64 + 4 * int(slot.removeprefix("slot")), value)
+    return bytes(image)
+
+
+LEFT_BY_A_CRASH = {
+    "a leak at the end": (damaged() + b"l" * CLUSTER, Closed("top", 4 * CLUSTER, 3 * CLUSTER, 0)),
+    "a file that ends in a leak": (damaged() + b"l" * 512, Closed("top", 3 * CLUSTER + 512, 3 * CLUSTER, 0)),
+    "a file that ends in a cluster": (damaged()[:-512], Closed("top", 3 * CLUSTER - 512, 3 * CLUSTER, 0)),
+    "an entry past the disk": (damaged(slot5=2, slot1=0), Closed("top", 3 * CLUSTER, 2 * CLUSTER, 1)),
+    "a leak in the middle": (damaged(slot0=0), Closed("top", 3 * CLUSTER, 3 * CLUSTER, 0)),
+}
+
+
+@pytest.mark.parametrize(("image", "closed"), LEFT_BY_A_CRASH.values(), ids=LEFT_BY_A_CRASH)
+async def test_what_a_crash_leaves_is_put_right_without_a_question(
+    files: MemoryFiles, image: bytes, closed: Closed
+) -> None:
+    files.put("top", image)
+    told: list[Closed] = []
+    stack = await open_images(files, "base", "top", on_closed=told.append)
+    assert (told, stack.read_only) == ([closed], False)
+    await stack.aclose(clean=True)
+    assert verdict(files.bytes_of("top")).verdict is Verdict.CLEAN
+    assert len(files.bytes_of("top")) == closed.file_bytes
+
+
+@pytest.mark.parametrize(
+    "image", [damaged(slot1=1), damaged(slot1=9), damaged()[: 2 * CLUSTER]], ids=["shared", "beyond", "cut"]
+)
+async def test_what_no_crash_of_ours_leaves_is_refused_with_the_command_and_stays(
+    files: MemoryFiles, image: bytes
+) -> None:
+    files.put("my top", image)
+    with pytest.raises(BadImage, match=r"my top: BAT entry 1 .*`ploopfs check -r 'my top'` would repair"):
+        await open_images(files, "base", "my top")
+    assert files.bytes_of("my top") == image
+    assert (files.images["my top"].writers, files.images["my top"].readers) == NOBODY
+
+
+@pytest.mark.parametrize("names", [("used", "top"), ("used", "also used")], ids="+".join)
+async def test_nothing_is_built_upon_a_lower_delta_that_was_not_closed_and_nothing_is_written(
+    files: MemoryFiles, names: tuple[str, ...]
+) -> None:
+    files.put("also used", ImageBuilder(in_use=IN_USE).build())
+    before = [files.bytes_of(name) for name in names]
+    with pytest.raises(ImageNotClosed, match=r"used: the image was not closed.*`ploopfs check -r used`"):
+        await open_images(files, *names)
     assert [files.bytes_of(name) for name in names] == before
+    assert all((image.writers, image.readers) == NOBODY for image in files.images.values())
+
+
+async def test_a_top_that_was_not_closed_and_does_not_fit_is_left_alone(files: MemoryFiles) -> None:
+    before = files.bytes_of("used")
+    with pytest.raises(BadImage, match="longer: m_SizeInSectors is 384"):
+        await open_images(files, "longer", "used")
+    assert files.bytes_of("used") == before
+
+
+async def test_an_unclosed_image_that_somebody_has_open_is_locked(files: MemoryFiles) -> None:
+    holder = await open_images(files, "used", read_only=True)
+    before = files.bytes_of("used")
+    with pytest.raises(ImageLocked):
+        await open_images(files, "used")
+    assert files.bytes_of("used") == before
+    await holder.aclose(clean=True)
+
+
+async def test_without_locks_the_mark_is_believed(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is all that keeps a second host off the image."""
+    before = files.bytes_of("used")
+    monkeypatch.setattr("ploopfs.testing.files.Identity", partial(Identity, has_locks=False))
+    with pytest.raises(ImageNotClosed, match=r"its storage has no locks.*`ploopfs check -r used`"):
+        await open_images(files, "used")
+    assert files.bytes_of("used") == before
+
+
+def test_a_storage_without_locks_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"")
+    with path.open() as file:
+        assert lock.can_lock(file.fileno())
+        for number, answer in ((errno.ENOLCK, False), (errno.EOPNOTSUPP, False), (errno.ENOSYS, False)):
+            monkeypatch.setattr("fcntl.fcntl", Mock(side_effect=OSError(number, "")))
+            assert lock.can_lock(file.fileno()) is answer
+        monkeypatch.setattr("fcntl.fcntl", Mock(side_effect=OSError(errno.EIO, "")))
+        with pytest.raises(OSError, match="Errno 5"):
+            lock.can_lock(file.fileno())
 
 
 async def test_a_marked_image_that_is_asked_for_reading_is_no_news(files: MemoryFiles) -> None:
@@ -203,3 +323,22 @@ async def test_a_storage_error_while_opening_is_that_error_and_leaves_nothing_op
         await open_stack(faulty, spec, read_only=False, counters=Counters())
     assert (raised.value.errno, raised.value.operation) == (errno.ENOTCONN, operation)
     assert all((image.writers, image.readers) == NOBODY for image in files.images.values())
+
+
+async def test_a_disk_that_no_map_in_memory_can_hold_is_refused_by_name(tmp_path: Path) -> None:
+    """Sparse, and so as small as any other file."""
+    image = tmp_path / "huge.raw"
+    image.touch()
+    os.truncate(image, 1 << 42)
+    spec = StackSpec((ImageSpec(str(image), raw=True),), cluster_sectors=64)
+    with pytest.raises(BadImage, match=r"huge\.raw: disk size is 134217728 clusters, expected at most 67108864"):
+        await open_stack(OsFiles(), spec, read_only=True, counters=Counters())
+
+
+async def test_a_stack_that_is_too_deep_is_refused_before_a_file_is_opened(files: MemoryFiles) -> None:
+    """A descriptor of a megabyte names ten thousand images, and nobody has that many descriptors of files."""
+    names = ["missing", *["base"] * 126, "top"]
+    with pytest.raises(ImageMismatch, match="top: a stack has 128 deltas, expected 1 to 127"):
+        await open_images(files, *names)
+    with pytest.raises(ImageMismatch, match="top: a stack has 128 deltas, expected 1 to 127"):
+        await inspect_stack(files, StackSpec(tuple(map(ImageSpec, names))))

@@ -29,27 +29,6 @@ def failing(number: int) -> Callable[..., int]:
     return fail
 
 
-@pytest.mark.parametrize("writable", [False, True])
-async def test_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path: Path, writable: bool) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(BadImage, match=r"fifo: file type is 0o10000, expected a regular file"):
-        await OsFiles().open(str(tmp_path / "fifo"), writable=writable)
-
-
-async def test_a_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match="file type"):
-        await OsFiles().open(str(tmp_path), writable=False)
-    with pytest.raises(BackendError) as raised:
-        await OsFiles().open(str(tmp_path), writable=True)
-    assert raised.value.errno == errno.EISDIR
-
-
-@pytest.mark.parametrize("writable", [False, True])
-async def test_a_device_node_is_refused(writable: bool) -> None:
-    with pytest.raises(BadImage, match="/dev/null: file type"):
-        await OsFiles().open("/dev/null", writable=writable)
-
-
 async def test_a_refused_file_leaves_no_descriptor_open(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     for _ in range(20):

@@ -55,6 +55,12 @@ def test_only_swap_areas_on_loop_devices_over_our_disks_are_uses(files: dict[str
     assert linux.swaps() == (Use("ploop0", OUR_SWAP),)
 
 
+def test_a_line_that_could_not_be_shown_is_no_use(files: dict[str, str], linux: LinuxHost) -> None:
+    files["/proc/self/mountinfo"] = "43 27 7:0 / /mnt/fs rw ext4\n43 27 7:0\n43 27 7:0 / /mnt/fs rw - ext4\n"
+    files["/proc/swaps"] = f"{SWAPS}/dev/loop0\n/dev/loop0 \n"
+    assert (linux.mounts(), linux.swaps()) == ((), ())
+
+
 def test_what_cannot_be_read_is_not_there(tmp_path: Path) -> None:
     assert host._read(str(tmp_path / "none")) == ""
     assert host._read(str(tmp_path)) == ""

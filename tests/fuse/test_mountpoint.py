@@ -100,3 +100,17 @@ def test_a_mount_that_does_not_go_away_is_an_error(monkeypatch: pytest.MonkeyPat
 def test_a_path_below_a_file_is_not_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert inspect_mountpoint(str(tmp_path / "file/below")) is State.NOT_A_DIRECTORY
+
+
+def test_nobody_breaks_the_table_by_the_name_of_what_he_mounts() -> None:
+    """The kernel leaves these as they are; who takes one for an end of a line or of a field reads another mount."""
+    table = b"40 22 0:50 / /tmp/a\r\x0b\x0c\x85 - b rw - tmpfs x rw\n" + TABLE
+    evil, *others = parse_mountinfo(table)
+    assert evil.mountpoint == os.fsdecode(b"/tmp/a\r\x0b\x0c\x85")
+    assert others == list(parse_mountinfo(TABLE))
+
+
+def test_a_line_of_another_shape_is_passed_over() -> None:
+    assert list(parse_mountinfo(b"\n1 2 3\n" + TABLE + b"40 22 0:50 / /a\\777 rw - x y z\n"))[:-1] == list(
+        parse_mountinfo(TABLE)
+    )

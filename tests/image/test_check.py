@@ -13,14 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ploopfs.errors import BadImage, ImageConverting
-from ploopfs.image.check import (
-    DIRTY_BITMAP_MAGIC,
-    EXTENSION_MAGIC,
-    Report,
-    Verdict,
-    check_image,
-    extension_offset_bytes,
-)
+from ploopfs.image.check import MODES, Mode, Report, Verdict, check_image
+from ploopfs.image.extension import DIRTY_BITMAP_MAGIC, EXTENSION_MAGIC, extension_offset_bytes
 from ploopfs.image.header import (
     CLOSED,
     CLOSED_V21,
@@ -42,12 +36,12 @@ CLUSTER_SECTORS = 64
 CLUSTER_BYTES = CLUSTER_SECTORS * 512
 
 
-def judged(data: bytes) -> Report:
+def judged(data: bytes, mode: Mode = MODES["check -f -c -r"]) -> Report:
     """What a reader of the file does: parse, then check the area and the extension that the header names."""
     header = Header.parse(data, PATH)
     offset = extension_offset_bytes(header)
     extension = data[offset : offset + header.cluster_bytes] if offset + header.cluster_bytes <= len(data) else b""
-    return check_image(header, data[: header.bat_area_bytes], len(data), PATH, extension)
+    return check_image(header, data[: header.bat_area_bytes], len(data), PATH, extension, mode=mode)
 
 
 def only_problem(report: Report) -> str:
@@ -71,17 +65,21 @@ def image(
     return patched(empty, HEADER_BYTES, *entries) + bytes(data_clusters * CLUSTER_BYTES)
 
 
+COLUMNS = {"check": "vz7_check", "check -f": "vz7_f", "check -f -c -r": "vz7_fcr", "check -F -c": "vz7_Fc"}
+
+
+@pytest.mark.parametrize("options", MODES)
 @pytest.mark.parametrize("verdict", VERDICTS, ids=lambda verdict: verdict["name"])
-def test_the_originals_verdict_holds(verdict: dict[str, object]) -> None:
+def test_the_originals_verdict_holds_whatever_its_options(verdict: dict[str, object], options: str) -> None:
     data = lzma.decompress((DATA / str(verdict["image"])).read_bytes())
     try:
-        report = judged(data)
+        report = judged(data, MODES[options])
     except BadImage:
         code = 11
     else:
         code = report.verdict.value
         assert bool(report.problems) == (report.verdict in {Verdict.BROKEN, Verdict.CONVERTING})
-    assert code == verdict["vz7_fcr"]
+    assert code == verdict[COLUMNS[options]]
 
 
 def test_every_fixture_has_a_verdict_and_every_verdict_occurs() -> None:
@@ -186,12 +184,13 @@ def test_an_entry_inside_header_and_map_is_fatal() -> None:
 
 
 def test_problems_come_in_the_order_of_the_rules_one_of_each() -> None:
-    report = judged(image(64, 1, 2, 999 * 64, 64, version=V1))
+    data = image(128, 1, 64, 999 * 64, 128, 2, version=V1)
+    report = judged(patched(data, 48, 2 * CLUSTER_SECTORS))
     assert [str(problem).removeprefix(f"{PATH}: ") for problem in report.problems] == [
         "BAT entry 1 is 1, expected a multiple of the cluster, 64 sectors",
         "BAT entry 3 is 63936, expected a cluster below the end of the file, cluster 4",
-        "BAT entry 1 is 1, expected a data cluster, from 1 on",
-        "BAT entry 2 is 2, expected a cluster that no other entry uses",
+        "BAT entry 2 is 64, expected a data cluster, from 2 on",
+        "BAT entry 4 is 128, expected a cluster that no other entry uses",
     ]
 
 
@@ -203,7 +202,8 @@ def test_the_verdict_on_a_small_dense_map_agrees_with_the_plain_rules(
     data = patched(data, 48, first_cluster * CLUSTER_SECTORS)
     header = Header.parse(data, PATH)
     named = [entry for entry in entries if entry]
-    sound = len(set(named)) == len(named) and all(first_cluster <= entry < file_clusters for entry in named)
+    sound = first_cluster <= file_clusters and len(set(named)) == len(named)
+    sound = sound and all(first_cluster <= entry < file_clusters for entry in named)
     expected = (Verdict.NOT_CLOSED if marked else Verdict.CLEAN) if sound else Verdict.BROKEN
     report = check_image(header, data[: header.bat_area_bytes], file_clusters * CLUSTER_BYTES, PATH)
     assert report.verdict is expected

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ploopfs.bounds import MAX_DELTAS, MAX_DESCRIPTOR_BYTES
 from ploopfs.errors import BadDescriptor
+from ploopfs.image import descriptor
 from ploopfs.image.descriptor import (
-    MAX_DESCRIPTOR_BYTES,
-    MAX_IMAGES,
     NONE_GUID,
     TOP_GUID,
     Descriptor,
@@ -422,11 +422,11 @@ def test_a_snapshot_of_an_ambiguous_or_broken_disk_is_refused(data: bytes) -> No
 
 def test_a_chain_takes_127_files_and_no_more() -> None:
     data = ORIG
-    for number in range(1, MAX_IMAGES):
+    for number in range(1, MAX_DELTAS):
         data = with_snapshot(data, PATH, snapshot_guid=numbered_guid(number), new_file=f"{number}.hds")
-    assert len(parse(data, PATH).chain()) == MAX_IMAGES
+    assert len(parse(data, PATH).chain()) == MAX_DELTAS
     with pytest.raises(BadDescriptor, match="limit"):
-        with_snapshot(data, PATH, snapshot_guid=numbered_guid(MAX_IMAGES), new_file="over.hds")
+        with_snapshot(data, PATH, snapshot_guid=numbered_guid(MAX_DELTAS), new_file="over.hds")
 
 
 LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
@@ -503,3 +503,35 @@ def test_any_text_in_any_element_raises_nothing_but_bad_descriptor(element: str,
     escaped = text.replace("&", "&amp;").replace("<", "&lt;")
     pattern, content = rf"<{element}>.*</", f"<{element}>{escaped}</"
     survives(re.sub(pattern, lambda _: content, ORIG.decode(), count=1).encode())
+
+
+def test_a_snapshot_looks_at_each_of_many_images_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte holds ten thousand, and each of them with each other is a hundred million."""
+    compared = 0
+
+    class Counted(str):
+        __slots__ = ()
+
+        def lower(self) -> str:
+            return Counted(str.lower(self))
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    count = 500
+    images = "".join(f"<Image><GUID>{numbered_guid(n)}</GUID><File>{n}</File></Image>" for n in range(count))
+    shots = "".join(
+        f"<Shot><GUID>{numbered_guid(n)}</GUID><ParentGUID>{NONE_GUID}</ParentGUID></Shot>" for n in range(count)
+    )
+    data = (
+        "<d><Disk_Parameters/><StorageData><Storage><Blocksize>2048</Blocksize>"
+        f"{images}</Storage></StorageData><Snapshots><TopGUID>{numbered_guid(0)}</TopGUID>{shots}</Snapshots></d>"
+    ).encode()
+    plain = descriptor._Reader._guid
+    monkeypatch.setattr(descriptor._Reader, "_guid", lambda *arguments: Counted(plain(*arguments)))
+    with_snapshot(data, PATH, snapshot_guid=numbered_guid(count), new_file="new.hds")
+    assert 0 < compared < 20 * count

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ploopfs.bounds import MAX_DELTAS
 from ploopfs.image.bat import Bat
 from ploopfs.image.header import MIN_CLUSTER_SECTORS, V2, Header
-from ploopfs.image.map import HOLE_LEVEL, MAX_DELTAS, Map, RawLevel
+from ploopfs.image.map import HOLE_LEVEL, Map, RawLevel
 
 CLUSTER_BYTES = 4096
 Layer = Sequence[int] | RawLevel

@@ -2,9 +2,9 @@
 
 import pytest
 
+from ploopfs.bounds import MAX_DELTAS
 from ploopfs.errors import BadImage, ImageMismatch, PloopError
 from ploopfs.image.header import V1, V2, Header, Version
-from ploopfs.image.map import MAX_DELTAS
 from ploopfs.image.stacking import Layer, check_replacement, check_stack
 
 CLUSTER_BYTES = 64 * 512
@@ -59,7 +59,7 @@ REFUSED: dict[str, tuple[list[Layer], type[PloopError], str]] = {
     "too deep": (
         [layer(str(level)) for level in range(MAX_DELTAS + 1)],
         ImageMismatch,
-        "a stack has 128 deltas, expected 1 to 127",
+        "127: a stack has 128 deltas, expected 1 to 127",
     ),
     "another cluster": (
         [layer("base", cluster_sectors=128), layer("mid"), layer("top")],

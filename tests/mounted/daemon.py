@@ -168,11 +168,18 @@ def device(image: Path | str | Sequence[Path | str], name: str = "ploop0", **oth
 
 
 def write_config(
-    place: Path, *devices: dict[str, object], loaded: bool = True, limits: dict[str, object] | None = None
+    place: Path,
+    *devices: dict[str, object],
+    loaded: bool = True,
+    limits: dict[str, object] | None = None,
+    allowed_dirs: Sequence[str] | None = None,
 ) -> Path:
     """JSON is YAML."""
     path = place / "config.yaml"
-    path.write_text(json.dumps({"scst": {"loaded": loaded}, "devices": devices, "limits": limits or {}}, indent=2))
+    config: dict[str, object] = {"scst": {"loaded": loaded}, "devices": devices, "limits": limits or {}}
+    if allowed_dirs is not None:
+        config["allowed_dirs"] = allowed_dirs
+    path.write_text(json.dumps(config, indent=2))
     return path
 
 
@@ -182,12 +189,14 @@ def serving(
     *devices: dict[str, object],
     loaded: bool = True,
     limits: dict[str, object] | None = None,
+    allowed_dirs: Sequence[str] | None = None,
     options: Sequence[str] = (),
     shutdown_deadline_s: float | None = None,
 ) -> Iterator[Daemon]:
     """Mount these devices at `place`/mnt, which is made if it is missing."""
     command = PLOOPFS if shutdown_deadline_s is None else (sys.executable, "-c", IMPATIENT, str(shutdown_deadline_s))
-    config, mountpoint = write_config(place, *devices, loaded=loaded, limits=limits), place / "mnt"
+    config = write_config(place, *devices, loaded=loaded, limits=limits, allowed_dirs=allowed_dirs)
+    mountpoint = place / "mnt"
     if not os.path.lexists(mountpoint) and not is_mounted(mountpoint):
         mountpoint.mkdir()
     process = subprocess.Popen(

@@ -6,9 +6,9 @@ import pytest
 import trio
 import trio.testing
 
+from ploopfs.bounds import SYNC_TIMEOUT_S
 from ploopfs.device.flavour import VZ9
 from ploopfs.errors import PloopError
-from ploopfs.scst import vdisk as vdisk_module
 from ploopfs.scst.handlers import NULLIO_BYTES
 from ploopfs.scst.vdisk import crc32c
 from tests.device.rig import TOP, Asked, rig_of, three_deltas
@@ -412,4 +412,4 @@ async def test_sync_gives_up_on_a_store_that_does_not_answer(autojump_clock: tri
     async with trio.open_nursery() as nursery:
         asked = Asked(nursery, rig.scst.core.vdisks["ploop0"].wait_flushed())
     assert asked.errno == errno.ETIMEDOUT
-    assert vdisk_module.SYNC_TIMEOUT_S <= trio.current_time() < vdisk_module.SYNC_TIMEOUT_S + 1
+    assert SYNC_TIMEOUT_S <= trio.current_time() < SYNC_TIMEOUT_S + 1

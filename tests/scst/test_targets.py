@@ -6,6 +6,7 @@ from ploopfs.errors import BadValue
 from ploopfs.scst.access import Group
 from ploopfs.scst.core import Core
 from ploopfs.scst.targets import Target
+from ploopfs.scst.text import NAME_MAX_BYTES
 from tests.scst.rig import Subsystem, errno_of, loaded
 
 IQN = "iqn.2024-01.e2e:scst"
@@ -340,6 +341,16 @@ def test_users_and_portals_are_attributes_that_are_added() -> None:
     assert list(extras) == ["IncomingUser1", "OutgoingUser"]
     core.manage_targets(f"add_attribute IncomingUser joe {SECRET}")
     assert list(core.iscsi.extras) == ["IncomingUser"]
+
+
+@pytest.mark.parametrize("digits", [300, 243])
+def test_the_name_of_an_added_attribute_fits_into_a_directory(digits: int) -> None:
+    """One that does not makes the whole directory unreadable: the kernel refuses the listing."""
+    core = prepared().core
+    name = "IncomingUser" + "0" * digits
+    errnos = [errno_of(core.manage_targets, f"add_attribute {name} {user} {SECRET}") for user in ("joe", "jim")]
+    assert errnos[-1] == "EINVAL"
+    assert all(len(added) <= NAME_MAX_BYTES for added in core.iscsi.extras)
 
 
 def target_of(core: Core) -> Target:

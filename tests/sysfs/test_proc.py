@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from ploopfs.bounds import PAGE_BYTES
 from ploopfs.device.stats import Op
 from ploopfs.sysfs.nodes import Attribute, Directory
-from ploopfs.sysfs.openfile import PAGE_BYTES
 from ploopfs.sysfs.proc import Use
 from tests.sysfs.fakes import FakeRegistry, node_at, opened, text_of, tree_of
 

@@ -5,12 +5,12 @@ import os
 
 import pytest
 
+from ploopfs.bounds import MAX_TABLE_BYTES
 from ploopfs.device.flavour import VZ9
 from ploopfs.device.table import parse_table
 from ploopfs.errors import BadValue, MessageNotSupported
 from ploopfs.sysfs.nodes import Directory, Link
 from ploopfs.sysfs.openfile import CHANGED, READY
-from ploopfs.sysfs.vz9 import MAX_TABLE_BYTES
 from tests.sysfs.fakes import FakeDelta, FakeDevice, FakeMapper, FakeRegistry, node_at, opened, text_of, tree_of, write
 
 DEVICE = "sys/devices/virtual/block/dm-3"

@@ -16,6 +16,7 @@ from contextlib import suppress
 from string import Template
 from typing import Any
 
+from ploopfs.bounds import CLEANUP_TIMEOUT_S
 from ploopfs.cli.inject import rule_line, rules_of, write_command
 from ploopfs.cli.rehearse.load import SINGLE_LANE, DiskUser, Load, bounded
 from ploopfs.cli.rehearse.report import Outcome, Result, Teller
@@ -38,7 +39,6 @@ from ploopfs.config.scenario import Load as LoadStep
 from ploopfs.errors import PloopError, Unmet
 
 ASK_EVERY_S = 0.01
-CLEANUP_TIMEOUT_S = 30
 _OUTPUT_SHOWN = 2000
 
 

@@ -21,6 +21,7 @@ from random import Random
 import trio
 
 import ploopfs
+from ploopfs.bounds import END_TIMEOUT_S, LOG_LINES, START_TIMEOUT_S
 from ploopfs.cli.rehearse.ledger import BLOCK_BYTES, LANES, Ledger
 from ploopfs.cli.tree import Tree
 from ploopfs.config.scenario import Scenario, StageDevice
@@ -34,9 +35,6 @@ from ploopfs.fuse.mountpoint import State, inspect_mountpoint
 from ploopfs.image.header import SECTOR_BYTES, V2
 
 CLUSTER_SECTORS = 128
-START_TIMEOUT_S = 30
-END_TIMEOUT_S = 60
-LOG_LINES = 10
 FILLED_BLOCKS = 48
 """Of each scratch delta, so that there is something to read in all of them."""
 

@@ -3,10 +3,12 @@
 The injector of a device and the faults of the tests stand behind it; it knows neither. Fault model: an operation waits
 (for a time, or until it is released), and is then answered with an errno without the storage having seen it, or done,
 or done and answered with an errno all the same (the reply was lost). One that is given up while it waits never happens,
-which is kinder than a storage that hangs. Invariant: what it raises is what the real file raises, a BackendError with
-the operation's own name.
+which is kinder than a storage that hangs, or with `late` happens when it is released. Invariants: what it raises is
+what the real file raises, a BackendError with the operation's own name; an image that something late may yet change is
+not opened for writing.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +16,12 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from ploopfs.engine.file import Buffer, File, Files
+from ploopfs.engine.file import CHANGES, Buffer, File, Files
+from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.probe import READ_BYTES, ProbedImage
-from ploopfs.errors import BackendError
+from ploopfs.errors import BackendError, PloopError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -67,6 +72,10 @@ class Fate(Protocol):
     def after(self) -> bool:
         """The storage does it before it is answered with the errno."""
 
+    @property
+    def late(self) -> bool:
+        """A change that is given up while it waits to be released is done then, though nobody waits for it."""
+
 
 class Judge(Protocol):
     def match(self, operation: Operation) -> Fate | None: ...
@@ -78,10 +87,19 @@ class FilteredFiles:
     def __init__(self, inner: Files, judge: Judge) -> None:
         self._inner = inner
         self._judge = judge
+        self._given_up = GivenUp()
 
     async def open(self, path: str, *, writable: bool) -> "FilteredFile":
         work = partial(self._inner.open, path, writable=writable)
-        return self.wrap(await _decided(self._judge, Operation("open", path, writable), work))
+        file = self.wrap(await _decided(self._judge, Operation("open", path, writable), work))
+        file.given_up = self._given_up
+        if writable:
+            try:
+                self._given_up.check(path, file.identity)
+            except PloopError:
+                await file.aclose()
+                raise
+        return file
 
     def wrap(self, file: File) -> "FilteredFile":
         return FilteredFile(file, self._judge)
@@ -108,15 +126,18 @@ class FilteredFile:
         self.identity = inner.identity
         self._inner = inner
         self._judge = judge
-        self._given_up = False
+        self.given_up = GivenUp()
+        self._late = 0
+        self._is_closed = False
+        self._abandoned = False
 
     @property
     def abandoned(self) -> bool:
-        return self._given_up or self._inner.abandoned
+        return self._abandoned or self._inner.abandoned
 
     @abandoned.setter
     def abandoned(self, value: bool) -> None:
-        self._given_up = value
+        self._abandoned = value
 
     def filter_only(self, operations: Set[str]) -> None:
         """For all other operations callers reach the methods of the file below as if nobody stood between: an attribute
@@ -154,23 +175,53 @@ class FilteredFile:
     async def punch(self, offset: int, length: int) -> None:
         await self._decided("punch hole", partial(self._inner.punch, offset, length), offset, length)
 
-    async def lock(self) -> None:
-        await self._decided("lock", self._inner.lock)
+    async def lock(self, *, as_writer: bool | None = None) -> None:
+        await self._decided("lock", partial(self._inner.lock, as_writer=as_writer))
 
     async def unlock(self) -> None:
         await self._decided("unlock", self._inner.unlock)
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        """What is yet to happen needs the file."""
+        self._is_closed = True
+        if not self._late:
+            await self._inner.aclose()
 
     async def _decided(self, name: str, work: Callable[[], Awaitable[T]], offset: int = 0, length: int = 0) -> T:
         operation = Operation(name, self.path, self.writable, offset, length, self)
+        fate = self._judge.match(operation)
         try:
-            return await _decided(self._judge, operation, work)
+            return await _met(fate, operation, work)
         except trio.Cancelled:
             # As in a real file: who asked has given up, and nobody can say what the storage would still have done.
-            self._given_up = True
+            self._abandoned = True
+            if fate is not None and fate.late and fate.released is not None and not fate.released.is_set():
+                self._let_happen(operation, fate, fate.released, work)
             raise
+
+    def _let_happen(
+        self, operation: Operation, fate: Fate, released: trio.Event, work: Callable[[], Awaitable[object]]
+    ) -> None:
+        """Not before it is released, though whoever asked for it is gone; nobody sees how it ends."""
+        if operation.name not in CHANGES or (fate.errno is not None and not fate.after):
+            return
+        ended = trio.Event()
+        self._late += 1
+        self.given_up.add(Change(self.path, self.identity, lambda: not ended.is_set()))
+
+        async def happen() -> None:
+            await released.wait()
+            try:
+                await work()
+            except PloopError as error:
+                log.info("late, and failed: %s", error)
+            finally:
+                ended.set()
+                self._late -= 1
+            if self._is_closed and not self._late:
+                await self._inner.aclose()
+
+        trio.lowlevel.spawn_system_task(happen)
 
 
 def _probing(image: ProbedImage) -> Iterator[Operation]:
@@ -183,7 +234,10 @@ def _probing(image: ProbedImage) -> Iterator[Operation]:
 
 
 async def _decided(judge: Judge, operation: Operation, work: Callable[[], Awaitable[T]]) -> T:
-    fate = judge.match(operation)
+    return await _met(judge.match(operation), operation, work)
+
+
+async def _met(fate: Fate | None, operation: Operation, work: Callable[[], Awaitable[T]]) -> T:
     if fate is None:
         return await work()
     if fate.delay_s:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import trio
 
+from ploopfs.bounds import MAX_DELAY_MS, MAX_RULE_CHARACTERS
 from ploopfs.engine.inject.filter import OPERATIONS
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.inject.rule import Rule, Sectors
@@ -59,11 +60,9 @@ STATUSES: Mapping[str, int] = {
 ERRNOS: Mapping[str, int] = {name: getattr(errno, name) for name in dir(errno) if name.startswith("E")}
 
 ADD = ("op", "status", "errno", "start", "nr_sectors", "chance", "seed", "level", "skip", "count", "delay_ms")
-FLAGS = ("hang", "after")
+FLAGS = ("hang", "after", "late")
 """What a rule may say, with a value and without one."""
 
-MAX_TEXT = 4096
-MAX_DELAY_MS = 3_600_000
 U32_MAX, U64_MAX = 2**32 - 1, 2**64 - 1
 
 _KEYS_OF: Mapping[str, tuple[str, ...]] = {"add": (*ADD, *FLAGS), "remove": ("id",), "removeall": ()}
@@ -99,8 +98,8 @@ def listing(injector: Injector) -> str:
 
 def _split(text: str) -> tuple[str, Words]:
     """The action and its words, each of which is known and given once."""
-    if len(text) > MAX_TEXT:
-        raise BadValue(f"the command has {len(text)} characters, expected at most {MAX_TEXT}")
+    if len(text) > MAX_RULE_CHARACTERS:
+        raise BadValue(f"the command has {len(text)} characters, expected at most {MAX_RULE_CHARACTERS}")
     actions: list[str] = []
     words: Words = {}
     for word in filter(None, re.split("[,\n]", text)):  # a newline separates as a comma does, as in the kernel
@@ -133,6 +132,8 @@ def _rule(words: Words) -> Rule:
         raise BadValue("what the rule does is missing, expected one of status=, errno=, delay_ms=, hang")
     if "after" in words and number is None:
         raise BadValue("after is given, expected only with status= or errno=")
+    if "late" in words and "hang" not in words:
+        raise BadValue("late is given, expected only with hang")
 
     def optional(key: str, low: int, high: int) -> int | None:
         return _number(key, words[key], low, high) if key in words else None
@@ -143,6 +144,7 @@ def _rule(words: Words) -> Rule:
         delay_s=delay_ms / 1000,
         released=trio.Event() if "hang" in words else None,
         after="after" in words,
+        late="late" in words,
         level=optional("level", 0, U32_MAX),
         sectors=_sectors(words),
         chance=optional("chance", 1, U32_MAX) or 1,
@@ -213,6 +215,7 @@ def _line(rule: Rule) -> str:
         "delay_ms": round(rule.delay_s * 1000) or None,
         "hang": rule.released is not None,
         "after": rule.after,
+        "late": rule.late,
         "seed": rule.seed,
         "hits": rule.hits,
     }

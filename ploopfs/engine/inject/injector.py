@@ -9,16 +9,15 @@ import itertools
 import logging
 from collections.abc import Callable
 
+from ploopfs.bounds import MAX_RULES
 from ploopfs.engine.file import File, Files
 from ploopfs.engine.inject.filter import FilteredFile, FilteredFiles, Operation
 from ploopfs.engine.inject.rule import Rule, Sectors
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BadValue, LimitReached, NoSuchEntry
+from ploopfs.errors import BadValue, NoSuchEntry
 from ploopfs.image.header import SECTOR_BYTES
 
 log = logging.getLogger(__name__)
-
-MAX_RULES = 64
 
 
 class Injector:
@@ -42,8 +41,7 @@ class Injector:
 
     def add(self, rule: Rule) -> Rule:
         """Raises BadValue for a rule that could never take anything, and LimitReached."""
-        if len(self.rules) >= MAX_RULES:
-            raise LimitReached(f"{MAX_RULES} rules exist, which is the most: remove one first")
+        MAX_RULES.check_room(len(self.rules), "rules")
         self._check(rule)
         rule.number = next(self._numbers)
         self.rules.insert(0, rule)

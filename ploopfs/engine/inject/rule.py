@@ -48,7 +48,7 @@ class Rule:
 
     Without `sectors` it takes what belongs to no sector too: the header, the map, an fsync, an open. Of the operations
     that fit it takes one in `chance`, none of the first `skip`, and `count` at most (None: without a bound). `errno`,
-    `delay_s`, `released` and `after` are what becomes of them (see `filter.Fate`).
+    `delay_s`, `released`, `after` and `late` are what becomes of them (see `filter.Fate`).
     """
 
     operations: frozenset[str] = OPERATIONS
@@ -56,6 +56,7 @@ class Rule:
     delay_s: float = 0
     released: trio.Event | None = None
     after: bool = False
+    late: bool = False
     level: int | None = None
     sectors: Sectors | None = None
     path: str | None = None

@@ -1,0 +1,154 @@
+"""An image's lock on its way from one open file of ours to another: nobody gets in meanwhile, and if somebody does we
+stop writing it."""
+
+import errno
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from ploopfs.device.messages import answer
+from tests.device.mapped import line, mapped_rig, mapper_of
+from tests.device.rig import BASE, CLUSTER, MIDDLE, NEW, STACK, TOP, Asked, Rig, errno_of, image
+
+pytestmark = pytest.mark.expects_warnings
+
+
+async def replaced_by_itself(rig: Rig) -> None:
+    await rig.device.replace_top(TOP)
+
+
+async def reopened(rig: Rig) -> None:
+    await rig.device.reopen()
+
+
+async def loaded(rig: Rig) -> None:
+    await mapper_of(rig).load(line(*STACK))
+
+
+async def loaded_under_a_new_top(rig: Rig) -> None:
+    rig.store.put(NEW, image({}).build())
+    await mapper_of(rig).load(line(*STACK, NEW))
+
+
+async def flipped(rig: Rig) -> None:
+    await mapper_of(rig).suspend()
+    await answer(mapper_of(rig), "set_noresume 1")
+    await answer(mapper_of(rig), "flip_upper_deltas")
+
+
+HAND_OVERS = (replaced_by_itself, reopened, loaded, loaded_under_a_new_top, flipped)
+
+
+async def steal_during(rig: Rig, path: str, call: Awaitable[object]) -> Asked:
+    """Somebody else has the image as soon as nobody of us holds its lock."""
+    taken = rig.hang("lock", path=path, count=1)
+    async with trio.open_nursery() as nursery:
+        asked = Asked(nursery, call)
+        await wait_all_tasks_blocked()
+        thief = await rig.store.open(path, writable=True)
+        await thief.lock()
+        taken.set()
+    return asked
+
+
+@pytest.mark.parametrize("hand_over", HAND_OVERS)
+async def test_a_device_that_could_not_get_its_lock_back_writes_no_more(
+    hand_over: Callable[[Rig], Awaitable[None]],
+) -> None:
+    rig = await mapped_rig()
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    asked = await steal_during(rig, TOP, hand_over(rig))
+    assert (asked.errno, rig.queue.aborted) == (errno.EBUSY, True)
+    mapper_of(rig).queue.resume()
+    since = len(rig.faults.log)
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO
+    assert not await rig.device.aclose()
+    assert rig.changes_of(TOP, since) == []
+
+
+async def test_nor_one_whose_lock_was_taken_when_its_loaded_table_was_cleared() -> None:
+    rig = await mapped_rig()
+    await mapper_of(rig).load(line(*STACK))
+    asked = await steal_during(rig, TOP, mapper_of(rig).clear())
+    assert (asked.errno, rig.queue.aborted) == (0, True)
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO
+
+
+async def test_a_lower_delta_whose_lock_was_taken_stops_nobody() -> None:
+    """It is only read, and the map that was read before still says where its clusters are."""
+    rig = await mapped_rig()
+    asked = await steal_during(rig, MIDDLE, loaded(rig))
+    assert (asked.errno, rig.queue.aborted) == (errno.EBUSY, False)
+    await rig.device.write(2 * CLUSTER, b"w")
+
+
+async def test_a_loaded_table_whose_lock_was_taken_is_neither_resumed_nor_written_when_it_goes() -> None:
+    rig = await mapped_rig()
+    rig.store.put(NEW, image({2: b"n"}).build())
+    mapper, table = mapper_of(rig), line(BASE, MIDDLE, NEW)
+    await mapper.load(table)
+    assert rig.is_marked(NEW)
+    asked = await steal_during(rig, NEW, mapper.load(table))
+    assert (asked.errno, rig.queue.aborted) == (errno.EBUSY, False)
+    since = len(rig.faults.log)
+    assert await errno_of(mapper.resume()) == errno.EBUSY
+    await mapper.clear()
+    assert rig.changes_of(NEW, since) == []
+    await rig.device.write(2 * CLUSTER, b"w")
+
+
+async def test_nor_is_its_mark_believed_to_be_ours_afterwards() -> None:
+    rig = await mapped_rig()
+    rig.store.put(NEW, image({2: b"n"}).build())
+    mapper, table = mapper_of(rig), line(BASE, MIDDLE, NEW)
+    await mapper.load(table)
+    await steal_during(rig, NEW, mapper.load(table))
+    rig.store.images[NEW].writers.clear()
+    assert await errno_of(mapper.load(table)) == errno.EBUSY
+
+
+async def is_open_to_a_reader(rig: Rig, path: str) -> bool:
+    reader = await rig.store.open(path, writable=False)
+    try:
+        return not await errno_of(reader.lock())
+    finally:
+        await reader.aclose()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_an_image_that_is_written_is_nobody_elses_to_read_until_a_table_that_only_reads_it_is_in_force(
+    times: int,
+) -> None:
+    rig = await mapped_rig()
+    rig.store.put(NEW, image({}).build())
+    mapper = mapper_of(rig)
+    for _ in range(times):
+        await mapper.load(line(*STACK, NEW))
+    await rig.device.write(2 * CLUSTER, b"w")
+    assert not await is_open_to_a_reader(rig, TOP)
+    await mapper.resume()
+    assert await is_open_to_a_reader(rig, TOP)
+    assert not await is_open_to_a_reader(rig, NEW)
+
+
+async def test_nor_is_it_when_such_a_table_is_cleared_or_refused() -> None:
+    rig = await mapped_rig()
+    rig.store.put(NEW, image({}).build())
+    mapper = mapper_of(rig)
+    await mapper.load(line(*STACK, NEW))
+    assert await errno_of(mapper.load(line(MIDDLE, MIDDLE, TOP, NEW))) == errno.EBUSY
+    assert not await is_open_to_a_reader(rig, TOP)
+    await mapper.clear()
+    assert not await is_open_to_a_reader(rig, TOP)
+
+
+async def test_a_lock_that_cannot_be_weakened_after_the_table_came_into_force_is_told_and_no_more() -> None:
+    rig = await mapped_rig()
+    rig.store.put(NEW, image({}).build())
+    await mapper_of(rig).load(line(*STACK, NEW))
+    rig.lose(errno.EIO, "lock", path=TOP)
+    await mapper_of(rig).resume()
+    await rig.device.write(2 * CLUSTER, b"w")
+    assert not await is_open_to_a_reader(rig, TOP)

@@ -1,0 +1,95 @@
+"""The engine's bounds, each reached: threads, the close of a hung file, fault commands, what a probe reads again."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+
+from ploopfs.bounds import MAX_REREAD_BYTES, MAX_RULE_CHARACTERS
+from ploopfs.engine import file as file_module
+from ploopfs.engine.file import OsFiles
+from ploopfs.engine.inject.grammar import execute
+from ploopfs.engine.inject.injector import Injector
+from ploopfs.engine.probe import ProbedImage
+from ploopfs.errors import BadValue
+
+HANG_S = 60
+"""Only a failing test waits that long."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    (tmp_path / "image").write_bytes(bytes(3 * MAX_REREAD_BYTES))
+    return str(tmp_path / "image")
+
+
+async def test_with_every_thread_in_the_storage_the_next_operation_waits_for_one(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await OsFiles(threads=2).open(path, writable=False)
+    came, go = threading.Semaphore(0), threading.Semaphore(0)
+    real = os.preadv
+
+    def hung(*arguments: object) -> int:
+        came.release()
+        assert go.acquire(timeout=HANG_S)
+        return real(*arguments)  # type: ignore[arg-type]  # as it came
+
+    def arrivals(count: int) -> bool:
+        return all(came.acquire(timeout=HANG_S) for _ in range(count))
+
+    monkeypatch.setattr(os, "preadv", hung)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(file.read, 0, 10)
+        assert await trio.to_thread.run_sync(arrivals, 2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not came.acquire(blocking=False), "the third is in no thread"
+        go.release()
+        assert await trio.to_thread.run_sync(arrivals, 1)
+        go.release(2)
+
+
+async def test_a_close_that_hangs_is_waited_for_in_bounds(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = await OsFiles(threads=2).open(path, writable=False)
+    go, closed = threading.Event(), threading.Event()
+    real = os.close
+
+    def hung(fd: int) -> None:
+        assert go.wait(HANG_S)
+        real(fd)
+        closed.set()
+
+    monkeypatch.setattr(os, "close", hung)
+    monkeypatch.setattr(file_module, "CLOSE_TIMEOUT_S", 0.05)
+    await file.aclose()
+    assert not closed.is_set()
+    go.set()
+    assert await trio.to_thread.run_sync(closed.wait, HANG_S), "the thread goes on"
+
+
+def test_a_command_of_faults_has_as_many_characters_as_the_bound_says() -> None:
+    injector = Injector()
+    too_long = rf"has {MAX_RULE_CHARACTERS + 1} characters, expected at most {MAX_RULE_CHARACTERS}$"
+    with pytest.raises(BadValue, match=too_long):
+        execute(injector, "add,op=".ljust(MAX_RULE_CHARACTERS + 1, "x"))
+    with pytest.raises(BadValue, match=r"^what the rule does is missing"):
+        execute(injector, "add,op=".ljust(MAX_RULE_CHARACTERS, "x"))
+    assert injector.rules == []
+
+
+async def test_of_a_large_read_that_failed_a_probe_tries_the_beginning(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    real = os.pread
+
+    def recorded(fd: int, length: int, offset: int) -> bytes:
+        lengths.append(length)
+        return real(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", recorded)
+    await OsFiles().probe([ProbedImage(path=path, failed=(0, 3 * MAX_REREAD_BYTES))])
+    assert lengths[-1] == MAX_REREAD_BYTES
