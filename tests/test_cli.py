@@ -220,15 +220,17 @@ def test_an_image_that_nobody_uses_grows(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.expects_warnings
-def test_an_image_that_is_in_use_does_not_grow(run: Run, tmp_path: Path) -> None:
+def test_an_image_that_was_not_closed_does_not_grow_before_it_is_checked(run: Run, tmp_path: Path) -> None:
     image = tmp_path / "top.hds"
     run("create", "64M", image)
     marked = bytearray(image.read_bytes())
     marked[44:48] = b"Ynot"
     image.write_bytes(marked)
     told = run("resize", "1G", image)
-    assert (told.code, "open for reading only" in told.err) == (Exit.FAILED, True)
+    assert (told.code, f"`ploopfs check -r {image}`" in told.err) == (Exit.FAILED, True)
     assert image.read_bytes() == marked
+    assert run("check", "-r", image).code == Exit.OK
+    assert run("resize", "1G", image).code == Exit.OK
 
 
 def test_info_of_what_is_no_image_names_file_field_and_value(run: Run, tmp_path: Path) -> None:

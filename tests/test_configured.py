@@ -208,14 +208,18 @@ async def test_what_was_kept_goes_with_the_next_reload_when_nobody_has_it_any_mo
 
 
 @pytest.mark.expects_warnings
-async def test_a_device_that_is_opened_while_it_is_flushed_stays(daemon: Daemon) -> None:
+async def test_a_device_that_is_opened_while_it_is_flushed_stays(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await daemon.start(PLOOP0, PLOOP1)
-    rule = daemon.faults.on(SECOND, daemon.faults.pause("fsync"))
+    daemon.read_at_once(monkeypatch)
     await daemon["ploop1"].write(0, b"x")
+    rule = daemon.faults.on(SECOND, daemon.faults.pause("fsync"))
     daemon.write(PLOOP0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(daemon.configured.reload)
         await wait_all_tasks_blocked()
+        assert rule.hits, "it is being flushed"
         daemon["ploop1"].opened()
         assert rule.released is not None
         rule.released.set()

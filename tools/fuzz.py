@@ -89,6 +89,7 @@ def fuzz(name: str, corpus: Path, minutes: float, seed: int) -> None:
         "max_total_time": round(minutes * 60),
         "max_len": target.max_bytes,
         "timeout": INPUT_TIMEOUT_S,
+        "report_slow_units": INPUT_TIMEOUT_S,
         "rss_limit_mb": MEMORY_MIB,
         "seed": seed,
         "artifact_prefix": f"{FOUND / name}/",

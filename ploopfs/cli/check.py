@@ -250,9 +250,8 @@ def _judge(result: Result, examined: Examined) -> None:
 
 def _foresee(result: Result, plan: Plan) -> None:
     result.lost_clusters = plan.losses
-    changes = plan.changes()
-    result.changes = [in_words(change, result.cluster_bytes) for change in islice(changes, SHOWN_CHANGES)]
-    result.change_count = len(result.changes) + sum(1 for _change in changes)
+    result.changes = [in_words(change, result.cluster_bytes) for change in islice(plan.changes(), SHOWN_CHANGES)]
+    result.change_count = plan.count()
 
 
 def in_words(change: Change, cluster_bytes: int) -> str:

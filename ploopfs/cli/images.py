@@ -84,7 +84,8 @@ def resize(arguments: argparse.Namespace) -> int:
 async def _resize(path: str, size_sectors: int) -> int:
     """The one image, whatever lies below it: a lower delta has no part in it."""
     files = OsFiles()
-    stack = await open_stack(files, await resolve(files, [path]), read_only=False, counters=Counters())
+    spec = await resolve(files, [path])
+    stack = await open_stack(files, spec, read_only=False, counters=Counters(), closes_unclosed=False)
     try:
         return (await grown(stack, size_sectors)).size_bytes
     finally:

@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from ploopfs.bounds import SHUTDOWN_DEADLINE_S, SPARE_DEVICES, STATUS_TASKS
+from ploopfs.bounds import MAX_DEVICES, SHUTDOWN_DEADLINE_S, SPARE_DEVICES, STATUS_TASKS
 from ploopfs.cli.configured import Configured
 from ploopfs.cli.exits import Exit
 from ploopfs.cli.text import printable
@@ -63,7 +63,7 @@ def mount(arguments: argparse.Namespace) -> int:
 
 async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Callable[[], None]) -> int:
     """Serve until unmounted or signalled; `ready` is called when the tree answers. The exit code."""
-    capacity = len(config.devices) + SPARE_DEVICES
+    capacity = min(len(config.devices) + SPARE_DEVICES, MAX_DEVICES)
     registry = Registry(pid=os.getpid(), capacity=capacity)
     scst = Scst(registry, mountpoint)
     configured = Configured(registry, scst, config)

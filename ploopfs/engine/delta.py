@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import trio
 
-from ploopfs.bounds import MAX_MAP_BYTES
+from ploopfs.bounds import CLOSE_TIMEOUT_S, MAX_MAP_BYTES
 from ploopfs.engine.file import Buffer, File, Files
 from ploopfs.errors import BackendError, BadImage, ImageNotClosed, PloopError, StorageTimeout
 from ploopfs.image.allocator import Allocator
@@ -292,10 +293,22 @@ async def load_delta(
         else:
             delta = await _read_image(file, size, accept_mark)
     except BaseException:
-        await file.aclose()
+        await dismiss(file)
         raise
     delta.locks_as_writer = locks_as_writer
     return delta
+
+
+async def dismiss(file: File) -> None:
+    """Close a file that comes into no use, also for who was cancelled. One with an operation that was given up stays
+    open, but not locked: nobody, ourselves included, could open the image again."""
+    with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
+        if file.abandoned:
+            try:
+                await file.unlock()
+            except BackendError as error:
+                log.info("%s", error)
+        await file.aclose()
 
 
 async def reread(delta: Delta, accept_mark: AcceptMark | None = None) -> Delta:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ploopfs.bounds import MAX_DESCRIPTOR_BYTES, MAX_DISK_CLUSTERS
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.delta import Delta, ImageSpec, open_delta, reread
+from ploopfs.engine.delta import Delta, ImageSpec, dismiss, open_delta, reread
 from ploopfs.engine.file import Files
 from ploopfs.engine.stack import Stack
 from ploopfs.engine.unclosed import Closed, advised, close_unclosed, not_closed
@@ -76,11 +76,13 @@ async def open_stack(
     *,
     read_only: bool,
     counters: Counters,
+    closes_unclosed: bool = True,
     on_closed: Callable[[Closed], None] = lambda _closed: None,
 ) -> Stack:
     """Open every delta, lower ones read-only, and mark the top in use.
 
-    A top that was not closed is checked first, and closed if it is sound; `on_closed` is told. Raises BackendError,
+    A top that was not closed is checked first, and closed if it is sound (not without `closes_unclosed`); `on_closed`
+    is told. Raises BackendError,
     ImageLocked, BadImage, ImageMismatch, ImageConverting; ImageNotClosed, with the command that repairs it, for an
     image that was not closed and is to be written or built upon."""
     try:
@@ -88,7 +90,9 @@ async def open_stack(
             return await _open(files, spec, read_only=True, counters=counters)
         try:
             return await _open(files, spec, read_only=False, counters=counters)
-        except ImageNotClosed:
+        except ImageNotClosed as error:
+            if not closes_unclosed:
+                raise not_closed(spec.images[-1].path, str(error)) from error
             closed = await _close_unclosed_top(files, spec, counters)
             if closed is None:
                 raise
@@ -121,7 +125,7 @@ async def _open(files: Files, spec: StackSpec, *, read_only: bool, counters: Cou
             await stack.top.mark_in_use()
     except BaseException:
         for delta in deltas:
-            await delta.aclose(clean=False)
+            await dismiss(delta.file)
         raise
     return stack
 

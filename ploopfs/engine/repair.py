@@ -7,7 +7,6 @@ cleared only when a second check of the whole image has found nothing else. Know
 import errno
 
 import numpy as np
-import numpy.typing as npt
 
 from ploopfs.engine.checking import Examined, Progress, examine, no_progress
 from ploopfs.engine.file import File
@@ -17,7 +16,7 @@ from ploopfs.image.check import Verdict, judge
 from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, IN_USE, MUTABLE_START, Header
 from ploopfs.image.repair import HasData, Plan, all_data, plan_repair
 
-_PAGE_BYTES = 64 << 10
+_PAGE_WORDS = 16 << 10
 _CANNOT_PUNCH = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -66,7 +65,8 @@ async def _clear(file: File, plan: Plan, which: slice) -> None:
 async def _copy(file: File, plan: Plan, progress: Progress) -> None:
     """Entries name their copies when those are on stable storage."""
     cluster = plan.header.cluster_bytes
-    for at, (source, target) in enumerate(zip(plan.originals.tolist(), plan.copies.tolist(), strict=True)):
+    for at in range(len(plan.copies)):
+        source, target = int(plan.originals[at]), int(plan.copies[at])
         await file.write(target * cluster, await file.read(source * cluster, cluster))
         progress("copying shared clusters", at + 1, len(plan.copies))
     if len(plan.copies):
@@ -102,18 +102,19 @@ async def _verify(file: File, plan: Plan, progress: Progress) -> None:
         raise RepairFailed(f"{file.path}: the second check finds: {found}; the image stays as it is")
 
 
-async def _write_entries(file: File, header: Header, slots: npt.NDArray[np.int64], values: Entries) -> None:
+async def _write_entries(file: File, header: Header, slots: Entries, values: Entries) -> None:
     """In pages; every other entry of a page stays as the file has it. `slots` is ascending."""
-    positions = HEADER_BYTES + BAT_ENTRY_BYTES * slots
-    pages = positions // _PAGE_BYTES
-    for page in np.unique(pages).tolist():
-        start = page * _PAGE_BYTES
-        data = await file.read(start, min(_PAGE_BYTES, header.bat_area_bytes - start))
-        first, end = np.searchsorted(pages, [page, page + 1])
-        entries = np.frombuffer(data, dtype="<u4")
-        entries[(positions[first:end] - start) // BAT_ENTRY_BYTES] = values[first:end]
+    words = slots + np.uint32(HEADER_BYTES // BAT_ENTRY_BYTES)
+    first = 0
+    while first < len(words):
+        page = int(words[first]) // _PAGE_WORDS
+        end = int(np.searchsorted(words, (page + 1) * _PAGE_WORDS))
+        start = page * _PAGE_WORDS * BAT_ENTRY_BYTES
+        data = await file.read(start, min(_PAGE_WORDS * BAT_ENTRY_BYTES, header.bat_area_bytes - start))
+        np.frombuffer(data, dtype="<u4")[words[first:end] - page * _PAGE_WORDS] = values[first:end]
         skipped = HEADER_BYTES if page == 0 else 0
         await file.write(start + skipped, memoryview(data)[skipped:])
+        first = end
 
 
 async def _write_header(file: File, header: Header) -> None:

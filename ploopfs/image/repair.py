@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 
 from ploopfs.errors import ImageFull
 from ploopfs.image.allocator import MAX_ENTRY
@@ -26,11 +25,10 @@ from ploopfs.image.bat import Entries
 from ploopfs.image.header import BAT_ENTRY_BYTES, CLOSED, HEADER_BYTES, Header
 from ploopfs.image.survey import Fault, Survey
 
-Slots = npt.NDArray[np.int64]
 HasData = Callable[[int, int], bool]
 """Whether a leak of these bytes of the file, from the first to before the second, is more than a hole already."""
-_NO_SLOTS = np.zeros(0, np.int64)
 _NO_ENTRIES = np.zeros(0, np.uint32)
+_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +100,10 @@ class Plan:
     survey: Survey
     dropped_extension: str
     end_cluster: int
-    copied_slots: Slots = field(default_factory=_NO_SLOTS.copy)
+    copied_slots: Entries = field(default_factory=_NO_ENTRIES.copy)
     originals: Entries = field(default_factory=_NO_ENTRIES.copy)
     copies: Entries = field(default_factory=_NO_ENTRIES.copy)
-    cleared_slots: Slots = field(default_factory=_NO_SLOTS.copy)
+    cleared_slots: Entries = field(default_factory=_NO_ENTRIES.copy)
     cleared_values: Entries = field(default_factory=_NO_ENTRIES.copy)
     punches: bool = True
     has_data: HasData = all_data
@@ -156,8 +154,8 @@ class Plan:
         yield from self._cleared(0, self.losses)
         if self.end_bytes > self.survey.file_size_bytes:
             yield ExtendFile(self.end_bytes)
-        for slot, source, target in zip(self.copied_slots, self.originals, self.copies, strict=True):
-            yield CopyCluster(int(slot), int(source), int(target))
+        for slot, source, target in _rows(self.copied_slots, self.originals, self.copies):
+            yield CopyCluster(slot, source, target)
         yield from self._cleared(self.losses, len(self.cleared_slots))
         yield from self.punched
         if self.end_bytes < self.survey.file_size_bytes:
@@ -165,10 +163,14 @@ class Plan:
         if self.is_marking:
             yield ClearMark()
 
+    def count(self) -> int:
+        """Of all changes, without making each."""
+        others = (self.dropped_extension, self.end_bytes != self.survey.file_size_bytes, self.is_marking)
+        entries = len(self.cleared_slots) + len(self.copied_slots)
+        return entries + sum(map(bool, others)) + sum(1 for _hole in self.punched)
+
     def _cleared(self, start: int, end: int) -> Iterator[ClearEntry]:
-        for slot, value in zip(
-            self.cleared_slots[start:end].tolist(), self.cleared_values[start:end].tolist(), strict=True
-        ):
+        for slot, value in _rows(self.cleared_slots[start:end], self.cleared_values[start:end]):
             yield ClearEntry(slot, value, self._fault(slot, value), lost=slot < self.header.disk_clusters)
 
     def _fault(self, slot: int, value: int) -> Fault:
@@ -191,52 +193,40 @@ def plan_repair(
 
     `extension_clusters` belong to a sound format extension and are in `survey.used`; `extension_problem` says what is
     wrong with one that is not sound. Raises ImageFull if copies are needed that the map cannot name."""
-    header, used = survey.header, survey.used
-    cleared_slots, cleared_values = _entries_to_clear(survey)
-    copied_slots, originals = _entries_to_copy(survey)
+    header, used, bad = survey.header, survey.used, survey.take_bad()
+    clusters = bad.values // np.uint32(header.entry_unit)
+    # What only an entry past the disk's end names is free.
+    used.discard(clusters[bad.faults == Fault.PAST_DISK.bit])
+    of_disk, is_copied = bad.slots < header.disk_clusters, bad.faults & (Fault.IN_MAP.bit | Fault.TWICE.bit) != 0
+    is_copied &= of_disk & (clusters >= _map_clusters(header))
+    is_cleared = ~is_copied
     dropped = extension_problem
-    if not dropped and len(extension_clusters) and (len(copied_slots) or len(cleared_slots)):
+    if not dropped and len(extension_clusters) and len(bad.slots):
         dropped = "the map changes"
     if dropped:
         used.discard(extension_clusters)
-    loses = bool(len(cleared_slots)) and bool(cleared_slots[0] < header.disk_clusters)
-    copies = _free_clusters(survey, len(copied_slots), reuse=not loses)
+    loses = bool((is_cleared & of_disk).any())
+    copies = _free_clusters(survey, int(is_copied.sum()), reuse=not loses)
     used.add(copies[copies < survey.file_clusters])
     end = max(header.first_cluster, used.end, int(copies.max(initial=0)) + 1, survey.file_clusters if loses else 0)
     return Plan(
         survey,
         dropped,
         end,
-        copied_slots,
-        originals,
+        bad.slots[is_copied],
+        clusters[is_copied],
         copies,
-        cleared_slots,
-        cleared_values,
+        bad.slots[is_cleared],
+        bad.values[is_cleared],
         punches and not loses,
         has_data,
     )
 
 
-def _entries_to_copy(survey: Survey) -> tuple[Slots, Entries]:
-    """Slots and the clusters that they name now."""
-    slots, values = survey.of(Fault.IN_MAP, Fault.TWICE)
-    clusters = values // np.uint32(survey.header.entry_unit)
-    wanted = (slots < survey.header.disk_clusters) & (clusters >= _map_clusters(survey.header))
-    return slots[wanted], clusters[wanted]
-
-
-def _entries_to_clear(survey: Survey) -> tuple[Slots, Entries]:
-    """Takes from `survey.used` what only they have named."""
-    unit = np.uint32(survey.header.entry_unit)
-    hard, _values = survey.of(Fault.MISALIGNED, Fault.BEYOND_FILE, Fault.IN_MAP, Fault.TWICE)
-    past, past_values = survey.of(Fault.PAST_DISK)
-    survey.used.discard(past_values[~np.isin(past, hard)] // unit)
-    slots, values = survey.of(*Fault)
-    slots, first = np.unique(slots, return_index=True)
-    values = values[first]
-    kept, _clusters = _entries_to_copy(survey)
-    wanted = ~np.isin(slots, kept)
-    return slots[wanted], values[wanted]
+def _rows(*columns: Entries) -> Iterator[tuple[int, ...]]:
+    """As Python's numbers, a part at a time: all at once would be many."""
+    for start in range(0, len(columns[0]), _ROWS):
+        yield from zip(*(column[start : start + _ROWS].tolist() for column in columns), strict=True)
 
 
 def _map_clusters(header: Header) -> int:
@@ -248,16 +238,14 @@ def _map_clusters(header: Header) -> int:
 def _free_clusters(survey: Survey, count: int, *, reuse: bool) -> Entries:
     """With `reuse` first those within the file that nobody names; then those behind its end."""
     header = survey.header
-    found: list[Entries] = []
+    found, filled = np.empty(count, np.uint32), 0
     limit = MAX_ENTRY // header.entry_unit + 1
     within = min(survey.file_clusters, limit) if reuse else header.first_cluster
     behind = max(survey.file_clusters, header.first_cluster)
-    for first, stop in chain(survey.used.gaps(header.first_cluster, within), [(behind, limit)]) if count else ():
-        part = np.arange(first, max(first, min(stop, first + count)), dtype=np.uint32)
-        found.append(part)
-        count -= len(part)
-        if not count:
-            break
-    if count:
-        raise ImageFull(f"{count} more clusters are needed for copies than the map can name")
-    return np.concatenate([_NO_ENTRIES, *found])
+    for first, stop in chain(survey.used.gaps(header.first_cluster, within), [(behind, limit)]):
+        taken = max(0, min(stop - first, count - filled))
+        found[filled : filled + taken] = np.arange(first, first + taken, dtype=np.uint32)
+        filled += taken
+        if filled == count:
+            return found
+    raise ImageFull(f"{count - filled} more clusters are needed for copies than the map can name")

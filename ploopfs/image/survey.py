@@ -5,6 +5,7 @@ nothing: image/check.py says what a fault means, image/repair.py what is done ab
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -16,17 +17,38 @@ from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, Header
 
 PIECE_BYTES = 1 << 20
 _NEVER_ON_DISK = 0xFFFFFFFF
-_Slots = npt.NDArray[np.int64]
 
 
 class Fault(Enum):
-    """In the order of the rules. The value is what `check` says of it."""
+    """In the order of the rules. The value is what `check` says of it. An entry has at most one of the first four,
+    which the original calls hard, and may have the last one besides."""
 
     MISALIGNED = "is not at a cluster"
     BEYOND_FILE = "lies past the end of the file"
     IN_MAP = "lies in header and map"
     TWICE = "is another entry's"
     PAST_DISK = "is past the end of the disk"
+
+    @property
+    def bit(self) -> int:
+        return 1 << list(Fault).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class BadEntries:
+    """In the order of their slots; `faults` are the bits of each."""
+
+    slots: Entries
+    values: Entries
+    faults: npt.NDArray[np.uint8]
+
+    @classmethod
+    def joined(cls, parts: "list[BadEntries]") -> "BadEntries":
+        return cls(
+            np.concatenate([np.zeros(0, np.uint32), *(part.slots for part in parts)]),
+            np.concatenate([np.zeros(0, np.uint32), *(part.values for part in parts)]),
+            np.concatenate([np.zeros(0, np.uint8), *(part.faults for part in parts)]),
+        )
 
 
 class Survey:
@@ -42,7 +64,7 @@ class Survey:
         self._limit = min(self.file_clusters, _NEVER_ON_DISK)
         self.used = ClusterSet(self._limit)
         self.first: dict[Fault, tuple[int, int]] = {}
-        self.faults: dict[Fault, list[tuple[_Slots, Entries]]] = {fault: [] for fault in Fault}
+        self._bad: list[BadEntries] = []
         self._slot = 0
 
     @property
@@ -50,22 +72,28 @@ class Survey:
         """Of the file, behind the map: those that nobody names."""
         return max(0, self.file_clusters - self.header.first_cluster) - self.used.count
 
+    def take_bad(self) -> BadEntries:
+        """All entries that have a fault. Once: they may be many, and are not kept."""
+        parts, self._bad = self._bad, []
+        return BadEntries.joined(parts)
+
     def feed(self, entries: Entries) -> None:
         """The next entries of the map."""
         places = np.flatnonzero(entries)
-        slots, values = places + self._slot, entries[places]
+        slots, values = (places + self._slot).astype(np.uint32), entries[places]
         self._slot += len(entries)
         if not len(slots):
             return
-        unit = self.header.entry_unit
-        clusters = values // np.uint32(unit) if unit > 1 else values
-        misaligned = values % np.uint32(unit) != 0 if unit > 1 else np.zeros(len(values), dtype=bool)
+        unit = np.uint32(self.header.entry_unit)
+        clusters = values // unit if unit > 1 else values
+        misaligned = values % unit != 0 if unit > 1 else np.zeros(len(values), dtype=bool)
         # Compared as wider numbers: a header may say more than an entry can.
         beyond = ~misaligned & (clusters.astype(np.int64) >= self._limit)
-        in_map = ~misaligned & ~beyond & (clusters < self.header.first_cluster)
+        in_map = ~misaligned & ~beyond & (clusters.astype(np.int64) < self.header.first_cluster)
         names = ~(misaligned | beyond | in_map)
         twice = np.zeros(len(values), dtype=bool)
         twice[names] = self.used.add(clusters[names])
+        faults = np.zeros(len(values), np.uint8)
         for fault, mask in (
             (Fault.MISALIGNED, misaligned),
             (Fault.BEYOND_FILE, beyond),
@@ -73,28 +101,21 @@ class Survey:
             (Fault.TWICE, twice),
             (Fault.PAST_DISK, self._past_disk(slots)),
         ):
-            self._note(fault, slots[mask], values[mask])
+            if mask.any():
+                at = int(mask.argmax())
+                self.first.setdefault(fault, (int(slots[at]), int(values[at])))
+                faults[mask] |= np.uint8(fault.bit)
+        bad = faults != 0
+        if bad.any():
+            self._bad.append(BadEntries(slots[bad], values[bad], faults[bad]))
 
-    def of(self, *faults: Fault) -> tuple[_Slots, Entries]:
-        """The slots and values of all entries that have one of these faults, in the order of their slots; an entry that
-        has two stands twice."""
-        found = [pair for fault in faults for pair in self.faults[fault]]
-        slots = np.concatenate([np.zeros(0, np.int64), *(slots for slots, _values in found)])
-        values = np.concatenate([np.zeros(0, np.uint32), *(values for _slots, values in found)])
-        order = np.argsort(slots, kind="stable")
-        return slots[order], values[order]
-
-    def _note(self, fault: Fault, slots: _Slots, values: Entries) -> None:
-        if len(slots):
-            self.first.setdefault(fault, (int(slots[0]), int(values[0])))
-            self.faults[fault].append((slots, values))
-
-    def _past_disk(self, slots: _Slots) -> npt.NDArray[np.bool_]:
+    def _past_disk(self, slots: Entries) -> npt.NDArray[np.bool_]:
         """The original compares in 32 bits, so this never fires from 2 TiB on."""
         if slots[-1] < self.header.disk_clusters:
             return np.zeros(len(slots), dtype=bool)
-        starts: npt.NDArray[np.bool_] = (slots * self.header.cluster_sectors & 0xFFFFFFFF) > self.header.size_sectors
-        return starts
+        starts = slots.astype(np.int64) * self.header.cluster_sectors & 0xFFFFFFFF
+        past: npt.NDArray[np.bool_] = starts > self.header.size_sectors
+        return past
 
 
 def pieces(area_bytes: int) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ from ploopfs.bounds import MAX_FACT_CHARACTERS
 from ploopfs.device.events import EVENTS, DeviceEvents, Events, declare
 from ploopfs.device.standby import Reason, Standby, StandbyKey
 from ploopfs.errors import PloopError
+from tests.device.mapped import line, mapped_rig, mapper_of
 from tests.device.rig import NEW, REQUESTS, STACK, TOP, Rig, errno_of, rig_of, three_deltas
 
 # --- the ring -----------------------------------------------------------------------------------------------------
@@ -34,6 +35,19 @@ def test_the_ring_holds_the_last_records_without_a_gap(capacity: int, count: int
     assert [record.sequence for record in events.since(0)] == held
     assert [record.sequence for record in events.since(since)] == [number for number in held if number >= since]
     assert all(events.record(number).sequence == number for number in held)
+
+
+@pytest.mark.expects_warnings
+async def test_a_table_of_any_length_leaves_little_in_the_ring() -> None:
+    """What is written to `load` may have 64 KiB, and whoever may write there may do so for ever."""
+    rig = await mapped_rig()
+    with pytest.raises(PloopError):
+        await mapper_of(rig).load(line("/" + "a" * 60_000))
+    begin, end = list(rig.registry.events.since(0))[-2:]
+    assert (begin.event, end.event) == ("replace_begin", "replace_end")
+    for record in (begin, end):
+        texts = [fact for fact in record.facts.values() if isinstance(fact, str)]
+        assert max(map(len, texts)) == MAX_FACT_CHARACTERS + len("...")
 
 
 @given(st.integers(1, 5), st.lists(st.integers(0, 7), max_size=20))

@@ -472,4 +472,4 @@ async def test_one_that_is_not_ours_must_have_whole_clusters() -> None:
     rig = await mapped_rig()
     rig.store.put(NEW, image({2: b"t"}).build() + bytes(1000))
     await rig.enter_standby(errno.EBUSY)
-    assert await errno_of(mapper_of(rig).load(line(*STACK[:-1], NEW))) == errno.EPROTO
+    assert await errno_of(mapper_of(rig).load(line(*STACK[:-1], NEW))) == errno.EINVAL

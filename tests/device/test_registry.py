@@ -2,6 +2,9 @@
 
 import errno
 import os
+import threading
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,9 @@ from ploopfs.image.header import HEADER_BYTES, IN_USE, V1, Header
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
 from tests.device.rig import CLUSTER, Asked, image
+
+HANG_S = 60
+"""Only a failing test waits that long."""
 
 FIRST, SECOND = "/store/first.hds", "/store/second.hds"
 
@@ -252,4 +258,31 @@ async def test_one_image_cannot_be_two_devices_whatever_it_is_called_and_who_has
             await registry.add("ploop1", flavour=VZ7, image=[str(second)], files=OsFiles(), read_only=read_only)
     assert await registry.aclose()
     await registry.add("ploop1", flavour=VZ7, image=[str(second)], files=OsFiles())
+    assert await registry.aclose()
+
+
+async def test_an_image_whose_storage_hung_while_it_was_opened_can_be_opened_when_it_answers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What hangs keeps its descriptor; with the lock it would keep ourselves off the image as long as we live."""
+    path = tmp_path / "first.hds"
+    path.write_bytes(image({0: b"d"}).build())
+    registry, came, go = Registry(), threading.Event(), threading.Event()
+    real = os.preadv
+
+    def hung(fd: int, buffers: Sequence[bytearray | memoryview], offset: int, flags: int = 0) -> int:
+        if not flags:
+            came.set()
+            assert go.wait(HANG_S)
+        return real(fd, buffers, offset, flags)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "preadv", hung)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(registry.add, "ploop0", flavour=VZ7, image=[str(path)], files=OsFiles()))
+            assert await trio.to_thread.run_sync(came.wait, HANG_S)
+            nursery.cancel_scope.cancel()
+        assert not registry.devices
+        go.set()
+    await registry.add("ploop0", flavour=VZ7, image=[str(path)], files=OsFiles())
     assert await registry.aclose()

@@ -1,6 +1,7 @@
 """What was acknowledged and not flushed: kept, bounded, written again, and never written over what came later."""
 
 import errno
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -9,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import State
-from ploopfs.device.unflushed import CHANGE_BYTES
+from ploopfs.device.unflushed import CHANGE_BYTES, Unflushed
 from ploopfs.engine.inject.rule import Rule as Delay
 from tests.device.rig import (
     CLUSTER,
@@ -142,6 +143,61 @@ async def test_a_target_that_lets_go_of_the_device_drops_what_is_kept(rig: Rig) 
     rig.queue.standby.detach()
     assert kept(rig) == []
     assert rig.device.unflushed.data_bytes == 0
+
+
+async def test_what_is_kept_are_the_very_bytes_that_were_written_and_no_copies(rig: Rig) -> None:
+    data = bytes(3 * CLUSTER)
+    references = sys.getrefcount(data)
+    await rig.device.write(2 * CLUSTER, data)
+    [change] = rig.device.unflushed._changes
+    assert change.data is data
+    assert sys.getrefcount(data) == references + 1
+
+
+async def test_by_default_64_mib_are_kept_per_device(rig: Rig) -> None:
+    assert rig.device.unflushed.limit_bytes == Bounds().unflushed_bytes == 64 << 20
+
+
+async def test_a_device_without_standby_en_calls_nothing_to_keep_what_it_writes_and_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = await rig_of(three_deltas(), armed=False)
+    for method in ("wrote", "discarded", "slots", "replay"):
+        monkeypatch.setattr(Unflushed, method, None)
+    data = bytes(CLUSTER)
+    references = sys.getrefcount(data)
+    for slot in range(6):
+        await rig.device.write(slot * CLUSTER, data)
+    await rig.device.discard(2 * CLUSTER, CLUSTER)
+    await rig.device.flush()
+    assert (kept(rig), sys.getrefcount(data)) == ([], references)
+
+
+async def test_what_was_written_before_standby_en_came_in_is_not_kept_and_what_comes_then_is() -> None:
+    """Nobody had promised to recover the device then. A flush of the first write would confirm both."""
+    rig = await rig_of(three_deltas(), armed=False)
+    await rig.device.write(2 * CLUSTER, b"before")
+    rig.scst.load()
+    rig.scst.attach(rig.device)
+    await rig.device.write(2 * CLUSTER, b"then")
+    assert kept(rig) == [(2 * CLUSTER, 4, b"then")]
+    assert rig.device.counters.bio_flush_out == 0
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOTCONN, errno.EBUSY])
+async def test_on_a_device_without_standby_en_a_failed_flush_stays_failed_until_reopen(number: int) -> None:
+    rig = await rig_of(three_deltas(), armed=False)
+    await rig.device.write(2 * CLUSTER, b"x")
+    rule = rig.lose(number, "fsync", count=1)
+    assert await errno_of(rig.device.flush()) == errno.EIO
+    assert rule.spent, "the storage answers well from now on"
+    rig.queue.set_aborted(False)
+    for _ in range(3):
+        assert await errno_of(rig.device.flush()) == errno.EIO
+        rig.queue.set_aborted(False)
+    await rig.device.reopen()
+    await rig.device.write(2 * CLUSTER, b"x")
+    await rig.device.flush()
 
 
 # --- bounded ------------------------------------------------------------------------------------------------------

@@ -73,17 +73,21 @@ class Run:
         yield from sorted({*self.random.sample(range(1, end), min(end - 1, MOMENTS)), end})
 
 
-def content_after(run: Run, image: bytes, at: int) -> bytes:
-    """What a stack over this top holds; it is opened as it is, mark or no mark, so for reading."""
+def content_after(run: Run, image: bytes, at: int, *, read_only: bool = True) -> bytes:
+    """What a stack over this top holds. For reading it is opened as it is, mark or no mark; for writing it is closed
+    first, and must be sound when it is closed again."""
     place = MemoryPlace()
     for path, content in {**run.lower, run.disk.top_path: image}.items():
         place.put(path, content)
 
     async def read() -> bytes:
-        stack = await open_stack(place.files, run.spec_at(at), read_only=True, counters=Counters())
+        stack = await open_stack(place.files, run.spec_at(at), read_only=read_only, counters=Counters())
         assert len(stack.map) in run.clusters
         assert not any(stack.map.owned_by_top(slot) for slot in range(MODELLED, len(stack.map)))
-        return bytes(await stack.read(0, min(stack.size_bytes, MODELLED * CLUSTER_BYTES)))
+        content = bytes(await stack.read(0, min(stack.size_bytes, MODELLED * CLUSTER_BYTES)))
+        await stack.aclose(clean=True)
+        assert read_only or verdict(place.content(run.disk.top_path)).verdict is Verdict.CLEAN
+        return content
 
     return trio.run(read)
 

@@ -5,7 +5,7 @@ import pytest
 
 from ploopfs.image.check import Verdict
 from ploopfs.image.header import MUTABLE_START, V1, V2
-from tests.engine.crash import Run, assert_mixed_from, assert_survives_any_power_failure
+from tests.engine.crash import Run, assert_mixed_from, assert_survives_any_power_failure, content_after
 from tests.engine.disk import Shape, verdict
 from tests.engine.journal import images_after_crash
 
@@ -22,6 +22,14 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_power_failure_loses_nothing_that_was_flushed(shape: Shape, seed: int) -> None:
     assert_survives_any_power_failure(Run(shape, seed))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_what_a_power_failure_leaves_opens_for_writing_and_reads_as_it_was_left(shape: Shape) -> None:
+    run = Run(shape, seed=20)
+    for at in list(run.moments())[::4]:
+        for _path, image in images_after_crash(run.before, run.journal, at, run.random):
+            assert content_after(run, image, at, read_only=False) == content_after(run, image, at)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

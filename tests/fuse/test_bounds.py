@@ -70,7 +70,7 @@ async def test_more_stores_than_the_bound_are_busy_and_neither_reads_nor_disks_a
             nursery.start_soon(tree.operations.write, control, 0, b"1")
         await wait_all_tasks_blocked()
         assert tree.under_way == MAX_STORES
-        with pytest.raises(FUSEError) as raised:
+        with pytest.raises(FUSEError) as raised, trio.fail_after(0):
             await tree.operations.write(control, 0, b"1")
         assert raised.value.errno == errno.EBUSY
         assert await tree.operations.read(control, 0, 100) == b"shown\n"

@@ -107,6 +107,7 @@ CASES: dict[str, tuple[bytes, list[Change]]] = {
 @pytest.mark.parametrize(("data", "expected"), CASES.values(), ids=CASES)
 def test_each_defect_has_its_change(data: bytes, expected: list[Change]) -> None:
     assert changes(data) == expected
+    assert plan_of(data).count() == len(expected)
 
 
 def test_an_entry_in_header_and_map_is_lost_and_one_between_map_and_data_is_copied() -> None:
@@ -241,6 +242,8 @@ def test_on_a_small_dense_map_everything_needed_reads_as_before_and_all_else_is_
     data = patched(data, 48, model.first * CLUSTER_SECTORS).ljust(size(model.file_clusters), b"\0")
     plan = plan_of(data)
     entries, contents, end = after(model, plan)
+    assert plan.count() == len(list(plan.changes()))
+    assert plan.is_empty is (plan.count() == 0)
 
     values = list(entries.values())
     assert len(set(values)) == len(values)

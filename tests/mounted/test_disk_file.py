@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.mounted.daemon import Daemon, device, errno_of, opened, serving, until
-from tests.mounted.disks import BLOCK_BYTES, Disk, make_disk
+from tests.mounted.disks import BLOCK_BYTES, MIB, Disk, make_disk
 from tests.realparts import need
 
 pytestmark = pytest.mark.real
@@ -111,6 +111,16 @@ def test_statistics_count_what_was_asked(daemon: Daemon) -> None:
     after = columns()
     assert [after[0] - before[0], after[2] - before[2]] == [1, 128]
     assert after[4:7] == before[4:7]
+
+
+def test_a_request_is_a_mebibyte_at_most_and_a_larger_one_is_done_in_several(daemon: Daemon) -> None:
+    """The kernel sees to it: nothing of ours has to hold more than that for one request."""
+    before = [int(column) for column in daemon.value("stat").split()]
+    with opened(daemon.disk(), os.O_RDONLY) as fd:
+        assert len(os.pread(fd, 4 * MIB, 0)) == 4 * MIB
+    after = [int(column) for column in daemon.value("stat").split()]
+    assert after[2] - before[2] == 4 * MIB // 512
+    assert after[0] - before[0] >= 4
 
 
 def test_another_program_reads_the_whole_disk(daemon: Daemon, disk: Disk) -> None:
