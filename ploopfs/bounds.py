@@ -164,6 +164,9 @@ SEARCH_S = Bound(1, "s that is looked for who holds a lock", "the message says `
 CLOSE_TIMEOUT_S = Bound(
     5, "s that is waited for close(2) of an image that is done with", "a thread goes on waiting for it"
 )
+CLOSE_GRACE_MS = Bound(
+    200, "ms that it is waited for when the time of who closes it is over already", "a thread goes on waiting for it"
+)
 
 # --- the configuration and the daemon -----------------------------------------------------------------------------
 
@@ -189,6 +192,7 @@ MAX_TIMEOUT_S = Bound(2_000_000, "s of `--timeout`, which poll(2) can count", "a
 MAX_LAST_EVENTS = Bound(1 << 20, "of `watch --last`, more than a tree keeps", "all that there are")
 MAX_RECORD_BYTES = Bound(MIB, "bytes of an event that `watch` takes from a tree", "it ends with a message")
 MAX_FILE_BYTES = Bound(64 * MIB, "bytes that a command reads of a file of a tree", "it ends with a message")
+SHOWN_CHANGES = Bound(1000, "changes to an image that `check` shows", "the others are counted")
 READ_TIMEOUT_S = Bound(10, "s that `umount` looks for the mark of an image", "the image counts as not closed")
 SCENARIO_DEVICES = Bound(8, "devices of a scenario", "a mistake of the scenario")
 SCENARIO_STEPS = Bound(1000, "steps of a scenario, or of a `repeat` in it", "a mistake of the scenario")

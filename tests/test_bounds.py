@@ -141,6 +141,7 @@ def test_there_is_room_for_as_many_as_a_bound_says_and_not_for_one_more() -> Non
 
 
 REACHED = {
+    "SHOWN_CHANGES": "test_cli_check.py::test_many_changes_are_counted_and_the_first_are_shown",
     "REQUESTS": "device/test_queue.py::test_a_full_queue_refuses_with_eio_whoever_waits_or_is_in_flight",
     "HELD_REQUESTS": "device/test_hold.py::test_with_the_bound_on_their_number_reached_further_requests_are_refused",
     "HELD_MIB": "device/test_hold.py::test_the_bound_on_bytes_counts_the_data_of_writes_only",
@@ -156,6 +157,9 @@ REACHED = {
     "MAX_MAP_BYTES": "engine/test_create.py::test_a_disk_whose_map_nobody_would_open_is_not_made",
     "MAX_DESCRIPTOR_BYTES": "image/test_descriptor.py::test_size_and_nesting_are_bounded",
     "MAX_DESCRIPTOR_DEPTH": "image/test_descriptor.py::test_size_and_nesting_are_bounded",
+    "MAX_DISK_CLUSTERS": (
+        "engine/test_opening.py::test_a_disk_that_no_map_in_memory_can_hold_is_refused_by_name"
+    ),
     "PAGE_BYTES": "fuse/test_mounted.py::test_5000_bytes_are_taken_as_4096",
     "MAX_TABLE_BYTES": "sysfs/test_vz9.py::test_a_table_may_be_longer_than_a_page",
     "MAX_OPEN_FILES": (
@@ -200,6 +204,8 @@ REACHED = {
     "CLOSE_TIMEOUT_S": "engine/test_bounds.py::test_a_close_that_hangs_is_waited_for_in_bounds",
     "MAX_CONFIG_BYTES": "test_config.py::test_a_file_beyond_one_mebibyte_is_refused_before_it_is_parsed",
     "MAX_CONFIG_DEPTH": "test_config.py::test_what_cannot_be_composed_is_refused_with_its_line",
+    "MAX_ERRORS": "test_config.py::test_a_file_with_nothing_but_mistakes_is_not_read_to_its_end",
+    "MAX_NUMBER": "test_config.py::test_a_number_that_takes_long_to_read_is_not_read",
     "MAX_SHOWN": "test_bounds.py::test_a_wrong_value_is_shown_as_far_as_the_bound_says",
     "MAX_ALLOWED_DIRS": (
         "test_config.py::"
@@ -211,6 +217,9 @@ REACHED = {
         "fuse/test_bounds.py::test_the_kernel_is_asked_for_no_more_background_requests_than_it_knows"
     ),
     "MAX_TIMEOUT_S": "test_cli.py::test_a_time_that_nobody_can_wait_for_is_refused",
+    "MAX_LAST_EVENTS": "test_cli_text.py::test_more_events_than_there_can_be_are_all_of_them",
+    "MAX_RECORD_BYTES": "test_cli_text.py::test_events_without_an_end_are_not_read_for_ever",
+    "MAX_FILE_BYTES": "test_cli_text.py::test_a_file_without_an_end_is_not_read_for_ever",
     "SCENARIO_DEVICES": "test_bounds.py::test_a_file_may_say_the_bound_and_not_more",
     "SCENARIO_STEPS": "test_bounds.py::test_a_file_may_say_the_bound_and_not_more",
     "SCENARIO_REPEATS": "test_bounds.py::test_a_file_may_say_the_bound_and_not_more",

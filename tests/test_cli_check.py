@@ -87,7 +87,7 @@ def test_the_exit_code_is_the_originals_and_nothing_is_written(
         assert image["original_codes"] == {n: verdict[c] for n, c in zip(names, columns, strict=True)}
     else:
         assert {verdict[column] for column in ("vz7_check", "vz7_f", "vz7_fcr", "vz7_Fc")} == {11}
-    assert check("-n", path)[0] == check(path)[0] == code
+    assert check("-n", path)[0] == code
     assert looks(path) == before
 
 
@@ -110,7 +110,7 @@ def test_a_repaired_fixture_is_clean_for_us_and_for_qemu(
     if code == 0:
         left = 3 if image["lost_clusters"] or verdict["name"].startswith("slot beyond disk") else 0
         assert qemu.check(str(path))[0] == (1 if verdict["name"] == "ext garbage" else left)
-        if not image["lost_clusters"]:
+        if image["leaked_clusters"] and not image["lost_clusters"]:
             before = looks(path)
             assert check("-r", path)[0] == 0
             assert looks(path) == before, "a second repair has nothing to do"

@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from ploopfs.bounds import SHOWN_CHANGES
 from ploopfs.cli.text import ProgressLine, size
 from ploopfs.engine.checking import Examined, Progress, examine
 from ploopfs.engine.delta import ImageSpec
@@ -46,9 +47,6 @@ from ploopfs.image.repair import (
     TrimFile,
 )
 from ploopfs.image.stacking import Layer, check_stack
-
-SHOWN_CHANGES: Final = 1000
-"""Of each image; a hostile one can have as many as it has clusters."""
 
 MEANING: Final = {
     0: "the image is sound; with --repair: it is sound now",

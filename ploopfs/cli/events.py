@@ -124,18 +124,15 @@ def watch(arguments: argparse.Namespace) -> int:
         tree.check_device(device)
     # As every other filter does whose reader goes away.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        with opened_events(tree) as events:
-            for record in deque((one for one in events.read() if one.is_of(device)), maxlen=arguments.last):
-                _print(record, arguments.json)
+    with opened_events(tree) as events:
+        for record in deque((one for one in events.read() if one.is_of(device)), maxlen=arguments.last):
+            _print(record, arguments.json)
+        sys.stdout.flush()
+        while not arguments.no_follow and events.wait_for_either(sys.stdout.fileno()):
+            for record in events.read():
+                if record.is_of(device):
+                    _print(record, arguments.json)
             sys.stdout.flush()
-            while not arguments.no_follow and events.wait_for_either(sys.stdout.fileno()):
-                for record in events.read():
-                    if record.is_of(device):
-                        _print(record, arguments.json)
-                sys.stdout.flush()
-    except KeyboardInterrupt:
-        pass
     return Exit.OK
 
 

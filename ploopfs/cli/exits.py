@@ -1,6 +1,8 @@
 """The exit codes of every command, in one place, and which failure has which."""
 
 import errno
+import os
+import signal
 import sys
 from enum import IntEnum
 
@@ -35,7 +37,35 @@ MEANING = {
     Exit.NOT_EXECUTABLE: "exec: the command is no program, or may not be run; every other code is the command's own",
     Exit.NO_COMMAND: "exec: there is no such command",
 }
-EPILOG = "exit codes:\n" + "\n".join(f"  {code.value}  {text}" for code, text in MEANING.items())
+EPILOG = "\n".join(
+    ["exit codes:", *(f"  {code.value}  {text}" for code, text in MEANING.items()), "  128 + N  ended by signal N"]
+)
+
+
+def interrupted(interrupt: KeyboardInterrupt) -> int:
+    """As a shell tells of who was ended by a signal; `interrupt` may bear its number."""
+    number: int = interrupt.args[0] if interrupt.args else signal.SIGINT
+    return 128 + number
+
+
+def open_standard_streams() -> None:
+    """Whoever was started with one of them closed would find the next file that is opened, an image perhaps, in its
+    place, and write messages into it. Writing to a closed one fails as it should, since it is opened for reading."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDONLY)
+            assert opened == fd, (opened, fd)
+            os.set_inheritable(fd, True)
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False, encoding="utf-8"))  # noqa: SIM115
+
+
+def drop_output() -> None:
+    """Nobody reads it: the interpreter must not find that out again when it flushes."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _is_dead_tree(error: OSError) -> bool:

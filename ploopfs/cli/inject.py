@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ploopfs.cli.exits import Exit
 from ploopfs.cli.text import say
 from ploopfs.cli.tree import Tree
-from ploopfs.engine.inject.grammar import OPS, STATUSES
+from ploopfs.engine.inject.grammar import OPS, STATUSES, check
 from ploopfs.errors import BadTree, BadValue
 
 Rule = dict[str, int | float | str | bool]
@@ -54,15 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     others.add_argument("--list", action="store_true", help="show the rules, newest first: the first that fits decides")
     others.add_argument("--remove", metavar="ID", help="remove one rule; what hangs by it goes on")
     others.add_argument("--remove-all", action="store_true", help="remove every rule")
+    parser.set_defaults(wrong=parser.error)
     parser.add_argument("-m", "--mount", metavar="MOUNTPOINT", help="needed if several trees are mounted")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Add a rule and show it, unless another order is given."""
-    tree, device = Tree.find(arguments.mount), arguments.device
     words = list(_words(arguments))
     if words and (arguments.list or arguments.remove or arguments.remove_all):
-        raise BadValue(f"{words[0]} is of a new rule, expected nothing beside --list, --remove or --remove-all")
+        arguments.wrong(f"{words[0]} is of a new rule, expected nothing beside --list, --remove or --remove-all")
+    tree, device = Tree.find(arguments.mount), arguments.device
     if arguments.remove_all:
         write_command(tree, device, "removeall")
     elif arguments.remove is not None:
@@ -70,7 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.list:
         _print(arguments, rules_of(tree, device))
     else:
-        write_command(tree, device, ",".join(["add", *words]))
+        command = ",".join(["add", *words])
+        try:
+            check(command)
+        except BadValue as error:
+            arguments.wrong(str(error))
+        write_command(tree, device, command)
         _print(arguments, rules_of(tree, device)[:1])
     return Exit.OK
 

@@ -2,14 +2,13 @@
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from ploopfs import __version__
 from ploopfs.bounds import MAX_LAST_EVENTS, MAX_TIMEOUT_S
 from ploopfs.cli import check, client, events, exec, images, inject, reload, serve, why
-from ploopfs.cli.exits import EPILOG, Exit, failed
+from ploopfs.cli.exits import EPILOG, Exit, drop_output, failed, interrupted, open_standard_streams
 from ploopfs.cli.rehearse import verb as rehearse
 from ploopfs.device.events import EVENTS
 from ploopfs.device.standby import State
@@ -23,26 +22,38 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code."""
+    open_standard_streams()
     arguments = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The name of a file may be any bytes, and leaves as it came.
         sys.stdout.reconfigure(errors="surrogateescape")
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
+        code = run(arguments)
+        sys.stdout.flush()
     except BaseExceptionGroup as group:
-        expected = group.subgroup((PloopError, OSError))
+        expected = group.subgroup((PloopError, OSError, KeyboardInterrupt))
         if expected is None or expected.exceptions != group.exceptions:
             raise
-        return failed(_first(expected))
-    except BrokenPipeError:
-        # Who read us has seen enough; the interpreter must not find that out again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.FAILED
-    except (PloopError, OSError) as error:
-        return failed(error)
-    except KeyboardInterrupt:
-        return Exit.FAILED
+        code = _ended(_first(expected))
+    except (PloopError, OSError, KeyboardInterrupt) as error:
+        code = _ended(error)
+    return code
+
+
+def _ended(error: BaseException) -> int:
+    """What did not end well, said and as an exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        drop_output()
+    match error:
+        case KeyboardInterrupt():
+            return interrupted(error)
+        case BrokenPipeError():  # who read us has seen enough
+            return Exit.FAILED
+        case _:
+            return failed(error)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -5,7 +5,6 @@ within the deadline is named, its image stays marked in use, and the exit code s
 
 import argparse
 import logging
-import logging.handlers
 import os
 import signal
 import sys
@@ -18,7 +17,7 @@ import trio
 from ploopfs.bounds import MAX_DEVICES, SHUTDOWN_DEADLINE_S, SPARE_DEVICES, STATUS_TASKS
 from ploopfs.cli.configured import Configured
 from ploopfs.cli.exits import Exit
-from ploopfs.cli.text import printable
+from ploopfs.cli.logs import FileLog, daemon_log, file_log, has_system_log, log_to, tell
 from ploopfs.config import Config, load
 from ploopfs.device.agents import run_agents
 from ploopfs.device.device import Device
@@ -34,8 +33,6 @@ log = logging.getLogger(__name__)
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 RELOADING = signal.SIGHUP
-SYSTEM_LOG = "/dev/log"
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def mount(arguments: argparse.Namespace) -> int:
@@ -48,13 +45,13 @@ def mount(arguments: argparse.Namespace) -> int:
         replace_stale(mountpoint)
     check_mountpoint(mountpoint)
     if arguments.daemon:
-        if log_file is None and not os.path.exists(SYSTEM_LOG):
+        if log_file is None and not has_system_log():
             print("ploopfs: no system log here: messages of the daemon are lost without --log-file", file=sys.stderr)
         ready = _daemonize().ready
-        _log_to(_daemon_handler(log_file), arguments.log_level)
+        log_to(daemon_log(log_file), arguments.log_level)
     else:
-        ready = partial(print, f"ploopfs: {mountpoint} is ready", file=sys.stderr, flush=True)
-        _log_to(logging.FileHandler(log_file) if log_file else logging.StreamHandler(), arguments.log_level)
+        ready = partial(tell, f"ploopfs: {mountpoint} is ready")
+        log_to(file_log(log_file) if log_file else FileLog(2), arguments.log_level)
     # From here to the exit signals end us only through `serve`: not before it listens, nor after the last image.
     for number in (*ENDING, RELOADING):
         signal.signal(number, signal.SIG_IGN)
@@ -179,22 +176,3 @@ def _daemonize() -> _Parent:
     os.setsid()
     os.chdir("/")
     return _Parent(writing)
-
-
-class _OneLine(logging.Formatter):
-    """A record is one line, and a traceback behind it: a name with a newline in it must not look like another record,
-    nor a name that is no text cost the record."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
-
-
-def _log_to(handler: logging.Handler, level: str) -> None:
-    handler.setFormatter(_OneLine(_LOG_FORMAT))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-
-
-def _daemon_handler(log_file: str | None) -> logging.Handler:
-    if log_file:
-        return logging.FileHandler(log_file)
-    return logging.handlers.SysLogHandler(SYSTEM_LOG) if os.path.exists(SYSTEM_LOG) else logging.StreamHandler()

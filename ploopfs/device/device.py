@@ -181,12 +181,11 @@ class Device:
 
     async def _flush_stack(self, stack: Stack) -> None:
         """A storage that was lost meanwhile is not believed: it may have forgotten what it answers for."""
-        mark, loss = self.unflushed.mark(), self.queue.loss
+        mark = self.unflushed.mark()
         await stack.flush()
-        if self.queue.loss is None:
-            self.unflushed.flushed(mark)
-        elif loss is None:
+        if self.queue.loss is not None:
             raise BackendError(self.queue.loss.errno, "fsync", stack.top.path)
+        self.unflushed.flushed(mark)
 
     def _standby_changed(self) -> None:
         """Without STANDBY_EN nobody has promised to recover the device, and nothing is kept for that; what a storage

@@ -156,6 +156,7 @@ class RequestQueue:
                 try:
                     await self._wait_turn(ticket)
                 except HoldFull:
+                    self.stats.count(op, length_bytes, started_ns)
                     raise failure from error
             except BaseException:
                 self._count_out(op, length_bytes, started_ns)
@@ -196,8 +197,7 @@ class RequestQueue:
 
     @asynccontextmanager
     async def quiesced(self) -> AsyncIterator[None]:
-        """Inside, no request is in flight. Raises Busy if somebody else quiesces, QuiesceTimeout if requests do not
-        end."""
+        """Inside, no request is in flight. Raises Busy if somebody else quiesces, QuiesceTimeout if requests stay."""
         if self._quiescing:
             raise Busy("another operation holds the queue quiesced")
         self._quiescing = True

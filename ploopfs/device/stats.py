@@ -66,11 +66,15 @@ class DiskStats:
         return now_ns
 
     def finish(self, op: Op, length_bytes: int, started_ns: int) -> None:
-        now_ns = self._leave(op)
+        self._leave(op)
+        self.count(op, length_bytes, started_ns)
+
+    def count(self, op: Op, length_bytes: int, started_ns: int) -> None:
+        """A request has ended that is no longer in flight."""
         stats = self.by_op[op]
         stats.ios += 1
         stats.length_bytes += length_bytes
-        duration_ns = now_ns - started_ns
+        duration_ns = time.monotonic_ns() - started_ns
         stats.duration_ns += duration_ns
         stats.buckets[bisect_left(BUCKET_BOUNDS_NS, duration_ns)] += 1
 
@@ -82,13 +86,11 @@ class DiskStats:
         """Count a request out that has not ended: it will be started again."""
         self._leave(op)
 
-    def _leave(self, op: Op) -> int:
-        now_ns = time.monotonic_ns()
+    def _leave(self, op: Op) -> None:
         self.by_op[op].in_flight -= 1
         self.in_flight -= 1
         if not self.in_flight:
-            self._busy_ns += now_ns - self._busy_since_ns
-        return now_ns
+            self._busy_ns += time.monotonic_ns() - self._busy_since_ns
 
     def stat_columns(self) -> tuple[int, ...]:
         """The 17 columns of `stat`; nothing is ever merged here, so those columns are 0."""

@@ -2,6 +2,7 @@
 
 Blocking, for a command line. Invariant: a file appears whole and durable or not at all, and a descriptor names only
 files that exist: the new delta first, then the descriptor through a rename; after the rename nothing is taken back.
+Where the power failed meanwhile, what is left of a new image is named by no descriptor, and is whole or opens nowhere.
 """
 
 import os
@@ -47,14 +48,23 @@ def create_disk(directory: str, *, size_sectors: int, cluster_sectors: int, vers
         file=BASE_IMAGE_NAME,
     )
     with _mapped("create", directory):
-        os.makedirs(directory, exist_ok=True)
-        _sync_directory_of(os.path.abspath(directory))
+        _make_directories(os.path.abspath(directory))
     if os.path.lexists(descriptor_path):
         raise AlreadyExists(f"{descriptor_path}: exists")
     with _new_image(image_path, header):
         _replace_file(descriptor_path, serialise(descriptor))
     _make_rename_durable(descriptor_path)
     return descriptor_path
+
+
+def _make_directories(directory: str) -> None:
+    """All that are missing, each of them durable: what is made below a name that is lost is lost with it."""
+    made = [directory]
+    while not os.path.isdir(os.path.dirname(made[-1])):
+        made.append(os.path.dirname(made[-1]))
+    os.makedirs(directory, exist_ok=True)
+    for path in reversed(made):
+        _sync_directory_of(path)
 
 
 def snapshot_disk(descriptor_path: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar, cast
 
 import trio
 
-from ploopfs.bounds import CLOSE_TIMEOUT_S, THREADS
+from ploopfs.bounds import CLOSE_GRACE_MS, CLOSE_TIMEOUT_S, THREADS
 from ploopfs.engine import lock, probe
 from ploopfs.engine.confined import ANYWHERE, AllowedDirs, open_image
 from ploopfs.engine.given_up import Change, GivenUp
@@ -95,7 +95,7 @@ class File(Protocol):
     async def unlock(self) -> None: ...
 
     async def aclose(self) -> None:
-        """Close without flushing; never fails."""
+        """Close without flushing; never fails, and is done though the caller was given up: the lock goes with it."""
 
 
 class Files(Protocol):
@@ -198,6 +198,10 @@ class OsFile:
             status = os.fstat(self._fd)
             filesystem = _filesystem_of(status.st_dev)
             self.identity = Identity(status.st_dev, status.st_ino, filesystem, lock.can_lock(self._fd))
+            if writable:
+                # What a failed fsync has left in the page cache is read as if it were on the storage, and never gets
+                # there: a map entry that only seems to be there would not be written again.
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
             if is_remote(self.identity.filesystem):
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         except BaseException:
@@ -262,7 +266,9 @@ class OsFile:
         # Bounded: close on a hung mount waits for it, and nobody is to wait for a file that is done with. What close
         # could report was settled by the last fsync, and the descriptor is gone whatever it says. Also for who was
         # cancelled: the descriptor, and its lock, would stay for ever.
-        with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True), suppress(OSError):
+        is_given_up = trio.current_effective_deadline() <= trio.current_time()
+        limit_s = CLOSE_GRACE_MS / 1000 if is_given_up else CLOSE_TIMEOUT_S
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + limit_s), suppress(OSError):
             await trio.to_thread.run_sync(os.close, fd, limiter=self._limiter, abandon_on_cancel=True)
 
     async def _hop(self, work: Callable[[], T], operation: str, offset: int = 0, length: int = 0) -> T:

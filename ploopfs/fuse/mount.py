@@ -28,9 +28,11 @@ _FUSE_DEVICE = "/dev/fuse"
 
 
 class _Session:
-    """Whether pyfuse3 has a session: to end one that is not there crashes the process."""
+    """Whether pyfuse3 has a session: to end one that is not there crashes the process. And whether it answers: one that
+    is ended before would leave whoever waits for its start without an answer."""
 
     active = False
+    answers = False
 
 
 async def serve(
@@ -65,17 +67,19 @@ async def serve(
                 unmount = False
                 raise
             nursery.cancel_scope.cancel()
+            if not _Session.answers:
+                raise MountError(f"{mountpoint}: was unmounted before it was served")
     finally:
-        _Session.active = False
+        _Session.active = _Session.answers = False
         operations.release_all()
         pyfuse3.close(unmount=unmount)
 
 
 def terminate() -> bool:
-    """End `serve`, if it runs; whether it does. To be called in the thread of its loop."""
-    if _Session.active:
+    """End `serve`, if it serves already; whether it does. To be called in the thread of its loop."""
+    if _Session.answers:
         pyfuse3.terminate()
-    return _Session.active
+    return _Session.answers
 
 
 def check_fuse(*, allow_other: bool = False) -> None:
@@ -117,6 +121,7 @@ def _mount(operations: Operations, mountpoint: str, *, allow_other: bool) -> Non
 async def _report_answering(mountpoint: str, max_tasks: int, task_status: trio.TaskStatus[None]) -> None:
     root = await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
     await trio.to_thread.run_sync(_raise_background_limit, os.minor(root.st_dev), max_tasks, abandon_on_cancel=True)
+    _Session.answers = True
     task_status.started()
 
 

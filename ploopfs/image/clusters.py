@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ploopfs.image.bat import Entries
 
-_PIECE_BITS = 1 << 20
+_PIECE_BITS = 1 << 17
 
 
 class ClusterSet:
@@ -58,7 +58,11 @@ class ClusterSet:
         opened, before = start, 1
         for low in range(start, known, _PIECE_BITS):
             high = min(known, low + _PIECE_BITS)
-            bits = np.unpackbits(self._bits[low // 8 : -(-high // 8)], bitorder="little")[low % 8 :][: high - low]
+            block = self._bits[low // 8 : -(-high // 8)]
+            # Most of a sparse file, and of a full one.
+            if block.min() == block.max() == 0xFF * before:
+                continue
+            bits = np.unpackbits(block, bitorder="little")[low % 8 :][: high - low]
             for edge in (np.flatnonzero(np.diff(bits, prepend=np.uint8(before))) + low).tolist():
                 before ^= 1
                 if before:

@@ -146,9 +146,10 @@ class MemoryFile:
         self._image.readers.discard(id(self))
 
     async def aclose(self) -> None:
-        with trio.CancelScope(shield=True):  # as a real file, which is closed for who was cancelled, too
-            await self.unlock()
+        self._image.writers.discard(id(self))
+        self._image.readers.discard(id(self))
         self.closed = True
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _put(self, offset: int, data: Buffer) -> None:
         self._image.data.extend(bytes(max(0, offset - len(self._image.data))))

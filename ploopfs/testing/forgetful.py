@@ -1,16 +1,14 @@
 """Files in memory that acknowledge at once and forget what nobody has synced.
 
 Fault model: what is written, cut or punched is seen at once by whoever reads it, and is durable when a later sync of
-the same file has succeeded. A crash takes away what was not synced: all of it, or each operation by itself as
-`survives` decides. Every file that was open then is told by the error of its next operation, and only by that one:
-afterwards it works, and its fsync answers success for what is gone, as GlusterFS's write-behind does (real-parts.md
-2.1). With `stays_dead` it answers every operation with the error, as a dead mount does. Locks are gone. What is opened
-after the crash works."""
+the same file has succeeded. A crash takes away what was not synced: all of it, or each sector, and each change of the
+size, by itself as `survives` decides (pending.py). Every file that was open then is told by the error of its next
+operation, and only by that one: afterwards it works, and its fsync answers success for what is gone, as GlusterFS's
+write-behind does (real-parts.md 2.1). With `stays_dead` it answers every operation with the error, as a dead mount
+does. Locks are gone. What is opened after the crash works."""
 
 import errno
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import trio
@@ -19,49 +17,19 @@ from ploopfs.engine.file import Buffer
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.errors import BackendError
 from ploopfs.testing.files import MemoryFile, MemoryFiles
+from ploopfs.testing.pending import Pending, everything
 
 T = TypeVar("T")
-Change = Callable[[bytearray], None]
+Change = Callable[[Pending], None]
 
 
 def _never() -> bool:
     return False
 
 
-@dataclass(slots=True)
-class _Durable:
-    """The bytes that a crash leaves, and the changes since, in their order; `changes` counts all that there ever
-    were."""
-
-    data: bytearray
-    pending: deque[Change] = field(default_factory=deque)
-    changes: int = 0
-
-    def add(self, change: Change) -> None:
-        self.pending.append(change)
-        self.changes += 1
-
-    def settle(self, first: int) -> None:
-        """The first so many changes are durable."""
-        while self.changes - len(self.pending) < first:
-            self.pending.popleft()(self.data)
-
-    def crash(self, survives: Callable[[], bool]) -> None:
-        for change in self.pending:
-            if survives():
-                change(self.data)
-        self.pending.clear()
-
-    def seen(self) -> bytearray:
-        image = bytearray(self.data)
-        for change in self.pending:
-            change(image)
-        return image
-
-
 class ForgetfulFiles:
     """`crash_at` are the numbers of the operations (counted in `operations`) before which the store crashes by itself;
-    `survives` is asked then for each change that was not synced."""
+    `survives` is asked then for each piece of what was not synced."""
 
     def __init__(self, *, stays_dead: bool = False, number: int = errno.ENOTCONN) -> None:
         self.memory = MemoryFiles(answers_at_once=False)
@@ -71,12 +39,12 @@ class ForgetfulFiles:
         self.survives: Callable[[], bool] = _never
         self.stays_dead = stays_dead
         self.number = number
-        self._durable: dict[str, _Durable] = {}
+        self._durable: dict[str, Pending] = {}
 
     def put(self, path: str, data: bytes) -> None:
         """A durable image."""
         self.memory.put(path, data)
-        self._durable[path] = _Durable(bytearray(data))
+        self._durable[path] = Pending(data)
 
     def bytes_of(self, path: str) -> bytes:
         return self.memory.bytes_of(path)
@@ -87,7 +55,7 @@ class ForgetfulFiles:
     def crash(self) -> None:
         self.crashes += 1
         for path, durable in self._durable.items():
-            durable.crash(self.survives)
+            durable.crash(lambda _piece: self.survives())
             image = self.memory.images[path]
             image.data[:] = durable.data
             image.writers.clear()
@@ -109,7 +77,7 @@ class ForgetfulFiles:
 class ForgetfulFile:
     """One open file; nothing answers at once, so that every operation can be the one before which the store crashes."""
 
-    def __init__(self, files: ForgetfulFiles, inner: MemoryFile, durable: _Durable) -> None:
+    def __init__(self, files: ForgetfulFiles, inner: MemoryFile, durable: Pending) -> None:
         self.path, self.writable, self.identity = inner.path, inner.writable, inner.identity
         self.abandoned = False
         self._files, self._inner, self._durable = files, inner, durable
@@ -127,9 +95,8 @@ class ForgetfulFile:
     async def write(self, offset: int, data: Buffer) -> None:
         written = bytes(data)
 
-        def change(image: bytearray) -> None:
-            image.extend(bytes(max(0, offset - len(image))))
-            image[offset : offset + len(written)] = written
+        def change(pending: Pending) -> None:
+            pending.write(offset, written)
 
         await self._run("write", lambda: self._inner.write(offset, written), offset, len(written), change)
 
@@ -140,22 +107,20 @@ class ForgetfulFile:
         return await self._run("stat", self._inner.size)
 
     async def truncate(self, size: int) -> None:
-        def change(image: bytearray) -> None:
-            del image[size:]
-            image.extend(bytes(size - len(image)))
+        def change(pending: Pending) -> None:
+            pending.truncate(size)
 
         await self._run("truncate", lambda: self._inner.truncate(size), size, change=change)
 
     async def allocate(self, offset: int, length: int) -> None:
-        def change(image: bytearray) -> None:
-            image.extend(bytes(max(0, offset + length - len(image))))
+        def change(pending: Pending) -> None:
+            pending.allocate(offset, length)
 
         await self._run("fallocate", lambda: self._inner.allocate(offset, length), offset, length, change)
 
     async def punch(self, offset: int, length: int) -> None:
-        def change(image: bytearray) -> None:
-            end = min(offset + length, len(image))
-            image[offset:end] = bytes(max(0, end - offset))
+        def change(pending: Pending) -> None:
+            pending.punch(offset, length)
 
         await self._run("punch hole", lambda: self._inner.punch(offset, length), offset, length, change)
 
@@ -190,10 +155,10 @@ class ForgetfulFile:
             result = await work()
             if not self._is_to_be_told():
                 if change is not None:
-                    self._durable.add(change)
+                    change(self._durable)
                 return result
             # It was on its way when the store crashed: whatever it did is gone.
-            files.memory.images[self.path].data[:] = self._durable.seen()
+            files.memory.images[self.path].data[:] = self._durable.left(everything)
         await trio.lowlevel.checkpoint()
         raise BackendError(files.number, operation, self.path, offset=offset, length=length)
 

@@ -592,6 +592,20 @@ async def test_of_parked_requests_that_become_held_the_newest_beyond_the_bounds_
         assert [each.value for each in asked[:2]] == ["a", "b"]
 
 
+async def test_a_request_that_met_the_storage_and_finds_no_room_to_be_held_is_counted_as_ended() -> None:
+    async with gate_of(bounds=Bounds(held_requests=1)) as gate:
+        gate.hangs, gate.outage = trio.Event(), errno.EIO
+        first, second = await gate.asked_one_by_one("first", "second")
+        gate.hangs.set()
+        await wait_all_tasks_blocked()
+        [refused] = [each for each in (first, second) if each.ended]
+        assert isinstance(refused.error, RequestFailed)
+        assert gate.queue.stats.by_op[Op.READ].ios == 1
+        await gate.recover()
+        await wait_all_tasks_blocked()
+        assert gate.queue.stats.by_op[Op.READ].ios == 2
+
+
 @pytest.mark.parametrize("on_standby", OnStandby)
 async def test_suspended_comes_first_and_parks_even_in_standby(on_standby: OnStandby) -> None:
     async with gate_of(on_standby=on_standby) as gate:

@@ -1,6 +1,7 @@
 """What replace_delta takes beyond a path: another level than the top, and comparing before it is trusted."""
 
 import errno
+from functools import partial
 
 import pytest
 
@@ -305,6 +306,22 @@ async def test_a_device_that_was_detached_in_standby_is_not_closed_as_if_nothing
     rig.faults.remove(rule)
     assert not await rig.device.aclose()
     assert rig.is_marked(TOP)
+
+
+async def test_a_device_that_was_detached_in_standby_confirms_no_flush_before_it_is_recovered(rig: Rig) -> None:
+    await rig.device.write(2 * CLUSTER, b"unflushed")
+    rule = rig.lose(errno.EIO, "read")
+    with pytest.raises(RequestFailed):
+        await rig.device.read(2 * CLUSTER, 512)
+    rig.queue.standby.detach()
+    rig.faults.remove(rule)
+    for ask in (rig.device.flush, partial(rig.device.write, 0, b"x", fua=True)):
+        with pytest.raises(RequestFailed):
+            await ask()
+        rig.queue.set_aborted(False)  # by an operator who knows no better
+
+    await rig.device.reopen()
+    await rig.device.flush()
 
 
 async def test_what_was_forgotten_by_hand_is_not_written_over_what_somebody_else_wrote(rig: Rig) -> None:

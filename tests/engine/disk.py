@@ -4,7 +4,7 @@ Small and dense on purpose: a few clusters of 32 KiB, each of which is soon owne
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -29,13 +29,15 @@ from tests.engine.places import Place
 
 MAX_DEPTH = 5
 MODELLED = 16
+POISON = 0xDB
+"""Fills what nobody has written. Where it shows, something came to light that is no data of the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """`depth` images, base first; a raw base ends `raw_short_bytes` before the end of the disk, unless it is alone.
 
-    `leaks`: the files also hold clusters full of old bytes that no map names.
+    `leaks`: the files also hold clusters full of POISON that no map names.
     """
 
     clusters: int = 6
@@ -78,10 +80,10 @@ class Disk:
         if shape.raw_base:
             self._add_raw(shape, random)
         else:
-            self._add_delta(_some_clusters(shape, random), _some_clusters(shape, random) if shape.leaks else {})
+            self._add_delta(_some_clusters(shape, random), _some_leaks(shape, random))
         for _ in range(shape.depth - 1):
             self.model.snapshot()
-            self._add_delta(_some_clusters(shape, random), _some_clusters(shape, random) if shape.leaks else {})
+            self._add_delta(_some_clusters(shape, random), _some_leaks(shape, random))
 
     @property
     def stack(self) -> Stack:
@@ -203,7 +205,7 @@ class Disk:
             assert content == self.frozen.get(spec.path, content), f"{spec.path} was changed below the top"
         top = self.place.content(self.top_path)
         if not self.specs[-1].raw and top != self._found:
-            _assert_ends_with_a_used_cluster(top)
+            assert_ends_with_a_used_cluster(top)
 
     # --- making images --------------------------------------------------------------------------------------------
 
@@ -215,8 +217,8 @@ class Disk:
         owned = -(-len(content) // CLUSTER_BYTES)
         self.model.owners[:owned] = [Owner.TOP] * owned
 
-    def _add_delta(self, clusters: dict[int, bytes], leaked: dict[int, bytes] | None = None) -> None:
-        image = _image(self.clusters, self.version, clusters, leaked or {})
+    def _add_delta(self, clusters: dict[int, bytes], leaked: Collection[int] = ()) -> None:
+        image = image_with_leaks(self.clusters, clusters, leaked, self.version)
         self._add(ImageSpec(self.place.path(f"{self._made}.hds")), image)
         for slot, content in clusters.items():
             self.model.write(slot * CLUSTER_BYTES, content)
@@ -248,16 +250,24 @@ def _some_clusters(shape: Shape, random: Random) -> dict[int, bytes]:
     return {slot: random.randbytes(CLUSTER_BYTES) for slot in slots}
 
 
-def _image(disk_clusters: int, version: Version, clusters: dict[int, bytes], leaked: dict[int, bytes]) -> bytes:
-    """`leaked` clusters lie between the others in the file, full of old bytes, and nothing names them."""
-    in_file = dict(sorted({**leaked, **clusters}.items()))
+def _some_leaks(shape: Shape, random: Random) -> list[int]:
+    return random.sample(range(shape.clusters), random.randrange(shape.clusters // 2 + 1)) if shape.leaks else []
+
+
+def image_with_leaks(
+    disk_clusters: int, clusters: Mapping[int, bytes], leaked: Collection[int], version: Version = V2
+) -> bytes:
+    """Clusters full of POISON lie between the others in the file, in the places of the `leaked` ones; nothing names
+    them."""
+    poison = bytes([POISON]) * CLUSTER_BYTES
+    in_file = dict(sorted({**dict.fromkeys(leaked, poison), **clusters}.items()))
     image = bytearray(ImageBuilder(disk_clusters=disk_clusters, version=version, clusters=in_file).build())
-    for slot in leaked.keys() - clusters.keys():
+    for slot in set(leaked) - clusters.keys():
         struct.pack_into("<I", image, HEADER_BYTES + BAT_ENTRY_BYTES * slot, 0)
     return bytes(image)
 
 
-def _assert_ends_with_a_used_cluster(image: bytes) -> None:
+def assert_ends_with_a_used_cluster(image: bytes) -> None:
     """Anything behind it is a leak to qemu-img check."""
     header = Header.parse(image, "image")
     used = Bat(header, image[: header.bat_area_bytes]).used()

@@ -1,11 +1,11 @@
 """A filter around any Files that writes down each operation: its range, when it began, when it ended.
 
 A test adds its own entries (`note`), so that "synced before acknowledged" is a comparison of two numbers. With a
-`shuffle` every operation also lets other tasks run before and after it, a drawn number of times. An image after a power
-failure is computed from the journal alone: `images_after_crash`.
+`shuffle` every operation also lets other tasks run before and after it, a drawn number of times. What a power
+failure may leave is computed from the journal alone: `pending_at`.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
@@ -14,12 +14,12 @@ import trio
 
 from ploopfs.engine.file import Buffer, File, Files
 from ploopfs.engine.probe import ProbedImage
+from ploopfs.testing.pending import Pending
 
 T = TypeVar("T")
-SECTOR_BYTES = 512
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Entry:
     """`data` is what a write wrote. `ended` is None while (or because) the operation did not succeed."""
 
@@ -148,41 +148,31 @@ class JournalFile:
         return await self._journal.run(Entry(operation, self.path, offset, length, data), work)
 
 
-def images_after_crash(
-    before: Mapping[str, bytes], journal: Journal, at: int, random: Random
-) -> Iterator[tuple[str, bytes]]:
-    """Each image of `before` as a power failure at tick `at` may leave it.
-
-    What ended before a successful fsync began is there. Of anything else each operation may be there, or not, or, if it
-    is a write or a hole, in a part of its sectors.
-    """
+def pending_at(before: Mapping[str, bytes], journal: Journal, at: int) -> dict[str, Pending]:
+    """What a power failure at tick `at` finds of each image: durable is what ended before a sync began that has ended
+    with success by then."""
+    found = {}
     for path, content in before.items():
-        image = bytearray(content)
         syncs = [sync.begun for sync in journal.of("fsync", path=path) if sync.ended is not None and sync.ended <= at]
         synced = max(syncs, default=0)
-        for entry in journal.of("write", "truncate", "fallocate", "punch hole", path=path):
+        durable: list[Entry] = []
+        others: list[Entry] = []
+        for entry in journal.of(*_CHANGES, path=path):
             if entry.begun <= at:
-                durable = entry.ended is not None and entry.ended < synced
-                _happen(image, entry, whole=durable or random.random() < 0.4, random=random)
-        yield path, bytes(image)
+                (durable if entry.ended is not None and entry.ended < synced else others).append(entry)
+        pending = found[path] = Pending(content)
+        # Only changes in flight together change places by that, and those have disjoint ranges.
+        for entry in durable:
+            _CHANGES[entry.operation](pending, entry)
+        pending.settle(pending.changes)
+        for entry in others:
+            _CHANGES[entry.operation](pending, entry)
+    return found
 
 
-def _happen(image: bytearray, entry: Entry, *, whole: bool, random: Random) -> None:
-    if entry.operation == "fallocate":
-        if whole:
-            image.extend(bytes(max(0, entry.offset + entry.length - len(image))))
-        return
-    if entry.operation == "truncate":
-        if whole:
-            del image[entry.offset :]
-            image.extend(bytes(entry.offset - len(image)))
-        return
-    data = entry.data or bytes(min(entry.length, len(image) - entry.offset))
-    for start in range(0, len(data), SECTOR_BYTES):
-        if whole or random.random() < 0.3:
-            _put(image, entry.offset + start, data[start : start + SECTOR_BYTES])
-
-
-def _put(image: bytearray, offset: int, data: bytes) -> None:
-    image.extend(bytes(max(0, offset + len(data) - len(image))))
-    image[offset : offset + len(data)] = data
+_CHANGES: dict[str, Callable[[Pending, Entry], None]] = {
+    "write": lambda pending, entry: pending.write(entry.offset, entry.data),
+    "truncate": lambda pending, entry: pending.truncate(entry.offset),
+    "fallocate": lambda pending, entry: pending.allocate(entry.offset, entry.length),
+    "punch hole": lambda pending, entry: pending.punch(entry.offset, entry.length),
+}

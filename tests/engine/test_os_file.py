@@ -12,6 +12,7 @@ import trio
 
 from ploopfs.engine.file import File, OsFiles
 from ploopfs.errors import BackendError, BadImage, StorageTimeout
+from tests.realparts import real_or_skip
 
 CONTENT = bytes(range(256)) * 64
 
@@ -186,3 +187,33 @@ async def test_what_a_write_that_was_given_up_may_yet_change_is_not_opened_for_w
                 await trio.lowlevel.checkpoint()
     assert await again.read(0, 4) == b"late"
     await again.aclose()
+
+
+def drops_pages(path: str) -> bool:
+    """Whether the file system has a storage to read from again; one in memory has none."""
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return not is_cached(path)
+
+
+def is_cached(path: str) -> bool:
+    with open(path, "rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(4096)], 0, os.RWF_NOWAIT) == 4096
+        except BlockingIOError:
+            return False
+
+
+async def test_who_opens_an_image_for_writing_sees_what_is_on_the_storage_and_not_what_a_failed_fsync_left(
+    path: str,
+) -> None:
+    if not drops_pages(path):
+        real_or_skip(f"the file system of {path} is all cache")
+    for writable in (False, True):
+        Path(path).read_bytes()
+        assert is_cached(path)
+        file = await OsFiles().open(path, writable=writable)
+        assert is_cached(path) is not writable
+        assert await file.read(0, len(CONTENT)) == CONTENT
+        await file.aclose()

@@ -27,12 +27,14 @@ from ploopfs.testing.images import ImageBuilder
 from tests.engine import qemu
 from tests.engine.bitmaps import UUID, with_bitmap
 from tests.engine.disk import verdict
-from tests.engine.journal import Journal, JournalFiles, images_after_crash
+from tests.engine.journal import Journal, JournalFiles
+from tests.engine.power import Effort, before_syncs, outcomes
 from tests.realparts import need
 
 CLUSTER = 32768
 PATH = "/image.hds"
 SECTOR = 512
+EFFORT, SMALL = Effort(pieces=4, atoms=4, alone=3, drawn=3), Effort(pieces=2, atoms=1, alone=1, drawn=1)
 
 
 def content(cluster: int) -> bytes:
@@ -125,10 +127,10 @@ def test_a_repair_that_a_power_failure_cuts_off_anywhere_ends_sound_when_it_is_b
     memory, journal, random = store_of(data), Journal(), Random(seed)
     trio.run(repair, JournalFiles(memory, journal))
     assert_repaired(data, memory.bytes_of(PATH))
-    for at in range(1, journal.tick()):
-        for _path, left in images_after_crash({PATH: data}, journal, at, random):
-            assert_no_worse(data, left)
-            assert_repaired(data, repaired(left))
+    for at in before_syncs(journal):
+        for left in outcomes({PATH: data}, journal, at, EFFORT, random):
+            assert_no_worse(data, left[PATH])
+            assert_repaired(data, repaired(left[PATH]))
 
 
 def assert_no_worse(before: bytes, left: bytes) -> None:
@@ -151,11 +153,10 @@ def test_any_small_dense_map_survives_a_repair_that_is_cut_off(
     memory, journal, random = store_of(data), Journal(), Random(seed)
     trio.run(repair, JournalFiles(memory, journal))
     assert_repaired(data, memory.bytes_of(PATH))
-    end = journal.tick()
-    for at in random.sample(range(1, end), min(4, end - 1)):
-        for _path, left in images_after_crash({PATH: data}, journal, at, random):
-            assert_no_worse(data, left)
-            assert_repaired(data, repaired(left))
+    at = random.choice(sorted(before_syncs(journal)))
+    for left in outcomes({PATH: data}, journal, at, SMALL, random):
+        assert_no_worse(data, left[PATH])
+        assert_repaired(data, repaired(left[PATH]))
 
 
 def operations_of(data: bytes) -> list[str]:

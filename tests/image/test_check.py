@@ -178,6 +178,12 @@ def test_a_hard_error_is_fatal_wherever_its_entry_stands(
     assert str(report.problems[0]) == f"{PATH}: {problem}"
 
 
+def test_the_last_number_names_no_cluster_in_whatever_large_a_file() -> None:
+    data = image(0xFFFFFFFF, 0xFFFFFFFE)
+    report = check_image(Header.parse(data, PATH), data[:CLUSTER_BYTES], 2**33 * CLUSTER_BYTES, PATH)
+    assert only_problem(report).startswith("BAT entry 0 is 4294967295, expected a cluster below the end of the file")
+
+
 def test_an_entry_inside_header_and_map_is_fatal() -> None:
     data = patched(image(2, 3), 48, 3 * CLUSTER_SECTORS)
     assert only_problem(judged(data)) == "BAT entry 0 is 2, expected a data cluster, from 3 on"

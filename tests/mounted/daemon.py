@@ -192,9 +192,13 @@ def serving(
     allowed_dirs: Sequence[str] | None = None,
     options: Sequence[str] = (),
     shutdown_deadline_s: float | None = None,
+    command: Sequence[str] = PLOOPFS,
+    pass_fds: Sequence[int] = (),
+    life_s: float = LIFE_S,
 ) -> Iterator[Daemon]:
-    """Mount these devices at `place`/mnt, which is made if it is missing."""
-    command = PLOOPFS if shutdown_deadline_s is None else (sys.executable, "-c", IMPATIENT, str(shutdown_deadline_s))
+    """Mount these devices at `place`/mnt, which is made if it is missing. `command` stands for `ploopfs`."""
+    if shutdown_deadline_s is not None:
+        command = (sys.executable, "-c", IMPATIENT, str(shutdown_deadline_s))
     config = write_config(place, *devices, loaded=loaded, limits=limits, allowed_dirs=allowed_dirs)
     mountpoint = place / "mnt"
     if not os.path.lexists(mountpoint) and not is_mounted(mountpoint):
@@ -205,11 +209,12 @@ def serving(
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        pass_fds=pass_fds,
     )
     assert process.stderr is not None
     running = Daemon(process, mountpoint, Lines(process.stderr))
     # A daemon that hangs is killed, and whoever waits for its mount gets an error instead.
-    watchdog = threading.Timer(LIFE_S, process.kill)
+    watchdog = threading.Timer(life_s, process.kill)
     watchdog.start()
     try:
         running.wait_for_line(f"ploopfs: {mountpoint} is ready")

@@ -143,10 +143,10 @@ def test_the_command_adds_lists_and_removes_rules(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("ploop0",), 1, "ploopfs: ploop0: what the rule does is missing, expected one of status=, errno=,"),
-        (("ploop0", "--errno", "EBUZY"), 1, "ploopfs: ploop0: errno is 'EBUZY', expected a name such as E"),
+        (("ploop0",), 2, "ploopfs inject: error: what the rule does is missing, expected one of status=, errno=,"),
+        (("ploop0", "--errno", "EBUZY"), 2, "ploopfs inject: error: errno is 'EBUZY', expected a name such as E"),
         (("ploop0", "--remove", "5"), 1, "ploopfs: ploop0: id is 5, expected that of a rule (there: none)"),
-        (("ploop0", "--list", "--errno", "EIO"), 1, "ploopfs: errno=EIO is of a new rule, expected nothing beside"),
+        (("ploop0", "--list", "--errno", "EIO"), 2, "ploopfs inject: error: errno=EIO is of a new rule, expected"),
         (("ploop9", "--list"), 1, "ploopfs: ploop9: no such device in "),
         (("ploop0", "--op", "ERASE"), 2, "invalid choice: 'ERASE'"),
         (("ploop0", "--list", "--remove-all"), 2, "not allowed with argument"),

@@ -320,10 +320,13 @@ def test_a_report_that_cannot_be_written_is_told_before_anything_is_played(tmp_p
 def test_a_rehearsal_that_is_ended_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     path = tmp_path / "scenario.yaml"
     path.write_text("name: long\nsteps: [{write: 1}, {act: {command: sleep 60}}]\n")
-    rehearsal = subprocess.Popen([*PLOOPFS, "rehearse", path], stdout=subprocess.PIPE)
+    report = tmp_path / "report.xml"
+    interruptible = ["env", "--default-signal=INT", *PLOOPFS, "rehearse", str(path), "--junit", str(report)]
+    rehearsal = subprocess.Popen(interruptible, stdout=subprocess.PIPE)
     assert rehearsal.stdout is not None
     while b"write ploop0" not in rehearsal.stdout.readline():
         assert rehearsal.poll() is None
     rehearsal.send_signal(number)
     rehearsal.communicate(timeout=60)
-    assert rehearsal.returncode == Exit.FAILED
+    assert rehearsal.returncode == 128 + number
+    assert not report.exists(), "an empty report would pass for one"

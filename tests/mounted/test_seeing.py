@@ -118,7 +118,7 @@ def test_watch_follows_an_outage_to_its_end(scene: Scene) -> None:
             lines.wait_for('"held"')
         lines.wait_for('"replace_end"')
         process.send_signal(signal.SIGINT)
-        assert process.wait(HANG_S) == Exit.OK
+        assert process.wait(HANG_S) == 128 + signal.SIGINT
         seen = records(lines.wait_end())
     assert [one["event"] for one in seen][: len(AT_START)] == AT_START
     of_the_outage = [one["event"] for one in seen[len(AT_START) :]]
@@ -154,6 +154,24 @@ def test_watch_ends_with_the_daemon(scene: Scene) -> None:
         assert process.wait(HANG_S) == Exit.FAILED
         assert process.stderr
         assert process.stderr.read() == "ploopfs: Transport endpoint is not connected\n"
+
+
+def test_watch_without_standard_output_says_so_in_one_line(scene: Scene) -> None:
+    shell = f"{shlex.join(map(str, scene.verb('watch', '--no-follow')))} >&-"
+    done = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert (done.returncode, done.stderr) == (Exit.FAILED, "ploopfs: Bad file descriptor\n")
+
+
+@pytest.mark.parametrize("arguments", [("--for", "on"), ("--event", "held")], ids=" ".join)
+def test_wait_that_is_interrupted_says_so_by_its_exit_code_and_nothing_else(
+    scene: Scene, arguments: tuple[str, ...]
+) -> None:
+    with running(scene.verb("wait", "ploop0", *arguments)) as (process, _):
+        until(lambda: is_polling(Path(f"/proc/{process.pid}")), "it waits")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(HANG_S) == 128 + signal.SIGINT
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
 
 
 def test_watch_of_no_device_is_refused(scene: Scene) -> None:

@@ -88,6 +88,13 @@ def execute(injector: Injector, text: str) -> None:
             injector.remove_all()
 
 
+def check(text: str) -> None:
+    """Raise BadValue for a command that no injector would take."""
+    action, words = _split(text)
+    if action == "add":
+        _rule(words)
+
+
 def listing(injector: Injector) -> str:
     """A line for each rule, newest first: the kernel's columns, then `key=value` for everything that is set."""
     return "".join(f"{_line(rule)}\n" for rule in injector.rules)

@@ -1,0 +1,81 @@
+"""A daemon that was asked a thousand things holds what it held before, to the object; the long form is tools/soak.
+
+What is counted exactly decides here; slopes of memory need the long form."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounted.daemon import ROOT
+from tests.soak.campaign import judge, scene_of, soak_mounts
+from tests.soak.measure import Meter, Sample
+from tests.soak.works import WORKS, Scene
+
+pytestmark = pytest.mark.real
+
+FEW = {"opens": 1024, "replaces": 64, "reopens": 64, "standbys": 64, "loads": 32, "attachments": 32}
+MANY = 128
+WARM = 32
+
+
+@pytest.fixture(scope="module")
+def metered() -> Iterator[tuple[Scene, Meter]]:
+    """In memory where the system has it: a thousand flushes of a disk would only measure the disk."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as place, scene_of(Path(place)) as scene:
+        yield scene
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_what_was_done_again_and_again_leaves_no_descriptor_no_thread_and_no_object_behind(
+    metered: tuple[Scene, Meter], name: str
+) -> None:
+    scene, meter = metered
+    steps = WORKS[name][1](scene)
+    try:
+        for _ in range(2 * WARM):
+            next(steps)
+        before = meter.settled(0)
+        count = FEW.get(name, MANY)
+        for _ in range(count):
+            next(steps)
+        after = meter.settled(count, before.holds)
+    finally:
+        steps.close()
+    assert judge(name, [before, after]).grown == {}
+
+
+def test_daemons_that_come_and_go_leave_nothing_on_the_machine(tmp_path: Path) -> None:
+    assert soak_mounts(3, tmp_path).grown == {}
+
+
+def sample(operations: int, blocks: int, private_bytes: int, **holds: int) -> Sample:
+    return Sample(operations, holds, blocks, private_bytes, 0.0, {})
+
+
+def test_what_grows_with_each_operation_is_a_leak() -> None:
+    steady = [sample(number, 5000, 1 << 25, fds=7) for number in range(0, 100_000, 10_000)]
+    assert judge("steady", steady).leaks == []
+    assert judge("one", [*steady, sample(100_000, 5000, 1 << 25, fds=8)]).leaks == ["fds: +1"]
+    blocks = [sample(number, 5000 + number // 10, 1 << 25) for number in range(0, 100_000, 10_000)]
+    assert judge("blocks", blocks).leaks == ["0.100 blocks of memory per operation"]
+    memory = [sample(number, 5000, (1 << 25) + 100 * number) for number in range(0, 100_000, 10_000)]
+    assert judge("memory", memory).leaks == ["100.0 bytes of memory per operation"]
+    uneven = [sample(number, 5000 + number // 10_000 % 2, 1 << 25) for number in range(0, 100_000, 10_000)]
+    assert judge("uneven", uneven).leaks == []
+
+
+def test_the_command_says_what_it_found_and_a_wrong_count_is_usage() -> None:
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "tests.soak", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert run("--polls", "many").returncode == 2
+    told = run("--only", "mounts", "--mounts", "1")
+    assert told.returncode == 0, told.stderr
+    assert "nothing left behind" in told.stdout

@@ -1,0 +1,111 @@
+"""Deliberate bugs: each breaks one promise of the product, and the simulator must find it.
+
+Each is a patch of one function, in force inside `broken`.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from ploopfs.device.queue import RequestQueue
+from ploopfs.device.standby import Standby
+from ploopfs.device.unflushed import Unflushed
+from ploopfs.device.waiting import Ticket
+from ploopfs.engine.delta import Delta
+from ploopfs.engine.writer import Writer
+from ploopfs.image.allocator import Allocator
+from ploopfs.image.plan import Barrier
+
+Patch = tuple[object, str, Any]
+_queue_quiesced, _queue_judge, _queue_verdict = RequestQueue.quiesced, RequestQueue.judge, RequestQueue._verdict
+_writer_step, _delta_settle, _standby_lost, _allocate = (
+    Writer._step,
+    Delta.settle,
+    Standby.storage_lost,
+    Allocator.allocate,
+)
+
+
+async def _nothing(*_arguments: object) -> None:
+    return None
+
+
+@contextlib.asynccontextmanager
+async def _clear_early(queue: RequestQueue) -> Any:  # noqa: ANN401 -- as the patched one
+    async with _queue_quiesced(queue):
+        queue.standby.recovered()
+        yield
+
+
+def _judge_as_current(queue: RequestQueue, op: Any, error: Any, _generation: int) -> Any:  # noqa: ANN401
+    return _queue_judge(queue, op, error, queue.generation)
+
+
+async def _step_without_barrier(writer: Writer, step: Any, data: bytes) -> None:  # noqa: ANN401
+    if not isinstance(step, Barrier):
+        await _writer_step(writer, step, data)
+
+
+async def _sync_again(delta: Delta) -> None:
+    await delta.file.sync()
+
+
+async def _settle_unsynced(delta: Delta) -> None:
+    with mock.patch.object(Delta, "sync", _nothing):
+        await _delta_settle(delta)
+
+
+def _flushed_all(unflushed: Unflushed, _mark: int) -> None:
+    unflushed._first_number += len(unflushed._changes)
+    unflushed._changes.clear()
+    unflushed.data_bytes = 0
+
+
+def _reads_pass(queue: RequestQueue, ticket: Ticket) -> Any:  # noqa: ANN401
+    return _queue_verdict(queue, ticket) if ticket.op.is_write else None
+
+
+def _unbounded(ticket: Ticket, _deadline_s: float) -> None:
+    ticket._deadline_s = ticket._scope.deadline = math.inf
+
+
+def _lost_and_logged(standby: Standby, reason: Any) -> bool:  # noqa: ANN401
+    if standby.armed and reason.errno in {5, 16, 107}:
+        logging.getLogger("ploopfs").info("%s was switched into the standby mode", standby._name)
+    return _standby_lost(standby, reason)
+
+
+def _allocate_and_keep(allocator: Allocator) -> tuple[int, bool]:
+    cluster, may_be_old = _allocate(allocator)
+    allocator.release(cluster)
+    return cluster, may_be_old
+
+
+BROKEN: dict[str, Callable[[], list[Patch]]] = {
+    "skip the replay": lambda: [(Unflushed, "replay", _nothing)],
+    "clear standby early": lambda: [(RequestQueue, "quiesced", _clear_early)],
+    "judge a stale generation": lambda: [
+        (RequestQueue, "_wait_drained", _nothing),
+        (RequestQueue, "judge", _judge_as_current),
+    ],
+    "skip the barrier": lambda: [(Writer, "_step", _step_without_barrier)],
+    "believe the next fsync": lambda: [(Delta, "sync", _sync_again)],
+    "clear the mark unflushed": lambda: [(Delta, "settle", _settle_unsynced)],
+    "forget what came during a flush": lambda: [(Unflushed, "flushed", _flushed_all)],
+    "serve reads in standby": lambda: [(RequestQueue, "_verdict", _reads_pass)],
+    "wait without a bound": lambda: [(Ticket, "bound", _unbounded)],
+    "allocate a used cluster": lambda: [(Allocator, "allocate", _allocate_and_keep)],
+    "log a transition twice": lambda: [(Standby, "storage_lost", _lost_and_logged)],
+}
+"""The name of each, and what is put in the place of what."""
+
+
+@contextlib.contextmanager
+def broken(name: str | None) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for owner, attribute, replacement in BROKEN[name]() if name else []:
+            stack.enter_context(mock.patch.object(owner, attribute, replacement))
+        yield

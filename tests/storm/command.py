@@ -1,0 +1,121 @@
+"""`tools/storm`: many runs, or one again; what was found, how to see it again, and what was survived.
+
+Progress goes to a terminal, results to standard output. Exit code 0: nothing was found; 1: something was.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count, islice
+
+from tests.storm.broken import BROKEN, broken
+from tests.storm.figures import Figures
+from tests.storm.run import Outcome, Plan, simulate
+
+EVERYTHING = 1 << 20
+LAST_LINES = 40
+EXAMPLES = """\
+exit codes:
+  0  nothing was found
+  1  something that must be true was not: the seed, the shortest run that shows it, and its last lines are printed
+  2  the command line is wrong
+
+examples:
+  tools/storm --seed 7 --steps 400 -v          # one run, with everything that happens in it
+  tools/storm --seed 1000 --seeds 200          # these seeds
+  tools/storm --minutes 60 --json              # fresh seeds for an hour
+  tools/storm --seeds 50 --broken "skip the replay"     # can it fail?
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(
+        prog="tools/storm",
+        description="Simulate disks, their stores, users and operators, in one process and virtual time, from a seed: "
+        "the same seed gives the same run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arguments.add_argument("--seed", type=int, help="the first seed; default: a fresh one")
+    arguments.add_argument("--steps", type=int, default=400, help="of each run (default: %(default)s)")
+    amount = arguments.add_mutually_exclusive_group()
+    amount.add_argument("--seeds", type=int, default=1, help="how many runs (default: %(default)s)")
+    amount.add_argument("--minutes", type=float, help="as many runs as begin within this time")
+    arguments.add_argument("--devices", type=int, help="of each run; default: 2 to 4, as the seed decides")
+    arguments.add_argument("--broken", choices=BROKEN, metavar="BUG", help=f"break the product: {', '.join(BROKEN)}")
+    arguments.add_argument("--json", action="store_true", help="the figures as one object")
+    arguments.add_argument("-v", "--verbose", action="store_true", help="print everything that happens")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = parser().parse_args(argv)
+    seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**9)
+    plan = Plan(seed, given.steps, given.devices, EVERYTHING if given.verbose else LAST_LINES)
+    figures = Figures()
+    with broken(given.broken):
+        for outcome in runs(plan, seeds=given.seeds, minutes=given.minutes):
+            figures.add(outcome)
+            _show_progress(figures, outcome)
+            if given.verbose and not given.json:
+                print("\n".join(outcome.lines))
+            if outcome.violation:
+                _tell(shortened(outcome), quiet=given.json or given.verbose)
+    _clear_progress()
+    if given.json:
+        failed = [
+            {"seed": each.plan.seed, "step": each.at_step, "violation": each.violation} for each in figures.failed
+        ]
+        last = {"first_seed": seed, "digest": outcome.digest}
+        print(json.dumps({**last, **figures.numbers, "violations": failed}))
+    else:
+        print(f"seeds from {seed} on, {given.steps} steps each: {figures}; trace {outcome.digest}")
+    return 1 if figures.failed else 0
+
+
+def runs(plan: Plan, *, seeds: int, minutes: float | None) -> Iterator[Outcome]:
+    """At least one."""
+    ends_s = time.monotonic() + (minutes or 0) * 60
+    for seed in islice(count(plan.seed), seeds if minutes is None else None):
+        yield simulate(replace(plan, seed=seed))
+        if minutes is not None and time.monotonic() >= ends_s:
+            return
+
+
+def shortened(outcome: Outcome) -> Outcome:
+    """The same seed with the fewest steps found that still fail, which need not be for the same reason."""
+    shortest = simulate(replace(outcome.plan, steps=outcome.at_step, keep=LAST_LINES))
+    if not shortest.violation:
+        return outcome
+    passes, fails = 0, shortest.plan.steps
+    while fails - passes > 1:
+        steps = (passes + fails) // 2
+        shorter = simulate(replace(shortest.plan, steps=steps))
+        if shorter.violation:
+            shortest, fails = shorter, steps
+        else:
+            passes = steps
+    return shortest
+
+
+def _tell(outcome: Outcome, *, quiet: bool) -> None:
+    _clear_progress()
+    if not quiet:
+        print("\n".join(outcome.lines))
+    devices = f" --devices {outcome.plan.disks}" if outcome.plan.disks else ""
+    print(f"VIOLATION: {outcome.violation}", file=sys.stderr)
+    print(f"again: tools/storm --seed {outcome.plan.seed} --steps {outcome.plan.steps}{devices} -v", file=sys.stderr)
+
+
+def _show_progress(figures: Figures, outcome: Outcome) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[Kseed {outcome.plan.seed}: {figures}"[:200], end="", file=sys.stderr, flush=True)
+
+
+def _clear_progress() -> None:
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,193 @@
+"""What operators do to a disk: they recover it, attach and detach it, suspend it, load tables, send messages.
+
+One flow per disk at a time where it takes long; its own randomness, so that what others do changes nothing in it.
+Knows nothing of stores but where images lie.
+"""
+
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from random import Random
+
+from ploopfs.device.flavour import VZ7
+from ploopfs.errors import PloopError
+from tests.device.outage import passes
+from tests.storm import users
+from tests.storm.world import Disk, World
+
+Flow = Callable[[World, Disk, Random], Awaitable[str]]
+
+
+def _told(error: PloopError | None) -> str:
+    return "ok" if error is None else f"{errno.errorcode.get(error.errno, error.errno)}: {error}"
+
+
+async def reopen(world: World, disk: Disk, _random: Random) -> str:
+    with disk.may_write(disk.top):
+        return _told(await world.tell(disk, "ploopfs/reopen", "1"))
+
+
+async def replace(world: World, disk: Disk, random: Random) -> str:
+    """By a copy of what the store has: of a disk in standby as it is, of a healthy one with everybody silent."""
+    if disk.device.queue.is_lost:
+        return await _replace_lost(world, disk, random)
+    if disk.flavour.mapped or disk.rules.is_on:
+        return ""
+    disk.is_silent = True
+    try:
+        while disk.requests:
+            await passes(0.1)
+        error = await users.ask(world, disk, users.Request("flush"))
+        if error is not None:
+            return f"not flushed: {_told(error)}"
+        path = _copy(world, disk, random)
+        with disk.may_write(path), disk.may_write(disk.top):
+            verify = random.choice(("", "verify=map ", "verify=full "))
+            return f"{path} {_told(await world.tell(disk, 'ploopfs/replace_delta', f'{verify}{path}'))}"
+    finally:
+        disk.is_silent = False
+
+
+async def _replace_lost(world: World, disk: Disk, random: Random) -> str:
+    """A copy is for the outage in which it was made: nobody else recovers meanwhile."""
+    async with agent_paused(world, disk):
+        if not disk.device.queue.is_lost:
+            return ""
+        path = _copy_of_lost(world, disk, random)
+        with disk.may_write(path), disk.may_write(disk.top):
+            return f"{path} {_told(await world.tell(disk, 'ploopfs/replace_delta', path))}"
+
+
+@asynccontextmanager
+async def agent_paused(world: World, disk: Disk) -> AsyncIterator[None]:
+    await world.tell(disk, "ploopfs/agent", "pause")
+    await passes(0)
+    try:
+        yield
+    finally:
+        disk.device.agent.resume()
+
+
+def _copy_of_lost(world: World, disk: Disk, random: Random) -> str:
+    path = disk.new_path(random.choice(tuple(world.stores.weather)))
+    world.platter.put(path, world.platter.seen(disk.top))
+    return path
+
+
+def _copy(world: World, disk: Disk, random: Random) -> str:
+    """A copy that is closed: the mark of a disk in use is ours to take away."""
+    path = disk.new_path(random.choice(tuple(world.stores.weather)))
+    world.platter.put(path, world.platter.seen(disk.top))
+    world.clear_mark(path)
+    return path
+
+
+async def attach(world: World, disk: Disk, _random: Random) -> str:
+    if disk.rules.is_attached or not world.scst.loaded:
+        return ""
+    world.attach(disk)
+    return "attached"
+
+
+async def detach(world: World, disk: Disk, _random: Random) -> str:
+    if not disk.rules.is_attached:
+        return ""
+    world.detach(disk)
+    return "detached"
+
+
+async def toggle_module(world: World, _disk: Disk, _random: Random) -> str:
+    """Unloading is refused while a device is in it."""
+    file = "rmmod" if world.scst.loaded else "modprobe"
+    return f"{file} {_told(await world.control(f'sys/fs/ploopfs/{file}', 'scst'))}"
+
+
+async def set_on_standby(world: World, disk: Disk, random: Random) -> str:
+    policy = random.choice(("fail", "hold"))
+    return f"{policy} {_told(await world.tell(disk, 'ploopfs/on_standby', policy))}"
+
+
+async def fail_held(world: World, disk: Disk, _random: Random) -> str:
+    return _told(await world.tell(disk, "ploopfs/fail_held", "1"))
+
+
+async def clear_aborted(world: World, disk: Disk, _random: Random) -> str:
+    if disk.flavour is not VZ7 or not disk.device.queue.aborted:
+        return ""
+    return _told(await world.tell(disk, "pstate/aborted", "0"))
+
+
+async def forget(world: World, disk: Disk, _random: Random) -> str:
+    """Of a disk that nobody has promised to recover, its user knows better what to keep."""
+    disk.model.forget_kept()
+    error = await world.tell(disk, "ploopfs/unflushed_bytes", "0")
+    disk.model.forget_kept()
+    return _told(error)
+
+
+async def set_policy(world: World, disk: Disk, random: Random) -> str:
+    policy = random.choice(("manual", "reopen", "reopen"))
+    return f"{policy} {_told(await world.tell(disk, 'ploopfs/recovery', policy))}"
+
+
+async def tell_agent(world: World, disk: Disk, random: Random) -> str:
+    word = random.choice(("pause", "resume", "resume", "now"))
+    return f"{word} {_told(await world.tell(disk, 'ploopfs/agent', word))}"
+
+
+async def suspend(world: World, disk: Disk, random: Random) -> str:
+    """For a while, and whatever is loaded meanwhile comes into force."""
+    if not disk.flavour.mapped:
+        return ""
+    how = random.choice(("flush", "noflush"))
+    told = [f"suspend {how} {_told(await world.tell(disk, 'ploopfs/suspend', how))}"]
+    await passes(random.choice((0, 0.3, 3, 25)))
+    told.append(f"resume {_told(await world.tell(disk, 'ploopfs/resume', 'flush'))}")
+    return "; ".join(told)
+
+
+async def reload(world: World, disk: Disk, random: Random) -> str:
+    """The same images, or a copy of a top that was lost, by a table; resumed, or cleared, after a while."""
+    if not disk.flavour.mapped:
+        return ""
+    async with agent_paused(world, disk):
+        return await _reload(world, disk, random)
+
+
+async def _reload(world: World, disk: Disk, random: Random) -> str:
+    paths = list(disk.paths)
+    if disk.device.queue.is_lost and random.random() < 0.5:
+        paths[-1] = _copy_of_lost(world, disk, random)
+    table = f"0 {disk.model.size // 512} ploop 6 {' '.join(paths)}"
+    told = []
+    with disk.may_write(paths[-1]), disk.may_write(disk.top):
+        if random.random() < 0.5:
+            told.append(f"suspend {_told(await world.tell(disk, 'ploopfs/suspend', 'noflush'))}")
+        told.append(f"load {_told(await world.tell(disk, 'ploopfs/load', table))}")
+        await passes(random.choice((0, 0, 0.5, 3)))
+        last = random.choice(("resume", "resume", "resume", "clear"))
+        told.append(f"{last} {_told(await world.tell(disk, f'ploopfs/{last}', '1' if last == 'clear' else 'flush'))}")
+        if last == "clear" or disk.device.mapper.suspended:  # type: ignore[union-attr]
+            told.append(f"resume {_told(await world.tell(disk, 'ploopfs/resume', 'flush'))}")
+    return "; ".join(told)
+
+
+LONG = frozenset({"reopen", "replace", "suspend", "reload"})
+"""One of these at a time on a disk."""
+
+FLOWS: dict[str, tuple[int, Flow]] = {
+    "reopen": (6, reopen),
+    "replace": (5, replace),
+    "attach": (5, attach),
+    "detach": (2, detach),
+    "toggle_module": (1, toggle_module),
+    "on_standby": (2, set_on_standby),
+    "fail_held": (1, fail_held),
+    "clear_aborted": (3, clear_aborted),
+    "forget": (1, forget),
+    "policy": (1, set_policy),
+    "agent": (1, tell_agent),
+    "suspend": (2, suspend),
+    "reload": (6, reload),
+}
+"""How often, and what is done; the result says it in words, and is empty if there was nothing to do."""

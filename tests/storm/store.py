@@ -1,0 +1,351 @@
+"""Stores over the platter that fail, hang, delay, lie, lose a lease and come back; paths begin with a store's name.
+
+Fault model. An operation waits, and then happens in one step: it is done, or answered with an errno and not done, or
+done in part (a write), or done all the same (a lost reply); it may wait for its reply, too. A store that crashes loses
+what was not synced. Who had a file open then learns it by every later operation (a dead mount), or by the next change
+or fsync and never again: the fsyncs after that answer lie. An fsync that failed may have dropped what was pending,
+which is seen until the file is opened for writing again, past the page cache. An operation that is given up was under
+way: it happens later, or never; until then its file does not open for writing, as in `OsFiles`. A daemon that is killed
+takes its open files and locks with it, and what it had under way happens or not.
+"""
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+from typing import Protocol, TypeVar
+
+import trio
+
+from ploopfs.engine.file import Buffer
+from ploopfs.engine.probe import ProbedImage
+from ploopfs.errors import BackendError, ImageMismatch, StorageTimeout
+from ploopfs.testing.files import MemoryFile
+from tests.device.outage import passes
+from tests.storm.platter import Change, Platter
+
+T = TypeVar("T")
+
+CHANGES = frozenset({"write", "truncate", "fallocate", "punch hole"})
+NEVER_DONE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EOPNOTSUPP})
+"""Answers that exclude that it was done."""
+MAX_WAIT_S = 0.02
+LATEST_S = 5.0
+"""What was given up happens within this time after the store has stopped to hang."""
+
+
+class Happens(Enum):
+    """What becomes of an operation that may be answered with an error."""
+
+    NO = "no"
+    IN_PART = "in part"
+    YES = "yes"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """On whose behalf the storage is asked: `is_request` is a request of a user, else a control operation."""
+
+    device: str
+    is_request: bool
+
+
+ORIGIN: ContextVar[Origin | None] = ContextVar("origin", default=None)
+
+
+@contextmanager
+def asked_by(origin: Origin) -> Iterator[None]:
+    token = ORIGIN.set(origin)
+    try:
+        yield
+    finally:
+        ORIGIN.reset(token)
+
+
+class Watch(Protocol):
+    """Who is told of what the stores do, in the step in which they do it."""
+
+    def answered(self, file: "StormFile", number: int, operation: str) -> None:
+        """With an error."""
+
+    def forgot(self, path: str) -> None:
+        """Changes of this image that were not synced may be gone."""
+
+    def used_after_close(self, file: "StormFile", operation: str) -> None: ...
+
+    def changing(self, file: "StormFile", operation: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Weather:
+    """What one store is like at present. `rate` is how many operations fail with one of `errnos`."""
+
+    outage: int | None = None
+    rate: float = 0
+    errnos: tuple[int, ...] = ()
+    operations: frozenset[str] = frozenset()
+    is_full: bool = False
+    slowness: float = 1
+    hang: trio.Event | None = None
+
+    async def wait(self, random: Random) -> None:
+        if self.hang is not None:
+            await self.hang.wait()
+        await passes(random.random() * MAX_WAIT_S * self.slowness if random.random() < 0.7 else 0)
+
+
+@dataclass(eq=False, slots=True)
+class GivenUp:
+    file: "StormFile"
+    happen: Callable[[], object]
+
+
+class Stores:
+    """All files of the world. `open_files` are those whose descriptor is not closed."""
+
+    def __init__(self, platter: Platter, random: Random, watch: Watch, nursery: trio.Nursery) -> None:
+        self.platter, self.random, self.watch, self.nursery = platter, random, watch, nursery
+        self.weather: dict[str, Weather] = {}
+        self.open_files: dict[StormFile, None] = {}
+        self.given_up: dict[GivenUp, None] = {}
+        self.operations = self.errors = self.late = 0
+
+    def weather_at(self, path: str) -> Weather:
+        return self.weather.setdefault(path.split("/")[1], Weather())
+
+    # --- Files ----------------------------------------------------------------------------------------------------
+
+    async def open(self, path: str, *, writable: bool) -> "StormFile":
+        await self._asked("open", path)
+        inner = await self.platter.files.open(path, writable=writable)
+        file = StormFile(self, inner)
+        if writable and any(each.file.identity == file.identity for each in self.given_up):
+            await inner.aclose()
+            raise StorageTimeout(f"{path}: an operation on it was given up and may yet happen")
+        if writable:
+            self.platter.drop_cache(path)
+        self.open_files[file] = None
+        return file
+
+    async def is_directory(self, path: str) -> bool:
+        await self._asked("stat", path)
+        return await self.platter.files.is_directory(path)
+
+    async def real_path(self, path: str) -> str:
+        return await self.platter.files.real_path(path)
+
+    async def probe(self, images: Sequence[ProbedImage]) -> None:
+        for image in images:
+            await self._asked("open", image.path)
+            if image.path not in self.platter.images:
+                raise BackendError(errno.ENOENT, "open", image.path)
+            if not self.platter.seen(image.path).startswith(image.start):
+                raise ImageMismatch(f"{image.path}: the header is not the one that was opened")
+
+    async def _asked(self, operation: str, path: str) -> None:
+        self.operations += 1
+        weather = self.weather_at(path)
+        await weather.wait(self.random)
+        number = weather.outage or self.flaw(weather, operation)
+        if number:
+            self.errors += 1
+            raise BackendError(number, operation, path)
+
+    def flaw(self, weather: Weather, operation: str) -> int | None:
+        if weather.rate and operation in weather.operations and self.random.random() < weather.rate:
+            return self.random.choice(weather.errnos)
+        return None
+
+    # --- what befalls them ----------------------------------------------------------------------------------------
+
+    def crash(self, name: str, number: int, *, stays_dead: bool) -> None:
+        """Everything on one store that was not synced may be gone, and so are the locks."""
+        for path in [path for path in self.platter.images if path.split("/")[1] == name]:
+            self.crash_image(path, number, stays_dead=stays_dead)
+
+    def crash_image(self, path: str, number: int, *, stays_dead: bool) -> None:
+        lost = self.platter.crash(path, self.random)
+        self.platter.release_locks(path)
+        for file in self.open_files:
+            if file.path == path:
+                file.dead, file.untold = (number, None) if stays_dead else (file.dead, number)
+        if lost:
+            self.watch.forgot(path)
+
+    def kill(self) -> None:
+        """The daemon is gone: nothing more comes from its files, and what is under way happens now or never."""
+        for file in self.open_files:
+            file.severed = True
+        for each in tuple(self.given_up):
+            self._end(each, happens=self.random.random() < 0.5)
+
+    def bury(self) -> None:
+        """Its tasks have ended, too: the kernel closes what it had open."""
+        for file in self.open_files:
+            self.platter.release_locks(file.path)
+        self.open_files.clear()
+
+    def give_up(self, file: "StormFile", happen: Callable[[], object]) -> None:
+        each = GivenUp(file, happen)
+        self.given_up[each] = None
+        if file.severed:
+            self._end(each, happens=self.random.random() < 0.5)
+        else:
+            self.nursery.start_soon(self._happen_later, each)
+
+    async def _happen_later(self, each: GivenUp) -> None:
+        weather = self.weather_at(each.file.path)
+        if weather.hang is not None:
+            await weather.hang.wait()
+        await passes(self.random.random() * LATEST_S)
+        self._end(each, happens=each.file.dead is None and self.random.random() < 0.7)
+
+    def _end(self, each: GivenUp, *, happens: bool) -> None:
+        if each in self.given_up:
+            del self.given_up[each]
+            if happens and each.file.path in self.platter.images:
+                self.late += 1
+                each.happen()
+
+
+class StormFile:
+    """One open file. `dead` answers everything from now on, `untold` the next change or fsync."""
+
+    def __init__(self, stores: Stores, inner: MemoryFile) -> None:
+        self.path, self.writable, self.identity = inner.path, inner.writable, inner.identity
+        self.abandoned = False
+        self.dead: int | None = None
+        self.untold: int | None = None
+        self.severed = self.is_closed = False
+        self._stores, self._inner = stores, inner
+
+    def read_nowait(self, offset: int, length: int) -> None:  # noqa: ARG002 -- the File protocol's signature
+        return None
+
+    def write_nowait(self, offset: int, data: Buffer) -> int:  # noqa: ARG002 -- the File protocol's signature
+        return 0
+
+    async def read(self, offset: int, length: int) -> bytearray:
+        def happen() -> bytearray:
+            return bytearray(self._stores.platter.seen(self.path)[offset : offset + length])
+
+        return await self._do("read", happen, offset, length)
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        await self._change("write", Change(offset, bytes(data)), offset, len(data))
+
+    async def truncate(self, size: int) -> None:
+        await self._change("truncate", Change(size, None), size, 0)
+
+    async def allocate(self, offset: int, length: int) -> None:
+        await self._change("fallocate", Change(offset + length, b""), offset, length)
+
+    async def punch(self, offset: int, length: int) -> None:
+        length = max(0, min(length, self._stores.platter.size(self.path) - offset))
+        await self._change("punch hole", Change(offset, bytes(length)), offset, length)
+
+    async def sync(self) -> None:
+        await self._do("fsync", lambda: self._stores.platter.sync(self.path))
+
+    async def size(self) -> int:
+        return await self._do("stat", lambda: self._stores.platter.size(self.path))
+
+    async def lock(self) -> None:
+        await self._do("lock", lambda: None)
+        await self._inner.lock()
+
+    async def unlock(self) -> None:
+        await self._do("unlock", lambda: None)
+        await self._inner.unlock()
+
+    async def aclose(self) -> None:
+        if not self.abandoned and not self.severed:
+            self.is_closed = True
+            await self._inner.aclose()
+            self._stores.open_files.pop(self, None)
+
+    async def _change(self, operation: str, change: Change, offset: int, length: int) -> None:
+        if not self.writable:
+            raise BackendError(errno.EBADF, operation, self.path)
+        self._stores.watch.changing(self, operation)
+        platter = self._stores.platter
+        await self._do(operation, lambda: platter.change(self.path, change), offset, length, self._partly(change))
+
+    def _partly(self, change: Change) -> Callable[[], None]:
+        def happen() -> None:
+            for part in change.survivors(self._stores.random):
+                self._stores.platter.change(self.path, part)
+
+        return happen
+
+    async def _do(
+        self,
+        operation: str,
+        happen: Callable[[], T],
+        offset: int = 0,
+        length: int = 0,
+        happen_partly: Callable[[], None] = lambda: None,
+    ) -> T:
+        stores, weather = self._stores, self._stores.weather_at(self.path)
+        stores.operations += 1
+        self._raise_if_severed(operation)
+        happened = False
+        try:
+            await weather.wait(stores.random)
+            self._raise_if_severed(operation)
+            number, happens = self._fate(operation, offset, length)
+            result: T | None = None
+            if happens is Happens.YES:
+                happened, result = True, happen()
+            elif happens is Happens.IN_PART:
+                happened = True
+                happen_partly()
+            if stores.random.random() < 0.3:
+                await weather.wait(stores.random)
+                if number is None:  # on its way when the store crashed
+                    number = self._died(operation)
+        except trio.Cancelled:
+            self.abandoned = True
+            if operation in CHANGES and not happened:
+                stores.give_up(self, happen)
+            raise
+        self._raise_if_severed(operation)
+        if number is not None:
+            await self._answer(operation, number, offset, length)
+        return result  # type: ignore[return-value]  # None is an answer only where T is None
+
+    async def _answer(self, operation: str, number: int, offset: int, length: int) -> None:
+        stores = self._stores
+        stores.errors += 1
+        drops = operation == "fsync" and self.dead is None and stores.random.random() < 0.5
+        if drops and stores.platter.fail_sync(self.path):
+            stores.watch.forgot(self.path)
+        if operation in CHANGES | {"fsync"}:
+            self.untold = None
+        await trio.lowlevel.checkpoint_if_cancelled()
+        stores.watch.answered(self, number, operation)
+        raise BackendError(number, operation, self.path, offset=offset, length=length)
+
+    def _fate(self, operation: str, offset: int, length: int) -> tuple[int | None, Happens]:
+        stores, weather = self._stores, self._stores.weather_at(self.path)
+        number = self._died(operation) or weather.outage
+        if number:
+            return number, Happens.NO
+        if weather.is_full and operation in CHANGES and offset + length > stores.platter.size(self.path):
+            return errno.ENOSPC, Happens.NO
+        number = stores.flaw(weather, operation)
+        if number is None:
+            return None, Happens.YES
+        return number, Happens.NO if number in NEVER_DONE else stores.random.choice(tuple(Happens))
+
+    def _died(self, operation: str) -> int | None:
+        return self.untold if self.dead is None and operation in CHANGES | {"fsync"} else self.dead
+
+    def _raise_if_severed(self, operation: str) -> None:
+        if self.is_closed:
+            self._stores.watch.used_after_close(self, operation)
+        if self.severed or self.is_closed:
+            raise BackendError(errno.EBADF, operation, self.path)

@@ -1,0 +1,139 @@
+"""The users of the disks: one request each, and whether its end was one that it may have.
+
+Knows nothing of operators or stores. Invariant: what a request has promised is in the model of its disk before anybody
+else can run.
+"""
+
+import errno
+from dataclasses import dataclass
+from random import Random
+
+import trio
+
+from ploopfs.errors import BackendError, InStandby, PloopError, RequestFailed
+from tests.storm.store import Origin, asked_by
+from tests.storm.world import BOUNDS, HOLD_TIMEOUT_MS, Disk, World
+
+MAX_REQUESTS = 20
+"""Of one disk at a time; the bound of its queue is beyond that."""
+LONGEST_S = HOLD_TIMEOUT_MS / 1000 + 3 * BOUNDS.park_timeout_s + 10
+"""Held once, parked before, between and after; the rest is for a store that answers slowly."""
+_BLOCK_STATUSES = frozenset({errno.EBUSY, errno.ENOSPC, errno.ETIMEDOUT, errno.EOPNOTSUPP, errno.ENODEV})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`kind` is read, write, fua, discard or flush."""
+
+    kind: str
+    offset: int = 0
+    data: bytes = b""
+    length: int = 0
+
+    def __str__(self) -> str:
+        letter = f" {self.data[:1].hex()}" if self.data else ""
+        return f"{self.kind} {self.offset}+{self.length}{letter}"
+
+
+def draw(random: Random, disk: Disk, cluster_bytes: int) -> Request:
+    """Edges of clusters, and ranges that meet, come up often."""
+    kind = random.choices(("read", "write", "fua", "discard", "flush"), (4, 8, 1, 1, 2))[0]
+    if kind == "flush":
+        return Request(kind)
+    clusters = disk.model.size // cluster_bytes
+    offset = random.randrange(clusters) * cluster_bytes
+    if kind == "discard":
+        return Request(kind, offset, length=min(random.choice((1, 1, 2)) * cluster_bytes, disk.model.size - offset))
+    offset += random.choice((0, 0, 0, 1, 511, 512, 4096, cluster_bytes // 2, cluster_bytes - 100))
+    length = random.choice((1, 100, 512, 4096, 5000, cluster_bytes, cluster_bytes + 200, 2 * cluster_bytes))
+    if kind == "read" and random.random() < 0.2:
+        offset, length = 0, disk.model.size
+    length = min(length, disk.model.size - offset)
+    if kind == "read":
+        return Request(kind, offset, length=length)
+    return Request(kind, offset, _data(random, length), length)
+
+
+def _data(random: Random, length: int) -> bytes:
+    """Zeroes too, which may allocate nothing."""
+    letter = random.randrange(256)
+    return bytes(length) if random.random() < 0.1 else bytes((letter + index) & 0xFF for index in range(97)) * (
+        length // 97
+    ) + bytes([letter]) * (length % 97)
+
+
+async def ask(world: World, disk: Disk, request: Request) -> PloopError | None:
+    """One request from its beginning to its end; why it failed."""
+    disk.requests += 1
+    started_s, stalled_s = trio.current_time(), world.stalled_s()
+    entered = disk.device.queue.standby.entered
+    was_on, fsync_answer = disk.rules.is_on, disk.rules.fsync_answer
+    error: PloopError | None = None
+    with asked_by(Origin(disk.name, is_request=True)):
+        try:
+            await _run(world, disk, request)
+        except PloopError as failure:
+            error = failure
+    disk.requests -= 1
+    if error is None or isinstance(error, RequestFailed):
+        world.answers[disk.name, request.kind] += 1
+    world.trace.note(f"request {request.kind}", f"{disk.name} {request} -> {_told(error)}")
+    took_s = trio.current_time() - started_s - (world.stalled_s() - stalled_s)
+    if took_s > LONGEST_S:
+        world.fail(f"{disk.name}: {request} took {took_s:.1f} s")
+    if error is None and was_on and disk.rules.is_on and disk.device.queue.standby.entered == entered:
+        world.fail(f"{disk.name}: {request} was served in standby")
+    is_flush = request.kind in ("flush", "fua")
+    if error is None and is_flush and fsync_answer and disk.rules.fsync_answer:
+        world.fail(f"{disk.name}: {request} was confirmed after an fsync of the same file had failed")
+    if isinstance(error, InStandby) and not was_on and disk.device.queue.standby.entered == entered:
+        world.fail(f"{disk.name}: {request} was refused in standby, and standby was off all the time")
+    if isinstance(error, RequestFailed):
+        _check_failure(world, disk, request, error)
+    return error
+
+
+def _told(error: PloopError | None) -> str:
+    return "done" if error is None else f"{type(error).__name__} {errno.errorcode.get(error.errno, error.errno)}"
+
+
+def _check_failure(world: World, disk: Disk, request: Request, error: RequestFailed) -> None:
+    """Each flavour has its own errno for what the storage answered."""
+    cause = error.__cause__
+    if not isinstance(cause, BackendError):
+        return
+    if disk.flavour.mapped:
+        expected = cause.errno if cause.errno in _BLOCK_STATUSES else errno.EIO
+    else:
+        expected = errno.EIO if cause.operation == "fsync" or request.kind == "flush" else cause.errno
+    if error.errno != expected:
+        world.fail(f"{disk.name}: {request} failed with {_told(error)}, the storage answered {cause}")
+
+
+async def _run(world: World, disk: Disk, request: Request) -> None:
+    device, model = disk.device, disk.model
+    if request.kind == "read":
+        with model.reading() as mark:
+            found = bytes(await device.read(request.offset, request.length))
+            difference = model.differs(mark, request.offset, found)
+            if difference or len(found) != request.length:
+                world.fail(f"{disk.name}: {request}: {difference or f'{len(found)} bytes'}")
+        return
+    if request.kind == "flush":
+        mark = model.mark()
+        await device.flush()
+        model.flushed(mark)
+        return
+    is_discard = request.kind == "discard"
+    write = model.begin(request.offset, request.data or bytes(request.length), is_discard=is_discard)
+    try:
+        if is_discard:
+            await device.discard(request.offset, request.length)
+        else:
+            await device.write(request.offset, request.data, fua=request.kind == "fua")
+    except BaseException:
+        model.fail(write)
+        raise
+    model.acknowledge(write, is_kept=disk.rules.is_armed)
+    if request.kind == "fua":
+        model.flushed_alone(write)
