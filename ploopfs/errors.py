@@ -128,6 +128,9 @@ class NothingTracked(PloopError):
 # --- storage ------------------------------------------------------------------------------------------------------
 
 
+_STORE_IS_GONE = frozenset({_errno.ECONNABORTED, _errno.EBADFD})
+
+
 class BackendError(PloopError):
     """The storage below an image answered an operation with an errno: the only failure that can mean standby."""
 
@@ -139,9 +142,10 @@ class BackendError(PloopError):
     @classmethod
     def of(cls, error: OSError, operation: str, path: str, *, offset: int = 0, length: int = 0) -> "BackendError":
         """What the kernel answered. It answers what a FUSE server had when it died with ECONNABORTED, and everything
-        later with ENOTCONN: that is one event, the mount is gone, and it bears the name that the specification knows.
+        later with ENOTCONN. GlusterFS, whose brick is gone, answers EBADFD for a file with a lock, as ours are, and
+        ENOTCONN for others. That is one event, the store is gone, and it bears the name that the specification knows.
         """
-        number = _errno.ENOTCONN if error.errno == _errno.ECONNABORTED else error.errno or _errno.EIO
+        number = _errno.ENOTCONN if error.errno in _STORE_IS_GONE else error.errno or _errno.EIO
         return cls(number, operation, path, offset=offset, length=length)
 
     def __str__(self) -> str:

@@ -38,6 +38,14 @@ def _as_text(data: object) -> object:
             return data
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have counted (`record_property("figures", ...)`) stands at the end of every log."""
+    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
+        for name, value in report.user_properties:
+            if name == "figures":
+                terminalreporter.write_line(f"{report.nodeid}: {value}")
+
+
 class _Recorder(logging.Handler):
     def __init__(self) -> None:
         super().__init__(level=logging.WARNING)

@@ -202,6 +202,7 @@ REACHED = {
     ),
     "SEARCH_S": "engine/test_holders.py::test_the_search_ends_at_its_deadline",
     "CLOSE_TIMEOUT_S": "engine/test_bounds.py::test_a_close_that_hangs_is_waited_for_in_bounds",
+    "CLOSE_GRACE_MS": "engine/test_bounds.py::test_a_close_that_hangs_is_waited_for_in_bounds",
     "MAX_CONFIG_BYTES": "test_config.py::test_a_file_beyond_one_mebibyte_is_refused_before_it_is_parsed",
     "MAX_CONFIG_DEPTH": "test_config.py::test_what_cannot_be_composed_is_refused_with_its_line",
     "MAX_ERRORS": "test_config.py::test_a_file_with_nothing_but_mistakes_is_not_read_to_its_end",

@@ -13,8 +13,8 @@ from ploopfs.bounds import MAX_LAST_EVENTS
 from ploopfs.cli import text, tree
 from ploopfs.cli.events import EventFile, Record, as_text
 from ploopfs.cli.exits import Exit, failed
+from ploopfs.cli.logs import FORMAT, OneLine
 from ploopfs.cli.main import _parser
-from ploopfs.cli.serve import _LOG_FORMAT, _OneLine
 from ploopfs.cli.text import Colour, duration, painted, print_table, size
 from ploopfs.cli.tree import DeviceStatus, Level, Tree
 from ploopfs.cli.why import Failure, failure, steps
@@ -283,7 +283,7 @@ def test_a_message_is_one_line_whatever_the_name_in_it(capsys: pytest.CaptureFix
 
 
 def test_a_record_of_the_log_is_one_line_whatever_the_name_in_it() -> None:
-    formatted = _OneLine(_LOG_FORMAT).format(
+    formatted = OneLine(FORMAT).format(
         logging.LogRecord("ploopfs", logging.INFO, "", 0, "loaded %s", ("/a\n2026-01-01 ERROR \udcff",), None)
     )
     assert formatted.endswith("INFO ploopfs: loaded /a\\n2026-01-01 ERROR \\xff")

@@ -22,6 +22,7 @@ from ploopfs.config import Config, load
 from ploopfs.device.agents import run_agents
 from ploopfs.device.device import Device
 from ploopfs.device.registry import Registry
+from ploopfs.engine.apart import APART
 from ploopfs.errors import MountError
 from ploopfs.fuse.host import LinuxHost
 from ploopfs.fuse.mountpoint import State, check_mountpoint, inspect_mountpoint, replace_stale
@@ -55,6 +56,7 @@ def mount(arguments: argparse.Namespace) -> int:
     # From here to the exit signals end us only through `serve`: not before it listens, nor after the last image.
     for number in (*ENDING, RELOADING):
         signal.signal(number, signal.SIG_IGN)
+    APART.begin()
     return trio.run(serve, config, mountpoint, "allow_other" in arguments.options, ready)
 
 

@@ -39,7 +39,7 @@ def is_copy_of(old: Delta, replayed: Collection[int]) -> AcceptMark:
 def _marked_header(old: Delta) -> Header | None:
     """The old top's header as it is while marked; None if the mark is not there. After a settle that failed half-way
     the header in memory is already the closed one, and the mark still counts as set."""
-    if old.header is None or not (old.header.is_marked_in_use or old.marked):
+    if old.header is None or not old.may_be_marked:
         return None
     if old.header.is_marked_in_use:
         return old.header

@@ -151,7 +151,13 @@ class Replacement:
         replaced = old.deltas[level]
         file = await self._files.open(path, writable=replaced.writable)
         async with lock_handed_over(self._queue, [replaced], file):
-            yield await self._open(file, old, level, accept_mark)
+            new = await self._open(file, old, level, accept_mark)
+            try:
+                yield new
+            except BaseException:
+                if file.identity == replaced.file.identity and new.may_be_marked:
+                    replaced.marked = True  # by us, whatever the header of the old delta says
+                raise
 
     async def _open(self, file: File, old: Stack, level: int, accept_mark: AcceptMark) -> Delta:
         replaced = old.deltas[level]

@@ -84,6 +84,11 @@ class Delta:
         return self.file.writable
 
     @property
+    def may_be_marked(self) -> bool:
+        """The mark was set, or setting it has failed and may have reached the file all the same."""
+        return self.marked or (self.header is not None and self.header.is_marked_in_use)
+
+    @property
     def format(self) -> str:
         return "ploop1" if self.header else "raw"
 

@@ -127,8 +127,14 @@ class OsFiles:
         self._scratch = probe.scratch_name()
 
     async def open(self, path: str, *, writable: bool) -> "OsFile":
-        opening = partial(OsFile, path, writable, self._limiter, self._given_up, self._allowed)
-        file = await _hop(opening, self._limiter, "open", path)
+        opening = _Opening(partial(OsFile, path, writable, self._limiter, self._given_up, self._allowed))
+        try:
+            file = await _hop(opening, self._limiter, "open", path)
+        except trio.Cancelled:
+            late = opening.give_up()
+            if late is not None:
+                await late.aclose()
+            raise
         if writable:
             try:
                 self._given_up.check(file.real_path, file.identity)
@@ -172,6 +178,31 @@ class _Revocable:
 
     def is_under_way(self) -> bool:
         return self._began and not self._ended
+
+
+class _Opening:
+    """Opening a file in a thread. When it is given up, whoever is last closes the file, of which nobody would know."""
+
+    def __init__(self, work: Callable[[], "OsFile"]) -> None:
+        self._work = work
+        self._file: OsFile | None = None
+        self._is_given_up = False
+        self._lock = threading.Lock()
+
+    def __call__(self) -> "OsFile":
+        file = self._work()
+        with self._lock:
+            self._file = file
+            is_given_up = self._is_given_up
+        if is_given_up:
+            file.close()
+        return file
+
+    def give_up(self) -> "OsFile | None":
+        """What was opened already."""
+        with self._lock:
+            self._is_given_up = True
+            return self._file
 
 
 class OsFile:
@@ -258,6 +289,12 @@ class OsFile:
 
     async def unlock(self) -> None:
         await self._hop(partial(lock.release, self._fd), "unlock")
+
+    def close(self) -> None:
+        """Blocking."""
+        fd, self._fd = self._fd, -1
+        with suppress(OSError):
+            os.close(fd)
 
     async def aclose(self) -> None:
         if self.abandoned or self._fd < 0:

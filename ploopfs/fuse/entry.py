@@ -10,7 +10,7 @@ import time
 import pyfuse3
 
 from ploopfs.fuse.inodes import Inode
-from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Stream
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Report, Stream
 
 ATTRIBUTE_SIZE_BYTES = 4096
 BLOCK_SIZE_BYTES = 4096
@@ -43,7 +43,7 @@ def _shape(inode: Inode) -> tuple[int, int, int]:
         case Attribute(bounded=bounded):
             # Of a text without a bound no size would be true, and cp(1) stops at one: 0 makes it read to the end.
             return stat.S_IFREG, ATTRIBUTE_SIZE_BYTES if bounded else 0, 1
-        case Stream():
+        case Stream() | Report():
             return stat.S_IFREG, 0, 1
         case Disk(device):
             return stat.S_IFREG, device.size_bytes, 1

@@ -12,8 +12,9 @@ import pyfuse3
 
 from ploopfs.device.signal import Signal
 from ploopfs.errors import NoSuchDevice, PermissionDenied
-from ploopfs.sysfs.nodes import Attribute, BlockDevice, Directory, Disk, Node, Stream
+from ploopfs.sysfs.nodes import Attribute, BlockDevice, Directory, Disk, Node, Report, Stream
 from ploopfs.sysfs.openfile import READY, opening
+from ploopfs.sysfs.report import OpenReport
 from ploopfs.sysfs.stream import OpenStream
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,32 @@ class StreamHandle:
         self._waiting.release()
 
 
+class ReportHandle:
+    """An open report."""
+
+    is_seekable = True
+
+    def __init__(self, report: Report, flags: int) -> None:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionDenied("a report can only be read")
+        self._file = OpenReport(report)
+
+    async def read(self, offset: int, size_bytes: int) -> Buffer:
+        return await self._file.read(offset, size_bytes)
+
+    async def write(self, _offset: int, _data: bytes) -> int:
+        raise PermissionDenied("a report can only be read")
+
+    async def fsync(self) -> None:
+        """As for an attribute."""
+
+    def poll(self, _waiting: pyfuse3.PollHandle | None) -> int:
+        return READY
+
+    def release(self) -> None:
+        """Nothing was taken."""
+
+
 class DiskHandle:
     """An open disk. Neither O_TRUNC nor close(2) does anything to it, as with a block device."""
 
@@ -152,7 +179,7 @@ class DirectoryHandle:
         return self._entries[start:]
 
 
-OpenFile = AttributeHandle | StreamHandle | DiskHandle
+OpenFile = AttributeHandle | StreamHandle | ReportHandle | DiskHandle
 
 
 def open_file(node: Node, flags: int) -> OpenFile:
@@ -161,6 +188,8 @@ def open_file(node: Node, flags: int) -> OpenFile:
             return AttributeHandle(node, flags)
         case Stream():
             return StreamHandle(node, flags)
+        case Report():
+            return ReportHandle(node, flags)
         case Disk():
             return DiskHandle(node, flags)
         case _:

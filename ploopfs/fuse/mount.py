@@ -8,11 +8,13 @@ import logging
 import os
 import shutil
 import subprocess
+from functools import partial
 
 import pyfuse3
 import trio
 
 from ploopfs.bounds import MAX_BACKGROUND
+from ploopfs.engine.apart import APART
 from ploopfs.errors import MountError
 from ploopfs.fuse.mountpoint import check_mountpoint
 from ploopfs.fuse.operations import Operations
@@ -120,7 +122,7 @@ def _mount(operations: Operations, mountpoint: str, *, allow_other: bool) -> Non
 
 async def _report_answering(mountpoint: str, max_tasks: int, task_status: trio.TaskStatus[None]) -> None:
     root = await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
-    await trio.to_thread.run_sync(_raise_background_limit, os.minor(root.st_dev), max_tasks, abandon_on_cancel=True)
+    await APART.run(partial(_raise_background_limit, os.minor(root.st_dev), max_tasks))
     _Session.answers = True
     task_status.started()
 

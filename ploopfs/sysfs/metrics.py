@@ -1,6 +1,6 @@
 """`sys/fs/ploopfs/metrics`: what all devices of a registry count, in the text format of Prometheus.
 
-Collected when it is read, from numbers that the devices keep anyway; nothing here waits, or is kept between two
+Collected while it is read, from numbers that the devices keep anyway; nothing here waits, or is kept between two
 readings. Knows nothing of how they count. Invariant: a device that has just come shows every series that does not
 depend on what it meets.
 """
@@ -12,7 +12,6 @@ from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from ploopfs import __version__
 from ploopfs.device.agent_state import AgentState
@@ -23,6 +22,9 @@ from ploopfs.device.stats import BUCKET_BOUNDS_NS
 
 NS_PER_S = 1e9
 _BOUNDS = (*(f"{bound_ns / NS_PER_S:g}" for bound_ns in BUCKET_BOUNDS_NS), "+Inf")
+
+_DEVICES_OF_A_PIECE = 4
+"""Some 1.5 ms for the longest metric, the histogram; whoever reads the state of a device waits for one piece."""
 
 Sample = tuple[Sequence[str], float]
 """The values of the labels beside `device`, and the number."""
@@ -142,22 +144,6 @@ METRICS: tuple[Shown, ...] = (
 """Counters get `_total` behind their names from the library."""
 
 
-class _Devices(Collector):
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        devices = tuple(self._registry.devices.values())
-        version = GaugeMetricFamily("ploopfs_build_info", "1, with the version.", labels=("version",))
-        version.add_metric((__version__,), 1)
-        yield version
-        loaded = "1 while the checks of standby are on (ploop_standby_check)."
-        yield GaugeMetricFamily("ploopfs_standby_check", loaded, value=int(self._registry.key.enabled))
-        for shown in METRICS:
-            yield shown.collect(devices)
-        yield _latencies(devices)
-
-
 def _latencies(devices: Sequence[Device]) -> Metric:
     metric = HistogramMetricFamily(
         "ploopfs_request_seconds",
@@ -171,8 +157,34 @@ def _latencies(devices: Sequence[Device]) -> Metric:
     return metric
 
 
-def exposition(registry: Registry) -> str:
-    """Without the newline at its end."""
-    collectors = CollectorRegistry(auto_describe=False)
-    collectors.register(_Devices(registry))
-    return generate_latest(collectors).decode().removesuffix("\n")
+def exposition(registry: Registry) -> Iterator[str]:
+    """In pieces of a few devices each. Who is a device is settled when the first is asked for."""
+    devices = tuple(registry.devices.values())
+    version = GaugeMetricFamily("ploopfs_build_info", "1, with the version.", labels=("version",))
+    version.add_metric((__version__,), 1)
+    yield _text(version)
+    loaded = "1 while the checks of standby are on (ploop_standby_check)."
+    yield _text(GaugeMetricFamily("ploopfs_standby_check", loaded, value=int(registry.key.enabled)))
+    for collect in (*(shown.collect for shown in METRICS), _latencies):
+        # All lines of a metric stand together, behind one head.
+        head = _text(collect(()))
+        yield head
+        for start in range(0, len(devices), _DEVICES_OF_A_PIECE):
+            piece = _text(collect(devices[start : start + _DEVICES_OF_A_PIECE])).removeprefix(head)
+            if piece:
+                yield piece
+
+
+def _text(metric: Metric) -> str:
+    return generate_latest(_Collected(metric)).decode()
+
+
+class _Collected(CollectorRegistry):
+    """One metric, collected already."""
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__(auto_describe=False)
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._metric

@@ -1,4 +1,4 @@
-"""The kinds of node in the tree: directory, attribute, link, disk.
+"""The kinds of node in the tree: directory, attribute, link, disk, report.
 
 A node object is the identity of a file: whoever serves the tree gives one inode number to one node object, so a
 directory returns the same child object as long as that child exists, and a new one after it was removed and added
@@ -6,7 +6,7 @@ again.
 Knows nothing of FUSE or of what the values mean.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,6 +72,16 @@ class Stream:
     mode = 0o444
 
 
+@dataclass(eq=False, slots=True)
+class Report:
+    """A text so long that nobody else is to wait while all of it is made: each open file makes it piece by piece, as it
+    is read. A piece takes no more than some ms."""
+
+    pieces: Callable[[], Iterator[str]]
+
+    mode = 0o444
+
+
 class BlockDevice(Protocol):
     """What a disk file needs of a device. Offsets and lengths are bytes; any alignment is served."""
 
@@ -107,4 +117,4 @@ class Disk:
         return 0o440 if self.device.read_only else 0o660
 
 
-Node = Directory | Link | Attribute | Stream | Disk
+Node = Directory | Link | Attribute | Stream | Report | Disk

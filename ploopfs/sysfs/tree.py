@@ -16,7 +16,7 @@ from ploopfs.sysfs.agent import AGENT
 from ploopfs.sysfs.block import BLOCK
 from ploopfs.sysfs.control import CONTROL
 from ploopfs.sysfs.debug import DEBUG
-from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node, Stream
+from ploopfs.sysfs.nodes import Directory, Disk, Link, Node, Report, Stream
 from ploopfs.sysfs.proc import ABSENT, Host, System, proc_directory
 from ploopfs.sysfs.queue import QUEUE
 from ploopfs.sysfs.rows import Kept, Removed, Row, directory
@@ -124,7 +124,7 @@ def _of_module(registry: Registry, scst: Scst) -> dict[str, Node]:
     # The library comes with an HTTP server: only who serves a tree pays for loading it.
     from ploopfs.sysfs.metrics import exposition  # noqa: PLC0415
 
-    metrics = Attribute(partial(exposition, registry), bounded=False)
+    metrics = Report(partial(exposition, registry))
     return {"events": Stream(registry.events), "metrics": metrics, **control(scst)}
 
 

@@ -12,7 +12,7 @@ from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import State
 from ploopfs.engine.file import File
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import PloopError, StorageTimeout
+from ploopfs.errors import BackendError, PloopError, StorageTimeout
 from ploopfs.image.header import FLAG_CONVERTING, IN_USE, V1
 from ploopfs.testing.faulty import FaultyFile, FaultyFiles
 from tests.device.rig import (
@@ -346,6 +346,18 @@ async def test_a_reopen_that_hung_keeps_the_lock_and_may_be_tried_again(
 
 
 # --- the old image's storage fails, and nobody knew ------------------------------------------------------------------
+
+
+async def test_a_mark_that_may_be_in_the_file_though_setting_it_failed_is_ours_when_the_store_is_back(rig: Rig) -> None:
+    rules = [rig.lose(errno.ENOTCONN, "fsync", skip=3), rig.lose(errno.ENOTCONN, "lock", skip=1)]
+    with pytest.raises(BackendError):
+        await rig.device.reopen()
+    assert (rig.is_marked(TOP), rig.queue.aborted) == (True, True), "by the new file, of which the old knows nothing"
+    for rule in rules:
+        rig.faults.remove(rule)
+    await rig.device.reopen()
+    assert not rig.queue.aborted
+    assert await rig.content() == CONTENT
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOTCONN, errno.EIO], ids=errno.errorcode.get)

@@ -95,3 +95,10 @@ def test_the_status_is_the_kernels() -> None:
     assert status_line(table, "") == "0 4294967296 ploop 2 v2 2048 o"
     assert status_line(parse_table("0 8 ploop 11 off=7 /a"), "ft") == "0 8 ploop 1 v2 2048 ft off=7"
     assert status_line(parse_table("0 8 error"), "") == "0 8 error"
+
+
+def test_a_newline_behind_a_backslash_is_a_part_of_a_name_and_ends_no_target() -> None:
+    table = parse_table("0 8 ploop 6 /a\\\nb\n")
+    assert isinstance(table.target, PloopTarget)
+    assert [image.path for image in table.target.images] == ["/a\nb"]
+    assert parse_table(table.line) == table

@@ -1,5 +1,6 @@
 """The engine's bounds, each reached: threads, the close of a hung file, fault commands, what a probe reads again."""
 
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ import trio
 
 from ploopfs.bounds import MAX_REREAD_BYTES, MAX_RULE_CHARACTERS
 from ploopfs.engine import file as file_module
+from ploopfs.engine.confined import open_image
 from ploopfs.engine.file import OsFiles
 from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.inject.injector import Injector
@@ -52,7 +54,10 @@ async def test_with_every_thread_in_the_storage_the_next_operation_waits_for_one
         go.release(2)
 
 
-async def test_a_close_that_hangs_is_waited_for_in_bounds(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("is_over", "limit"), [(False, "CLOSE_TIMEOUT_S"), (True, "CLOSE_GRACE_MS")])
+async def test_a_close_that_hangs_is_waited_for_in_bounds(
+    path: str, monkeypatch: pytest.MonkeyPatch, is_over: bool, limit: str
+) -> None:
     file = await OsFiles(threads=2).open(path, writable=False)
     go, closed = threading.Event(), threading.Event()
     real = os.close
@@ -63,8 +68,11 @@ async def test_a_close_that_hangs_is_waited_for_in_bounds(path: str, monkeypatch
         closed.set()
 
     monkeypatch.setattr(os, "close", hung)
-    monkeypatch.setattr(file_module, "CLOSE_TIMEOUT_S", 0.05)
-    await file.aclose()
+    monkeypatch.setattr(file_module, limit, 0.05)
+    with trio.CancelScope() as scope:
+        if is_over:
+            scope.cancel()
+        await file.aclose()
     assert not closed.is_set()
     go.set()
     assert await trio.to_thread.run_sync(closed.wait, HANG_S), "the thread goes on"
@@ -93,3 +101,40 @@ async def test_of_a_large_read_that_failed_a_probe_tries_the_beginning(
     monkeypatch.setattr(os, "pread", recorded)
     await OsFiles().probe([ProbedImage(path=path, failed=(0, 3 * MAX_REREAD_BYTES))])
     assert lengths[-1] == MAX_REREAD_BYTES
+
+
+async def test_a_file_that_is_opened_after_it_was_given_up_does_not_stay_open(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each attempt on a store that hangs would leave a descriptor behind when it answers again."""
+    came, go, closed = threading.Event(), threading.Event(), threading.Event()
+    real, close = open_image, os.close
+
+    def hung(*arguments: object) -> int:
+        came.set()
+        assert go.wait(HANG_S)
+        return real(*arguments)  # type: ignore[arg-type]  # as they came
+
+    def watched(fd: int) -> None:
+        # The first descriptor of it that is closed has only looked at it.
+        is_open = os.readlink(f"/proc/self/fd/{fd}") == path and not is_only_a_place(fd)
+        close(fd)
+        if is_open:
+            closed.set()
+
+    monkeypatch.setattr("ploopfs.engine.file.open_image", hung)
+    monkeypatch.setattr(os, "close", watched)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(open_for_reading, path)
+        assert await trio.to_thread.run_sync(came.wait, HANG_S)
+        nursery.cancel_scope.cancel()
+    go.set()
+    assert await trio.to_thread.run_sync(closed.wait, HANG_S)
+
+
+async def open_for_reading(path: str) -> None:
+    await OsFiles().open(path, writable=False)
+
+
+def is_only_a_place(fd: int) -> bool:
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH)

@@ -211,15 +211,6 @@ async def test_unlocking_lets_the_next_one_in_and_locking_twice_is_no_conflict(p
     await second.lock()
 
 
-async def test_a_file_is_closed_though_its_caller_was_given_up(place: Place, path: str) -> None:
-    first, second = await open_both(place, path, writable=(True, True))
-    await first.lock()
-    with trio.CancelScope() as given_up:
-        given_up.cancel()
-        await first.aclose()
-    await second.lock()
-
-
 async def test_closing_releases_the_lock_of_this_file_alone(place: Place, path: str) -> None:
     first, second = await open_both(place, path, writable=(True, True))
     bystander = await place.files.open(path, writable=False)

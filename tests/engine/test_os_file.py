@@ -115,6 +115,16 @@ async def test_an_error_in_a_worker_thread_is_a_backend_error(
     assert "ENOTCONN" in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["ECONNABORTED", "EBADFD"])
+async def test_a_store_that_is_gone_has_one_name_whatever_its_client_answers(
+    path: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await OsFiles().open(path, writable=True)
+    monkeypatch.setattr(os, "fdatasync", failing(getattr(errno, name)))
+    with pytest.raises(BackendError, match="ENOTCONN"):
+        await file.sync()
+
+
 async def test_a_close_that_fails_is_quiet(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = await OsFiles().open(path, writable=True)
     close = os.close

@@ -105,7 +105,17 @@ def images() -> tuple[bytes, ...]:
         for version in (V1, V2)
         for in_use in (0, IN_USE, CLOSED_V21)
     ]
-    return (*made, ImageBuilder(disk_clusters=4).build(), *_fixtures(), b"")
+    return (*made, ImageBuilder(disk_clusters=4).build(), *_repairable(), *_fixtures(), b"")
+
+
+def _repairable() -> list[bytes]:
+    """Two entries for one cluster, and one beyond the end of the file."""
+    images = []
+    for entry in (1, 1000):
+        image = bytearray(ImageBuilder(clusters={0: b"a", 2: b"c"}).build())
+        struct.pack_into("<I", image, HEADER_BYTES + 4, entry)
+        images.append(bytes(image))
+    return images
 
 
 def _fixtures() -> list[bytes]:
@@ -173,6 +183,28 @@ def tables() -> tuple[bytes, ...]:
 def stores() -> tuple[bytes, ...]:
     """A value that it takes or shows for each writable file, and what makes the directories."""
     return trio.run(_stores)
+
+
+def token_everywhere(token: bytes) -> bytes:
+    """A script that writes it to every file, as every argument of a message, and as every option."""
+    device, mapped = (f"sys/devices/virtual/block/{name}/ploopfs" for name in ("ploop0", "dm-0"))
+    messages = [b" ".join([name.encode(), *[token] * row.arguments]) for name, row in MESSAGES.items()]
+    options = [b"%s=%s %s" % (name, token, COPY.encode()) for name in (b"level", b"verify")]
+    tables = [b"0 %s ploop 6 /a" % token, b"0 8 ploop %s /a" % token, b"0 8 ploop 6 off=%s /a" % token]
+    return RECORD.join(
+        [
+            *(record(path, token) for path in trio.run(_writable)),
+            *(record(f"{mapped}/message", message) for message in messages),
+            record(f"{mapped}/message", b"update_delta_index 0 0:" + token),
+            *(record(f"{device}/replace_delta", option) for option in options),
+            *(record(f"{mapped}/load", table) for table in tables),
+        ]
+    )
+
+
+async def _writable() -> list[str]:
+    async with populated() as fuzzed:
+        return fuzzed.writable()
 
 
 async def _stores() -> tuple[bytes, ...]:
@@ -277,5 +309,7 @@ def _unprintable() -> bytes:
 
 
 def _bad_reasons() -> Sequence[bytes]:
-    reasons = ("errno=EIO file=/x", "errno= operation=r offset=x length=1 level=- file=", "a=b", " file=/x")
+    long = f"errno=EIO operation=read offset={'9' * 5000} length=0 level=- file=/x"
+    wrong = "errno= operation=r offset=x length=1 level=- file="
+    reasons = ("errno=EIO file=/x", wrong, "a=b", " file=/x", long)
     return [script((f"{BLOCK}/ploopfs/standby_reason", reason)) for reason in reasons]

@@ -9,7 +9,7 @@ import contextlib
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,14 +25,13 @@ from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.inject.grammar import execute, listing
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.opening import StackSpec, open_stack
-from ploopfs.errors import BadImage, PloopError
+from ploopfs.errors import PloopError
 from ploopfs.fuse import host
 from ploopfs.fuse.mountpoint import parse_mountinfo
 from ploopfs.image.bat import Bat
 from ploopfs.image.check import Verdict, check_image
 from ploopfs.image.descriptor import parse, serialise, with_snapshot
-from ploopfs.image.extension import DIRTY_BITMAP_MAGIC, EXTENSION_MAGIC
-from ploopfs.image.header import CLOSED_V21, HEADER_BYTES, IN_USE, V1, V2, Header
+from ploopfs.image.header import CLOSED_V21, HEADER_BYTES, Header
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
 from tests.fuzz import clients, seeds
@@ -45,8 +44,7 @@ IMAGE = "/fuzz/image.hds"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`work` bounds the lines of Python that are executed for an input, and `memory` its bytes at the highest point:
-    each a constant and a number for each byte of the input (tests/fuzz/test_bounds.py)."""
+    """Inputs are cut at `max_bytes`."""
 
     run: Callable[[bytes], None]
     seeds: Callable[[], tuple[bytes, ...]]
@@ -111,8 +109,9 @@ async def _open_stack(data: bytes) -> None:
     await again.aclose(clean=False)
 
 
-def _info(data: bytes) -> None:
-    """The verb on a file: the first eight bytes are how long it is, the rest what it starts with."""
+@contextlib.contextmanager
+def _file(data: bytes) -> Iterator[str]:
+    """The first eight bytes are how long it is, the rest what it starts with."""
     (size,) = struct.unpack("<Q", data[:8].ljust(8, b"\0"))
     with tempfile.TemporaryDirectory() as place:
         path = os.path.join(place, "image.hds")
@@ -120,9 +119,24 @@ def _info(data: bytes) -> None:
             file.write(data[8:])
             with contextlib.suppress(OSError):  # longer than the file system takes
                 file.truncate(max(len(data) - 8, size % seeds.LARGEST_FILE))
+        yield path
+
+
+def _info(data: bytes) -> None:
+    with _file(data) as path:
         for words in (["info", path], ["info", "--json", path]):
             code, _ = quietly(main.main, words)
             assert code in (0, 1), code
+
+
+def _repair(data: bytes) -> None:
+    """What a repair has called sound is sound, and there is nothing left to repair."""
+    with _file(data) as path:
+        quietly(main.main, ["check", "--json", path])
+        code, _ = quietly(main.main, ["check", "--repair", path])
+        if code == 0:
+            again, _ = quietly(main.main, ["check", path])
+            assert again == 0, again
 
 
 def _descriptor(data: bytes) -> None:
@@ -172,6 +186,7 @@ TARGETS: Mapping[str, Target] = {
     "extension": Target(_extension, seeds.extensions, seeds.IMAGE_TOKENS),
     "open": Target(_open, seeds.images, seeds.IMAGE_TOKENS, 1 << 17),
     "info": Target(_info, seeds.sized_images, seeds.IMAGE_TOKENS, 1 << 17),
+    "repair": Target(_repair, seeds.sized_images, seeds.IMAGE_TOKENS, 1 << 17),
     "descriptor": Target(_descriptor, seeds.descriptors, seeds.XML_TOKENS),
     "config": Target(partial(_of_file, load), seeds.configurations, seeds.YAML_TOKENS),
     "scenario": Target(partial(_of_file, load_scenario), seeds.scenarios, seeds.YAML_TOKENS),
@@ -185,4 +200,3 @@ TARGETS: Mapping[str, Target] = {
     "dmsetup": Target(clients.run_dmsetup, seeds.trees, seeds.TREE_TOKENS),
     "dmsetup-line": Target(clients.run_dmsetup_line, seeds.dmsetup_lines, seeds.TABLE_TOKENS),
 }
-__all__ = ["DIRTY_BITMAP_MAGIC", "EXTENSION_MAGIC", "IN_USE", "TARGETS", "V1", "V2", "BadImage", "Target"]

@@ -53,7 +53,7 @@ WITHOUT: dict[str, str] = {
     "ploopfs/cli/rehearse/stage.py:log_end": IN_A_REHEARSAL,
     "ploopfs/cli/rehearse/telling.py:described": IN_A_REHEARSAL,
     "ploopfs/device/agent.py:_run": OF_A_COMMAND,
-    "ploopfs/engine/command.py:run_command": OF_A_COMMAND,
+    "ploopfs/engine/command.py:_run_to_end": OF_A_COMMAND,
     "ploopfs/engine/create.py:_without_guid": "a name that the descriptor's target has gone through",
     "ploopfs/engine/probe.py:probe": "a path that was opened before",
     "ploopfs/engine/file.py:_filesystem_of": OF_THE_KERNEL,
@@ -61,8 +61,14 @@ WITHOUT: dict[str, str] = {
     "ploopfs/engine/holders.py:_locks": OF_THE_KERNEL,
     "ploopfs/engine/lock.py:_is_locked": OF_THE_KERNEL,
     "ploopfs/image/map.py:slots_of": OF_NUMBERS,
+    "ploopfs/image/clusters.py:_end": OF_NUMBERS,
+    "ploopfs/engine/inject/filter.py:_decided": "what it matches is an operation with a rule",
+    "ploopfs/cli/configured.py:reload": "what it splits is the message of an error of ours",
+    "ploopfs/fuse/mountpoint.py:_server_of": "what is no number is left out of the message",
 }
 
+SOMETIMES = frozenset({"ploopfs/engine/inject/filter.py:_decided"})
+"""Reached or not, as a rule of the seeds happens to be in force."""
 
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
@@ -141,8 +147,8 @@ def test_what_needs_no_target_is_still_there_and_has_none() -> None:
     known = {f"{path.relative_to(ROOT)}:{function}" for path in SOURCES for function, _ in parsers(path.read_text())}
     assert set(WITHOUT) <= known
     ours = ((Path(file), name) for file, name, _ in reached() if file.startswith(f"{ROOT}/"))
-    names = {f"{file.relative_to(ROOT)}:{name}" for file, name in ours}
-    assert not set(WITHOUT) & names
+    reached_names = {f"{file.relative_to(ROOT)}:{name}" for file, name in ours}
+    assert not set(WITHOUT) & reached_names - SOMETIMES
 
 
 def test_a_parser_without_a_target_is_seen() -> None:

@@ -5,6 +5,7 @@ bytes that the corpus takes (`tests/data/fuzz/TARGET/`). tools/fuzz does the sam
 """
 
 import os
+import sys
 import time
 from random import Random
 
@@ -14,11 +15,13 @@ from ploopfs.errors import PloopError
 from tests.fuzz import seeds
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.tree import run_script
 
 pytestmark = pytest.mark.expects_warnings
 
 FIXED_SEED = 1
-EXAMPLES = {"stores": 50, "verbs": 12, "dmsetup": 12, "dmsetup-line": 40, "info": 50, "config": 60, "scenario": 60}
+SLOW = {"stores": 50, "dmsetup-line": 40, "info": 50, "repair": 40, "config": 60, "scenario": 60}
+EXAMPLES = {**SLOW, "verbs": 12, "dmsetup": 12}
 """Of each half; the others take next to no time."""
 MANY = 200
 FRESH_SEED = int(os.environ.get("PLOOPFS_FUZZ_SEED", time.time_ns() % 1_000_000))
@@ -78,3 +81,9 @@ def test_an_error_that_is_none_of_ours_is_seen_with_its_input() -> None:
     with pytest.raises(KeyError) as caught:
         play("broken", Target(broken, tuple), b"the input")
     assert caught.value.__notes__ == ["broken broke on this input: b'the input'"]
+
+
+@pytest.mark.parametrize("token", seeds.COMMON, ids=lambda token: repr(token[:20]))
+def test_every_file_and_every_place_of_a_number_takes_every_token(token: bytes) -> None:
+    """Not at random, since one of thousands of pairs is seldom met."""
+    run_script(seeds.token_everywhere(token), most_records=sys.maxsize)

@@ -118,15 +118,15 @@ async def store(attribute: Attribute, payload: bytes) -> None:
         file.read(0, PAGE_BYTES)
 
 
-def run_script(data: bytes) -> None:
+def run_script(data: bytes, most_records: int = MOST_RECORDS) -> None:
     """Play one input and check the invariant."""
     with _logged():
-        trio.run(_play, data, clock=trio.testing.MockClock(autojump_threshold=0))
+        trio.run(_play, data, most_records, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-async def _play(data: bytes) -> None:
+async def _play(data: bytes, most_records: int) -> None:
     async with populated() as fuzzed:
-        for one in data.split(RECORD)[:MOST_RECORDS]:
+        for one in data.split(RECORD)[:most_records]:
             path, _, payload = one.partition(b"\0")
             await _store_at(fuzzed, path, payload)
         check(fuzzed)

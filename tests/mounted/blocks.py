@@ -3,7 +3,31 @@
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from tests.mounted.disks import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystem:
+    """`check` changes nothing, and fails where something is wrong. `counters` are those of /sys/fs."""
+
+    name: str
+    make: tuple[str, ...]
+    check: tuple[str, ...]
+    disk_bytes: int
+    counters: tuple[str, ...] = ()
+
+    def complaints(self, block: Path) -> int:
+        """How much it has noticed, as far as it counts."""
+        return sum(int(Path(f"/sys/fs/{self.name}/{block.name}/{counter}").read_text()) for counter in self.counters)
+
+
+EXT4 = FileSystem(
+    "ext4", ("mkfs.ext4", "-q", "-F"), ("e2fsck", "-f", "-n"), 64 * MIB, ("errors_count", "warning_count")
+)
+XFS = FileSystem("xfs", ("mkfs.xfs", "-q", "-f", "-K"), ("xfs_repair", "-n", "-f"), 320 * MIB)
 
 
 def run(*command: str | Path) -> str:

@@ -28,6 +28,15 @@ class Sshfs:
         """The server does nothing more of what it is sent; a write is acknowledged all the same."""
         os.kill(self._server, signal.SIGSTOP)
 
+    @contextmanager
+    def stopped_session(self) -> Iterator[None]:
+        self.stop_session()
+        server = self._server
+        try:
+            yield
+        finally:
+            os.kill(server, signal.SIGCONT)
+
     def end_session(self) -> None:
         os.kill(self._server, signal.SIGKILL)
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.mounted.daemon import HANG_S, is_mounted, opened, unmount
 
@@ -40,13 +41,8 @@ class Bindfs:
     def stopped(self) -> Iterator[None]:
         """Inside, whoever asks the store waits."""
         assert self._process is not None
-        process = self._process
-        process.send_signal(signal.SIGSTOP)
-        try:
-            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        with stopped(self._process):
             yield
-        finally:
-            process.send_signal(signal.SIGCONT)
 
     def drop_cache(self, image: Path) -> None:
         """The store is asked for every byte of an image (named as one of `bricks`) that is read from now on."""
@@ -57,6 +53,16 @@ class Bindfs:
         unmount(self.path)
         if self._process is not None:
             self.kill()
+
+
+@contextmanager
+def stopped(process: subprocess.Popen[Any]) -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    try:
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 @contextmanager

@@ -10,15 +10,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.mounted.blocks import looped, mounted, run
+from tests.mounted.blocks import EXT4, XFS, FileSystem, looped, mounted, run
 from tests.mounted.daemon import HANG_S, HOLD_MS, errno_of, opened, serving, until
-from tests.mounted.disks import MIB, assert_closed, make_disk
+from tests.mounted.disks import assert_closed, make_disk
 from tests.mounted.flavours import KINDS, Kind, Served, name_of
 from tests.mounted.storage import Bindfs
 from tests.realparts import need
@@ -27,27 +26,6 @@ pytestmark = pytest.mark.real
 
 FILES = 15
 """How many files are written before the outage, and at least after it."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileSystem:
-    """`check` changes nothing, and fails where something is wrong. `counters` are those of /sys/fs."""
-
-    name: str
-    make: tuple[str, ...]
-    check: tuple[str, ...]
-    disk_bytes: int
-    counters: tuple[str, ...] = ()
-
-    def complaints(self, block: Path) -> int:
-        """How much it has noticed, as far as it counts."""
-        return sum(int(Path(f"/sys/fs/{self.name}/{block.name}/{counter}").read_text()) for counter in self.counters)
-
-
-EXT4 = FileSystem(
-    "ext4", ("mkfs.ext4", "-q", "-F"), ("e2fsck", "-f", "-n"), 64 * MIB, ("errors_count", "warning_count")
-)
-XFS = FileSystem("xfs", ("mkfs.xfs", "-q", "-f", "-K"), ("xfs_repair", "-n", "-f"), 320 * MIB)
 
 
 class FileWriter:

@@ -26,7 +26,7 @@ DISK_BYTES = 64 * MIB
 SUBSYSTEM = ("sys/kernel/scst_tgt", "sys/module/")
 UNREADABLE = ["queue/wbt_lat_usec"]
 """The attributes whose show is EINVAL, counted from the device."""
-UNBOUNDED = frozenset({"error_injection", "metrics", "deltas", "table", "table_inactive", "load", "message"})
+UNBOUNDED = frozenset({"error_injection", "deltas", "table", "table_inactive", "load", "message"})
 """The attributes whose text may be longer than a page."""
 
 
@@ -52,6 +52,9 @@ def listed(path: Path, name: str) -> str:
         return f"{mode:04o} {name} (disk of {found.st_size} bytes)"
     if name == "sys/fs/ploopfs/events":
         return f"{mode:04o} {name} (stream)"
+    if name == "sys/fs/ploopfs/metrics":
+        assert path.read_bytes().endswith(b"\n")
+        return f"{mode:04o} {name} (report)"
     assert found.st_size == (0 if name.startswith("proc/") or path.name in UNBOUNDED else 4096)
     return f"{mode:04o} {name} {value(path, mode)}"
 

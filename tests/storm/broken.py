@@ -6,10 +6,12 @@ Each is a patch of one function, in force inside `broken`.
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from ploopfs.device.device import Device
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.standby import Standby
 from ploopfs.device.unflushed import Unflushed
@@ -18,6 +20,7 @@ from ploopfs.engine.delta import Delta
 from ploopfs.engine.writer import Writer
 from ploopfs.image.allocator import Allocator
 from ploopfs.image.plan import Barrier
+from tests.storm.run import TEMPERATE, Climate
 
 Patch = tuple[object, str, Any]
 _queue_quiesced, _queue_judge, _queue_verdict = RequestQueue.quiesced, RequestQueue.judge, RequestQueue._verdict
@@ -53,6 +56,12 @@ async def _sync_again(delta: Delta) -> None:
     await delta.file.sync()
 
 
+async def _flush_believing(device: Device, stack: Any) -> None:  # noqa: ANN401
+    mark = device.unflushed.mark()
+    await stack.flush()
+    device.unflushed.flushed(mark)
+
+
 async def _settle_unsynced(delta: Delta) -> None:
     with mock.patch.object(Delta, "sync", _nothing):
         await _delta_settle(delta)
@@ -84,28 +93,43 @@ def _allocate_and_keep(allocator: Allocator) -> tuple[int, bool]:
     return cluster, may_be_old
 
 
-BROKEN: dict[str, Callable[[], list[Patch]]] = {
-    "skip the replay": lambda: [(Unflushed, "replay", _nothing)],
-    "clear standby early": lambda: [(RequestQueue, "quiesced", _clear_early)],
-    "judge a stale generation": lambda: [
-        (RequestQueue, "_wait_drained", _nothing),
-        (RequestQueue, "judge", _judge_as_current),
-    ],
-    "skip the barrier": lambda: [(Writer, "_step", _step_without_barrier)],
-    "believe the next fsync": lambda: [(Delta, "sync", _sync_again)],
-    "clear the mark unflushed": lambda: [(Delta, "settle", _settle_unsynced)],
-    "forget what came during a flush": lambda: [(Unflushed, "flushed", _flushed_all)],
-    "serve reads in standby": lambda: [(RequestQueue, "_verdict", _reads_pass)],
-    "wait without a bound": lambda: [(Ticket, "bound", _unbounded)],
-    "allocate a used cluster": lambda: [(Allocator, "allocate", _allocate_and_keep)],
-    "log a transition twice": lambda: [(Standby, "storage_lost", _lost_and_logged)],
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """`patches` say what is put in the place of what; the bug shows soon in its `climate`."""
+
+    patches: tuple[Patch, ...]
+    climate: Climate = TEMPERATE
+
+
+_POWER_LOSSES = Climate((90, 0, 2, 6, 0))
+_UNATTENDED = Climate((85, 4, 8, 3, 0), frozenset({"reopen"}), frozenset({"flakiness"}), attached=0, agents=0)
+_RESTARTS = Climate((84, 8, 8, 0, 0), frozenset({"reopen"}), frozenset({"restart"}), attached=1)
+_LATE_ANSWERS = Climate(
+    (80, 12, 8, 0, 0), frozenset({"reopen"}), frozenset({"slowness", "hang", "restart"}), attached=1
+)
+
+BROKEN: dict[str, Bug] = {
+    "skip the replay": Bug(((Unflushed, "replay", _nothing),), _RESTARTS),
+    "clear standby early": Bug(((RequestQueue, "quiesced", _clear_early),)),
+    "judge a stale generation": Bug(
+        ((RequestQueue, "_wait_drained", _nothing), (RequestQueue, "judge", _judge_as_current)), _LATE_ANSWERS
+    ),
+    "skip the barrier": Bug(((Writer, "_step", _step_without_barrier),), _POWER_LOSSES),
+    "believe the next fsync": Bug(
+        ((Delta, "sync", _sync_again), (Device, "_flush_stack", _flush_believing)), _UNATTENDED
+    ),
+    "clear the mark unflushed": Bug(((Delta, "settle", _settle_unsynced),)),
+    "forget what came during a flush": Bug(((Unflushed, "flushed", _flushed_all),), _RESTARTS),
+    "serve reads in standby": Bug(((RequestQueue, "_verdict", _reads_pass),)),
+    "wait without a bound": Bug(((Ticket, "bound", _unbounded),)),
+    "allocate a used cluster": Bug(((Allocator, "allocate", _allocate_and_keep),)),
+    "log a transition twice": Bug(((Standby, "storage_lost", _lost_and_logged),)),
 }
-"""The name of each, and what is put in the place of what."""
 
 
 @contextlib.contextmanager
 def broken(name: str | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for owner, attribute, replacement in BROKEN[name]() if name else []:
+        for owner, attribute, replacement in BROKEN[name].patches if name else ():
             stack.enter_context(mock.patch.object(owner, attribute, replacement))
         yield

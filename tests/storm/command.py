@@ -14,7 +14,7 @@ from itertools import count, islice
 
 from tests.storm.broken import BROKEN, broken
 from tests.storm.figures import Figures
-from tests.storm.run import Outcome, Plan, simulate
+from tests.storm.run import TEMPERATE, Outcome, Plan, simulate
 
 EVERYTHING = 1 << 20
 LAST_LINES = 40
@@ -55,7 +55,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     given = parser().parse_args(argv)
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**9)
-    plan = Plan(seed, given.steps, given.devices, EVERYTHING if given.verbose else LAST_LINES)
+    climate = BROKEN[given.broken].climate if given.broken else TEMPERATE
+    plan = Plan(seed, given.steps, given.devices, EVERYTHING if given.verbose else LAST_LINES, climate)
     figures = Figures()
     with broken(given.broken):
         for outcome in runs(plan, seeds=given.seeds, minutes=given.minutes):

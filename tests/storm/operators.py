@@ -82,8 +82,9 @@ def _copy(world: World, disk: Disk, random: Random) -> str:
     return path
 
 
-async def attach(world: World, disk: Disk, _random: Random) -> str:
-    if disk.rules.is_attached or not world.scst.loaded:
+async def attach(world: World, disk: Disk, random: Random) -> str:
+    """Perhaps while the module is not loaded, which is an inconsistency that is only warned of."""
+    if disk.rules.is_attached or (not world.scst.loaded and random.random() < 0.7):
         return ""
     world.attach(disk)
     return "attached"
@@ -172,7 +173,17 @@ async def _reload(world: World, disk: Disk, random: Random) -> str:
     return "; ".join(told)
 
 
-LONG = frozenset({"reopen", "replace", "suspend", "reload"})
+async def send_message(world: World, disk: Disk, random: Random) -> str:
+    """The images grow (the table stays as long as it is), a level is merged into the top, changes are tracked."""
+    if not disk.flavour.mapped:
+        return ""
+    header = disk.device.stack.deltas[-1].header if disk.device.stack.deltas else None
+    larger = (header.size_sectors if header is not None else 0) + random.choice((64, 64, 640))
+    text = random.choice((f"resize {larger}", f"resize {larger}", "merge", "merge", "tracking_start", "tracking_stop"))
+    return f"{text} {_told(await world.tell(disk, 'ploopfs/message', text))}"
+
+
+LONG = frozenset({"reopen", "replace", "suspend", "reload", "message"})
 """One of these at a time on a disk."""
 
 FLOWS: dict[str, tuple[int, Flow]] = {
@@ -189,5 +200,6 @@ FLOWS: dict[str, tuple[int, Flow]] = {
     "agent": (1, tell_agent),
     "suspend": (2, suspend),
     "reload": (6, reload),
+    "message": (3, send_message),
 }
 """How often, and what is done; the result says it in words, and is empty if there was nothing to do."""

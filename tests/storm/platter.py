@@ -48,10 +48,12 @@ class Change:
 
 @dataclass(slots=True)
 class Image:
-    """`is_cached`: more is seen than is durable or pending, from the page cache of the machine."""
+    """`changes` counts all that there ever were. `is_cached`: more is seen than is durable or pending, from the page
+    cache of the machine."""
 
     durable: bytearray
     pending: list[Change] = field(default_factory=list)
+    changes: int = 0
     is_cached: bool = False
 
 
@@ -80,15 +82,18 @@ class Platter:
         change.apply(self.files.images[path].data)
         image = self.images[path]
         image.pending.append(change)
+        image.changes += 1
 
     def write(self, path: str, offset: int, data: Buffer) -> None:
         self.change(path, Change(offset, bytes(data)))
 
-    def sync(self, path: str) -> None:
+    def sync(self, path: str, changes: int) -> None:
+        """So many of the first changes are durable."""
         image = self.images[path]
-        for change in image.pending:
+        count = max(0, len(image.pending) - (image.changes - changes))
+        for change in image.pending[:count]:
             change.apply(image.durable)
-        image.pending.clear()
+        del image.pending[:count]
 
     def fail_sync(self, path: str) -> bool:
         """What was pending never will be durable, though it is seen until somebody reads past the page cache; whether

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from unittest import mock
@@ -37,11 +37,31 @@ PATIENCE_S = 200
 
 
 @dataclass(frozen=True, slots=True)
+class Climate:
+    """What comes how often: `weights` of a request, a flow of an operator, a fault, a kill, a close; of `flows` and
+    `faults` only those that are named. `attached`: how many disks have a target at first; `agents`: an agent."""
+
+    weights: tuple[float, ...] = (80, 12, 6, 0.5, 0.5)
+    flows: frozenset[str] = frozenset(operators.FLOWS)
+    faults: frozenset[str] = frozenset(faults.FAULTS)
+    attached: float = 0.85
+    agents: float = 0.4
+
+    def draw(self, table: Mapping[str, tuple[int, object]], names: frozenset[str], random: Random) -> str:
+        chosen = [name for name in table if name in names]
+        return random.choices(chosen, [table[name][0] for name in chosen])[0]
+
+
+TEMPERATE = Climate()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     seed: int
     steps: int
     disks: int | None = None
     keep: int = LAST
+    climate: Climate = TEMPERATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +217,8 @@ class Story:
                 flavour,
                 paths,
                 Model(bytes(content)),
-                has_agent=random.random() < 0.4,
-                starts_attached=random.random() < 0.85,
+                has_agent=random.random() < self.plan.climate.agents,
+                starts_attached=random.random() < self.plan.climate.attached,
             )
             disk.frozen = {path: world.platter.seen(path) for path in paths[:-1]}
             world.disks[name] = disk
@@ -208,7 +228,7 @@ class Story:
     async def _step(self) -> None:
         random, world = self.random, self.world
         disk = random.choice(tuple(world.disks.values()))
-        what = random.choices(("request", "flow", "fault", "kill", "close"), (80, 12, 6, 0.5, 0.5))[0]
+        what = random.choices(("request", "flow", "fault", "kill", "close"), self.plan.climate.weights)[0]
         match what:
             case "request":
                 request = users.draw(random, disk, CLUSTER_BYTES)
@@ -217,7 +237,7 @@ class Story:
             case "flow":
                 self._flow(disk)
             case "fault":
-                name = random.choices(tuple(faults.FAULTS), [weight for weight, _ in faults.FAULTS.values()])[0]
+                name = self.plan.climate.draw(faults.FAULTS, self.plan.climate.faults, random)
                 told = faults.FAULTS[name][1](world, disk, random)
                 if told:
                     self.trace.note(f"fault {name}", told)
@@ -232,7 +252,7 @@ class Story:
         invariants.check(world)
 
     def _flow(self, disk: Disk) -> None:
-        name = self.random.choices(tuple(operators.FLOWS), [weight for weight, _ in operators.FLOWS.values()])[0]
+        name = self.plan.climate.draw(operators.FLOWS, self.plan.climate.flows, self.random)
         random = Random(self.random.getrandbits(64))
         if name not in operators.LONG or not disk.is_operated:
             self.world.daemon.start_soon(self._operate, name, disk, random)

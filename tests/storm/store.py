@@ -248,14 +248,17 @@ class StormFile:
         await self._change("punch hole", Change(offset, bytes(length)), offset, length)
 
     async def sync(self) -> None:
-        await self._do("fsync", lambda: self._stores.platter.sync(self.path))
+        """What comes while it is under way may or may not be durable with it."""
+        platter, path = self._stores.platter, self.path
+        before, takes_later = platter.images[path].changes, self._stores.random.random() < 0.5
+        await self._do("fsync", lambda: platter.sync(path, platter.images[path].changes if takes_later else before))
 
     async def size(self) -> int:
         return await self._do("stat", lambda: self._stores.platter.size(self.path))
 
-    async def lock(self) -> None:
+    async def lock(self, *, as_writer: bool | None = None) -> None:
         await self._do("lock", lambda: None)
-        await self._inner.lock()
+        await self._inner.lock(as_writer=as_writer)
 
     async def unlock(self) -> None:
         await self._do("unlock", lambda: None)

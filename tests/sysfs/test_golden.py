@@ -14,7 +14,7 @@ import pytest
 
 from ploopfs.device.flavour import BLOCK, FLAVOURS, VZ7, VZ9, Flavour
 from ploopfs.errors import PloopError
-from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node, Stream
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node, Report, Stream
 from ploopfs.sysfs.openfile import opening
 from tests.sysfs.fakes import FakeDelta, FakeRegistry, tree_of, walk
 
@@ -31,7 +31,6 @@ VOLATILE = [
     ("/image_info", r"(?<=sdev:)\d+:\d+", "<major>:<minor>"),
     ("/version", r"\d+\.\d+\.\d+", "<version>"),
     ("/pid", r"\d+", "<pid>"),
-    ("/metrics", r"(?s).+(?=\n)", "<metrics>"),
     # In a tree that stands alone there is nothing around ours; in a mounted one there are the disks of the machine.
     ("proc/diskstats", rf"( {DISK})( \d+){{17}}", r"\1 <17 columns>"),
     ("proc/ploopfs/diskstats", rf"(?s).* {DISK}( \d+){{17}}", "<the system's lines, and ours>"),
@@ -81,6 +80,8 @@ def listed(path: str, node: Node) -> str:
             return f"{node.mode:04o} {path} (disk of {node.device.size_bytes} bytes)"
         case Stream():
             return f"{node.mode:04o} {path} (stream)"
+        case Report():
+            return f"{node.mode:04o} {path} (report)"
         case Attribute():
             return f"{node.mode:04o} {path} {value(path, node)}"
 

@@ -12,10 +12,11 @@ from ploopfs.device.recovery import Patience, Recovery, Reopen
 from ploopfs.device.stats import Op
 from ploopfs.device.waiting import OnStandby
 from ploopfs.sysfs.metrics import METRICS, exposition
-from ploopfs.sysfs.nodes import Directory
+from ploopfs.sysfs.nodes import Directory, Report
+from ploopfs.sysfs.report import OpenReport
 from tests.device.outage import passes
 from tests.device.rig import CLUSTER, REQUESTS, TOP, Asked, Rig, errno_of, rig_of, three_deltas
-from tests.sysfs.fakes import FakeRegistry, opened, tree_of
+from tests.sysfs.fakes import FakeRegistry, node_at, tree_of
 
 Labels = Mapping[str, str]
 
@@ -38,12 +39,14 @@ class Scrape:
         return [dict(labels) for of, labels in self.values if of == f"ploopfs_{name}"]
 
 
-def read(root: Directory) -> str:
-    return opened(root, "sys/fs/ploopfs/metrics").read(0, 1 << 20).decode()
+async def read(root: Directory) -> str:
+    report = node_at(root, "sys/fs/ploopfs/metrics")
+    assert isinstance(report, Report)
+    return (await OpenReport(report).read(0, 1 << 20)).decode()
 
 
 def scrape(rig: Rig) -> Scrape:
-    return Scrape(f"{exposition(rig.registry)}\n")
+    return Scrape("".join(exposition(rig.registry)))
 
 
 @pytest.fixture
@@ -156,12 +159,12 @@ async def test_devices_come_and_go_and_the_text_is_longer_than_a_page(registry: 
     root = tree_of(registry)
     for number in range(20):
         registry.add(name=f"ploop{number}")
-    text = read(root)
+    text = await read(root)
     assert len(text) > 65536
     assert (text.endswith("\n"), text.endswith("\n\n")) == (True, False)
     assert len(Scrape(text).labels_of("standby")) == 20
     assert Scrape(text).values["ploopfs_standby_check", frozenset()] == 1
     del registry.devices["ploop7"]
-    left = Scrape(read(root)).labels_of("standby")
+    left = Scrape(await read(root)).labels_of("standby")
     assert "ploop7" not in [labels["device"] for labels in left]
     assert len(left) == 19

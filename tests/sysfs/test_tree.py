@@ -5,7 +5,7 @@ import posixpath
 import pytest
 
 from ploopfs.errors import NoSuchDevice, PloopError
-from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Stream
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Report, Stream
 from ploopfs.sysfs.openfile import CHANGED, READY, opening
 from tests.sysfs.fakes import DEVICE, FakeDevice, FakeRegistry, node_at, opened, text_of, walk
 
@@ -47,6 +47,7 @@ def test_modes_are_those_of_sysfs_and_in_debugfs_the_owners_alone(root: Director
         Disk: {0o660},
         Attribute: {0o444, 0o644, 0o200, 0o600, 0o400},
         Stream: {0o444},
+        Report: {0o444},
     }
 
 

@@ -1,0 +1,199 @@
+"""A disk on a store that lies, served by a daemon that comes and goes, and the ways in which it is recovered.
+
+Knows nothing of who uses the disk. Invariant: whatever was done to it, at each clean end the image is sound, the lower
+deltas are what they were, and QEMU reads in the closed stack what the users have noted.
+"""
+
+import os
+import select
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from ploopfs.engine.create import snapshot_disk
+from tests.mounted.daemon import HANG_S, HOLD_MS, Daemon, errno_of, opened, serving, until
+from tests.mounted.disks import MIB, Disk, assert_closed, by_qemu, make_disk, sums
+from tests.mounted.flavours import KINDS, Kind, Recover, Served, replaced
+from tests.torture.lying import Lying, lying
+
+DESCRIPTOR = "DiskDescriptor.xml"
+ASK_AGAIN_MS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a torture is done to."""
+
+    kind: Kind
+    policy: str
+    depth: int
+    window_bytes: int
+    size_bytes: int = 16 * MIB
+
+    def __str__(self) -> str:
+        window = f"a window of {self.window_bytes} bytes"
+        return f"{self.kind.flavour}, {self.policy}, {self.depth} deltas, {window}"
+
+    @classmethod
+    def of(cls, random: Random) -> "Setting":
+        policy, depth = random.choice(("fail", "hold")), random.randrange(1, 4)
+        return cls(random.choice(KINDS), policy, depth, window_bytes=random.choice((1, 64 << 10, MIB)))
+
+
+class Scene:
+    """`disk` names the files behind the store's back. Made by `scene`."""
+
+    def __init__(self, place: Path, store: Lying, disk: Disk, setting: Setting) -> None:
+        self.place, self.store, self.disk, self.setting = place, store, disk, setting
+        self.copies = 0
+        self._daemon: Daemon | None = None
+        self._running = ExitStack()
+
+    @property
+    def daemon(self) -> Daemon:
+        assert self._daemon is not None
+        return self._daemon
+
+    @property
+    def served(self) -> Served:
+        return self.setting.kind.of(self.daemon)
+
+    @property
+    def top(self) -> Path:
+        """As the daemon has been told it."""
+        return self.store.path / self.disk.top.relative_to(self.store.bricks)
+
+    @property
+    def _home(self) -> Path:
+        """Where the descriptor has the top."""
+        return self.top.with_name(self.top.name.rpartition("-of-")[2])
+
+    def _brick(self, path: Path) -> Path:
+        return self.store.bricks / path.relative_to(self.store.path)
+
+    # The daemon.
+
+    def serve(self) -> None:
+        assert self._daemon is None
+        configured = self.setting.kind.configured(
+            self.top.parent, on_standby=self.setting.policy, hold_timeout_ms=HOLD_MS
+        )
+        self._daemon = self._running.enter_context(serving(self.place, configured))
+
+    def end(self, *, compare: bool) -> None:
+        """Ask the daemon to; `compare` where what the users have noted is all that was written."""
+        self.daemon.process.terminate()
+        self.ended(compare=compare)
+
+    def ended(self, *, compare: bool) -> None:
+        """Somebody has asked it to."""
+        assert self.daemon.wait() == 0, self.daemon.log
+        self._gone()
+        assert_closed(self.disk.top)
+        assert sums(self.disk.deltas[:-1]) == self.disk.lower_sums
+        if compare:
+            self._assert_content(by_qemu(self.disk.deltas, self.place / "raw"))
+
+    def kill(self) -> None:
+        self.daemon.process.kill()
+        self.killed()
+
+    def killed(self) -> None:
+        """What it had acknowledged, the store has. Its image is put right as after a crash."""
+        assert self.daemon.wait() == -signal.SIGKILL
+        self._gone()
+        with opened(self.top) as fd:
+            os.pwrite(fd, bytes(4), 44)
+            os.fsync(fd)
+
+    def snapshot(self) -> None:
+        """While nobody serves it."""
+        _, path = snapshot_disk(str(self.disk.directory / DESCRIPTOR))
+        self.disk.deltas.append(Path(path))
+        self.disk.lower_sums = sums(self.disk.deltas[:-1])
+
+    def assert_disk(self) -> None:
+        """While nobody writes."""
+        with opened(self.served.disk, os.O_RDONLY) as fd:
+            self._assert_content(b"".join(iter(lambda: os.read(fd, MIB), b"")))
+
+    def adopt(self) -> None:
+        """Whoever used the disk has compared it himself: its closed image has to hold that."""
+        self.disk.content[:] = self.served.disk.read_bytes()
+
+    def _assert_content(self, found: bytes) -> None:
+        """The difference of two disks is no message."""
+        expected = self.disk.content
+        assert len(found) == len(expected)
+        for start in range(0, len(expected), MIB):
+            piece = slice(start, start + MIB)
+            if found[piece] != expected[piece]:
+                first = next(at for at in range(start, len(found)) if found[at] != expected[at])
+                raise AssertionError(f"the disk differs from byte {first} on")
+
+    def close(self) -> None:
+        """Whatever became of it."""
+        self._running.close()
+
+    def _gone(self) -> None:
+        log = self.daemon.log
+        assert "Traceback" not in log, log
+        self._daemon = None
+        self._running.close()
+        if self.top != self._home:
+            self.top.rename(self._home)
+            self.disk.deltas[-1] = self._brick(self._home)
+
+    # Standby.
+
+    def wait_standby(self, over: Callable[[], bool] = lambda: False) -> None:
+        """Or until there is nobody left who could meet the fault."""
+        with opened(self.served.attribute("queue/standby"), os.O_RDONLY) as fd:
+            poller, deadline = select.poll(), time.monotonic() + HANG_S
+            poller.register(fd, select.POLLPRI)
+            while os.pread(fd, 100, 0) != b"on\n" and not over():
+                assert time.monotonic() < deadline, "no standby"
+                poller.poll(ASK_AGAIN_MS)
+
+    def wait_in_flight(self) -> None:
+        until(lambda: self.served.value("inflight").split() != ["0", "0"], "a request in flight")
+
+    def is_in_standby(self) -> bool:
+        return self.served.value("queue/standby") == "on"
+
+    def try_to_recover(self, random: Random) -> str:
+        """While the store may still be gone: the errno."""
+        return errno_of(random.choice(self.setting.kind.recoveries), self.served, self.top)
+
+    def recover(self, random: Random) -> None:
+        """With the store back, at the first attempt, by the image itself or by a copy of what the bricks have."""
+        recover: Recover = random.choice((*self.setting.kind.recoveries, self._replaced_by_a_copy))
+        recover(self.served, self.top)
+        assert self.served.value("queue/standby") == "off"
+
+    def _replaced_by_a_copy(self, served: Served, _top: Path) -> None:
+        old, self.copies = self.top, self.copies + 1
+        copy = self._home.with_name(f"copy-{self.copies}-of-{self._home.name}")
+        shutil.copyfile(self._brick(old), self._brick(copy))
+        replaced(served, copy)
+        self.disk.deltas[-1] = self._brick(copy)
+        old.unlink()
+
+
+@contextmanager
+def scene(place: Path, setting: Setting) -> Iterator[Scene]:
+    """Served, and at the end as the module says."""
+    with lying(place, setting.window_bytes) as store:
+        disk = make_disk(store.bricks / "disk", depth=setting.depth, size_bytes=setting.size_bytes)
+        running = Scene(place, store, disk, setting)
+        try:
+            running.serve()
+            yield running
+            running.end(compare=True)
+        finally:
+            running.close()
