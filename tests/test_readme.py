@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+from ploopfs.bounds import all_bounds
 from ploopfs.cli.exits import MEANING
 from ploopfs.config.schema import FLAVOURS
 from ploopfs.sysfs.agent import AGENT
@@ -61,3 +62,17 @@ def test_every_link_within_the_readme_leads_to_a_heading() -> None:
     heads = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
     assert [target for target in re.findall(r"\]\(#([^)]*)\)", README) if target not in anchors] == []
+
+
+def test_every_bound_is_in_the_table_of_limits_as_it_is() -> None:
+    limits = README.split("\n## Limits\n")[1].split("\n## ")[0]
+    expected = [
+        [bound.of, f"{bound:d}", f"`{bound.setting}`, up to {bound.highest}" if bound.setting else "", bound.reached]
+        for bound in all_bounds().values()
+    ]
+    assert rows(limits) == expected
+
+
+def test_every_tool_is_mentioned() -> None:
+    tools = {path.name for path in (ROOT / "tools").iterdir() if not path.suffix and path.is_file()}
+    assert [tool for tool in sorted(tools) if f"tools/{tool}" not in README] == []

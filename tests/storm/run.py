@@ -89,7 +89,7 @@ def simulate(plan: Plan) -> Outcome:
             if not isinstance(error, Exception):
                 raise
             violation = _told(error)
-    if not violation and threading.active_count() != threads:
+    if not violation and threading.active_count() > threads:
         violation = f"{threading.active_count() - threads} threads more than before"
     return Outcome(
         plan, violation, story.step, trace.digest, story.simulated_s, trace.counts + story.tally, tuple(trace.lines)
