@@ -10,11 +10,16 @@ import errno
 import glob
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import NoReturn
 
 import pytest
+
+NO_SYS_ADMIN = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--")
+"""Root who may not mount: as in a container, and as every other user but that he may read what root may."""
 
 CAP_SYS_ADMIN = 21
 """The bit of mount(2) and of LOOP_SET_FD's callers, capabilities(7)."""
@@ -34,6 +39,7 @@ def need(
     fuse: bool = False,
     loop: bool = False,
     root: bool = False,
+    user_namespaces: bool = False,
     file_systems: tuple[str, ...] = (),
 ) -> None:
     """Returns if the machine has every part asked for; names all that it lacks otherwise. `files` are patterns;
@@ -44,6 +50,8 @@ def need(
         lacks.append("root")
     if fuse:
         lacks.extend(_lacks_of_fuse())
+    if user_namespaces:
+        lacks.extend(_lacks_of_user_namespaces())
     if loop:
         lacks.extend(_lacks_of_loop())
     lacks.extend(f"{name} in its kernel" for name in file_systems if not _knows(name))
@@ -56,6 +64,14 @@ def _lacks_of_fuse() -> Iterator[str]:
         yield "/dev/fuse"
     if not _may_mount() and shutil.which("fusermount3") is None:
         yield "the right to mount (CAP_SYS_ADMIN or fusermount3)"
+
+
+def _lacks_of_user_namespaces() -> Iterator[str]:
+    """For who may not mount: root alone may be allowed some."""
+    if shutil.which("setpriv") is None or shutil.which("unshare") is None:
+        yield "the programs setpriv and unshare"
+    elif subprocess.run([*NO_SYS_ADMIN, "unshare", "--user", "--mount", "true"], stderr=PIPE, check=False).returncode:
+        yield "the right of every user to a user name space"
 
 
 def _lacks_of_loop() -> Iterator[str]:

@@ -84,6 +84,38 @@ def test_a_table_is_aligned_as_it_is_seen(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (80, ["dm-0  ENOTCONN on read of /a-rather/long/path/to/an.hds"]),
+        (55, ["dm-0  ENOTCONN on read of /a-rather/long/path/to/an.hds"]),
+        (54, ["dm-0  ENOTCONN on read of", "      /a-rather/long/path/to/an.hds"]),
+        (26, ["dm-0  ENOTCONN on read of", "      /a-rather/long/path/to/an.hds"]),
+        (25, ["dm-0  ENOTCONN on read of /a-rather/long/path/to/an.hds"]),
+    ],
+)
+def test_the_last_column_goes_on_below_itself_where_the_terminal_ends_and_a_path_stays_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int, lines: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    print_table(("D", "WHY"), [("dm-0", "ENOTCONN on read of /a-rather/long/path/to/an.hds")])
+    assert capsys.readouterr().out.splitlines()[1:] == lines
+
+
+def test_for_a_pipe_nothing_is_folded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table(("D", "WHY"), [("dm-0", "long " * 20 + "end")])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.usefixtures("terminal")
+def test_what_is_folded_shows_what_cannot_be_seen_and_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    assert text.folded("the name is /a\nb and it is long", 2) == "the name is /a\\nb and it is\n  long"
+
+
 @pytest.mark.parametrize(
     ("seconds", "told"),
     [

@@ -1,5 +1,6 @@
 """The parts of a rehearsal without a mount: the ledger, the load's view of a disk, reports, and how steps are told."""
 
+import argparse
 import errno
 import io
 import json
@@ -12,15 +13,42 @@ from random import Random
 
 import pytest
 
+from ploopfs.cli.rehearse import verb
 from ploopfs.cli.rehearse.ledger import BLOCK_BYTES, LANES, SPAN_BYTES, Ledger
 from ploopfs.cli.rehearse.load import SINGLE_LANE, DiskUser, Load, bounded
 from ploopfs.cli.rehearse.report import Outcome, Result, Teller, as_json, junit, summary
 from ploopfs.cli.rehearse.telling import described
 from ploopfs.config.scenario import Command, ExpectEvent, Inject, Request, Store
+from ploopfs.config.scenario_file import load_scenario
 from ploopfs.errors import BadValue, Unmet
 from tests.mounted.daemon import until
 
+SHIPPED = sorted((Path(__file__).parent.parent / "config/scenarios").glob("*.yaml"))
 OLD, NEW, OTHER = b"o" * BLOCK_BYTES, b"n" * BLOCK_BYTES, b"x" * BLOCK_BYTES
+
+
+
+
+def rehearse(file: Path) -> int:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return verb.run(parser.parse_args([str(file)]))
+
+
+def test_an_event_that_no_daemon_tells_is_refused_before_anything_is_played(tmp_path: Path) -> None:
+    file = tmp_path / "scenario.yaml"
+    file.write_text("{name: wrong, about: wrong, steps: [\n{expect: {standby: off}},\n{expect: {event: stanby_on}}]}\n")
+    with pytest.raises(BadValue) as refused:
+        rehearse(file)
+    assert str(refused.value).startswith(f"{file}:3: expect.event is 'stanby_on', expected an event: standby_on")
+    file.write_text("{name: wrong, about: wrong, steps: [{expect: {event: xyz}}]}\n")
+    with pytest.raises(BadValue, match=r"expected an event: .*agent_attempt.*, replace_end, .*standby_on"):
+        rehearse(file)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_event_of_a_shipped_scenario_is_one(path: Path) -> None:
+    verb._check_events(str(path), load_scenario(str(path)))
 
 
 # --- the ledger ---------------------------------------------------------------------------------------------------

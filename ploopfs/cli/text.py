@@ -6,7 +6,9 @@ character that does anything there but be seen, whatever the name of a file or t
 
 import os
 import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -57,18 +59,36 @@ def _seen(line: str) -> str:
     return "".join(part if _OURS.fullmatch(part) else printable(part) for part in _OURS.split(line))
 
 
+LEAST_COLUMNS = 20
+"""What is to be folded into less is left to the terminal."""
+
+
+def folded(text: str, indent: int) -> str:
+    """For a terminal: what begins in column `indent` and is longer than the line goes on below itself. A word is never
+    cut, so that a path can be copied."""
+    if not sys.stdout.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns - indent
+    shown = printable(text)
+    if len(shown) <= columns or columns < LEAST_COLUMNS:
+        return text
+    lines = textwrap.wrap(shown, columns, break_long_words=False, break_on_hyphens=False)
+    return f"\n{' ' * indent}".join(lines)
+
+
 def plain(_cell: str) -> None:
     """The style of a column without colours."""
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], styles: dict[str, Style] | None = None) -> None:
-    """`styles` names columns by their heads. The last column is not padded."""
+    """`styles` names columns by their heads. The last column is not padded, and folded where the terminal ends."""
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     widths[-1] = 0
+    last_begins = sum(widths) + 2 * (len(widths) - 1)
     columns = [(styles or {}).get(head, plain) for head in heads]
     say("  ".join(painted(head.ljust(width), Colour.BOLD) for head, width in zip(heads, widths, strict=True)))
     for row in rows:
-        cells = zip(row, widths, columns, strict=True)
+        cells = zip((*row[:-1], folded(row[-1], last_begins)), widths, columns, strict=True)
         say("  ".join(painted(cell.ljust(width), style(cell)) for cell, width, style in cells).rstrip())
 
 

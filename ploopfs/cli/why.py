@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 from ploopfs.cli.events import as_text, recent
 from ploopfs.cli.exits import Exit
-from ploopfs.cli.text import Colour, duration, painted, say, size
+from ploopfs.cli.text import Colour, duration, folded, painted, say, size
 from ploopfs.cli.tree import DeviceStatus, Tree, live_mounts
 from ploopfs.errors import BadTree
 
@@ -77,14 +77,14 @@ def why(arguments: argparse.Namespace) -> int:
     say(_headline(one))
     say()
     for label, text in _facts(tree, one):
-        say(f"  {label:<{LABEL_COLUMNS}}{text}")
+        say(f"  {label:<{LABEL_COLUMNS}}{folded(text, 2 + LABEL_COLUMNS)}")
     if events:
         say(f"\nlast events ({painted(f'ploopfs watch {one.device}', Colour.BOLD)} shows more)")
         for record in events:
             say(f"  {as_text(record)}")
     say("\nwhat to type next" if todo else "\nnothing to do")
     for step in todo:
-        say(f"  {painted(step.command, Colour.BOLD)}\n      {step.purpose}")
+        say(f"  {painted(step.command, Colour.BOLD)}\n      {folded(step.purpose, 6)}")
     return Exit.OK
 
 

@@ -171,6 +171,7 @@ class Killer:
     def __init__(self, forker: subprocess.Popen[bytes], random: Random) -> None:
         self._forker, self._random = forker, random
         self._rest = b""
+        self._victim = 0
 
     def kill(self, disk: Disk, model: Model) -> None:
         assert self._forker.stdin is not None
@@ -180,19 +181,26 @@ class Killer:
         lines = self._lines()
         word, victim = next(lines).split()
         assert word == "lives"
+        self._victim = int(victim)
         for _ in range(self._random.randrange(MOST_LINES)):
             line = next(lines)
             assert not line.startswith("died"), f"of its own accord: {line}"
             model.hears(line, seed)
         # Each step of what it is doing now is as likely as another to be the last.
         select.select([], [], [], self._random.choice((0, self._random.uniform(0, LONGEST_PAUSE_S))))
-        os.kill(int(victim), signal.SIGKILL)
+        os.kill(self._victim, signal.SIGKILL)
         for line in lines:
             if line.startswith("died"):
+                self._victim = 0
                 assert int(line.split()[1]) == signal.SIGKILL, line
                 model.kills += 1
                 return
             model.hears(line, seed)
+
+    def let_nobody_live(self) -> None:
+        """Where a kill was interrupted: whoever forks victims waits for this one, and does not end before."""
+        if self._victim:
+            os.kill(self._victim, signal.SIGKILL)
 
     def _lines(self) -> Iterator[str]:
         while True:
@@ -221,9 +229,11 @@ def killer(random: Random) -> Iterator[Killer]:
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    one = Killer(process, random)
     try:
-        yield Killer(process, random)
+        yield one
     finally:
+        one.let_nobody_live()
         process.stdin.close()
         process.wait(HANG_S)
         process.stdout.close()

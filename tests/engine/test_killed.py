@@ -35,3 +35,13 @@ def test_the_comparison_sees_an_acknowledged_write_that_is_missing() -> None:
         model.compare(bytes(100) + bytes(50) + found[150:])
     model.compare(found)
     assert not model.under_way
+
+
+def test_who_is_interrupted_while_a_victim_lives_leaves_none(tmp_path: Path) -> None:
+    class Interrupted(Model):
+        def hears(self, line: str, seed: int) -> None:  # noqa: ARG002 -- as Model has it
+            raise KeyboardInterrupt
+
+    disk = Disk(tmp_path / "disk")
+    with pytest.raises(KeyboardInterrupt), killer(Random(1)) as one:
+        one.kill(disk, Interrupted())

@@ -19,13 +19,12 @@ from tests.mounted.daemon import HANG_S, PLOOPFS, ROOT, Daemon, device, errno_of
 from tests.mounted.disks import Disk, make_disk
 from tests.mounted.storage import Bindfs
 from tests.mounted.test_access import NOBODY
-from tests.realparts import need
+from tests.realparts import NO_SYS_ADMIN, need
 
 pytestmark = pytest.mark.real
 
 SYSTEM = ("/", "/sys", "/dev", "/proc")
-NO_SYS_ADMIN = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--")
-"""Root who may not mount: as in a container, and as every other user but that he may read what root may."""
+BOTH = pytest.mark.parametrize("by", [(), NO_SYS_ADMIN], ids=["who may mount", "who may not"])
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +97,13 @@ def test_the_directory_of_the_tree_itself_is_there(daemon: Daemon) -> None:
     assert script(daemon, "cat /sys/fs/ploopfs/pid") == f"{daemon.process.pid}\n"
 
 
-def test_what_else_is_in_the_directories_stays(daemon: Daemon) -> None:
+@BOTH
+def test_what_else_is_in_the_directories_stays(daemon: Daemon, by: tuple[str, ...]) -> None:
+    need(user_namespaces=bool(by))
     places = ("/sys", "/sys/fs", "/sys/fs/cgroup", "/sys/kernel", "/sys/kernel/mm", "/sys/module", "/dev")
-    for by in ((), NO_SYS_ADMIN):
-        shown = script(daemon, f"for place in {' '.join(places)}; do ls -A $place; echo //; done", by).split("//\n")
-        for place, names in zip(places, shown[:-1], strict=True):
-            assert set(lasting(os.listdir(place))) <= set(names.splitlines()), place
+    shown = script(daemon, f"for place in {' '.join(places)}; do ls -A $place; echo //; done", by).split("//\n")
+    for place, names in zip(places, shown[:-1], strict=True):
+        assert set(lasting(os.listdir(place))) <= set(names.splitlines()), place
 
 
 def test_a_command_stays_in_its_directory_and_keeps_its_environment(daemon: Daemon) -> None:
@@ -261,7 +261,7 @@ def test_the_verb_loads_nothing_that_starts_threads() -> None:
 
 
 def test_who_may_not_mount_gets_a_user_name_space(daemon: Daemon) -> None:
-    need(commands=("setpriv",))
+    need(user_namespaces=True)
     looking = "id -u; cat /sys/block/ploop0/queue/standby; ls /dev/ploop*; cat /proc/diskstats"
     shown = script(daemon, looking, NO_SYS_ADMIN)
     assert shown.startswith("0\noff\n/dev/ploop0\n/dev/ploop11\n")
@@ -271,16 +271,16 @@ def test_who_may_not_mount_gets_a_user_name_space(daemon: Daemon) -> None:
     daemon.store("queue/rotational", "0")
 
 
-def test_nodes_and_terminals_work_in_both_kinds_of_dev(daemon: Daemon) -> None:
-    need(commands=("setpriv", "python3"))
+@BOTH
+def test_nodes_and_terminals_work_in_both_kinds_of_dev(daemon: Daemon, by: tuple[str, ...]) -> None:
+    need(commands=("python3",), user_namespaces=bool(by))
     check = "import os; print(os.path.exists(os.ttyname(os.openpty()[1]))); open('/dev/null', 'w').write('x')"
-    for by in ((), NO_SYS_ADMIN):
-        shown = script(daemon, f'python3 -c "{check}"; head -c 3 /dev/zero | wc -c; test -d /dev/shm; ls /dev/fd/0', by)
-        assert shown.split() == ["True", "3", "/dev/fd/0"]
+    shown = script(daemon, f'python3 -c "{check}"; head -c 3 /dev/zero | wc -c; test -d /dev/shm; ls /dev/fd/0', by)
+    assert shown.split() == ["True", "3", "/dev/fd/0"]
 
 
 def test_where_name_spaces_are_forbidden_the_error_names_the_switch(daemon: Daemon) -> None:
-    need(commands=("unshare", "setpriv"))
+    need(user_namespaces=True)
     forbidding = ("unshare", "--user", "--map-root-user", "sh", "-c")
     forbid = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     done = run(daemon, "true", by=(*forbidding, forbid, "sh", *NO_SYS_ADMIN))
@@ -292,7 +292,7 @@ def test_where_name_spaces_are_forbidden_the_error_names_the_switch(daemon: Daem
 
 def test_another_user_needs_allow_other_and_then_sees_what_the_modes_allow() -> None:
     """The interpreter of the tests may lie where only root may go; this verb runs on any, and needs nothing else."""
-    need(commands=("setpriv",), root=True, fuse=True)
+    need(user_namespaces=True, root=True, fuse=True)
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)

@@ -41,8 +41,12 @@ class Target:
 def target(disk: Path, place: Path) -> Iterator[Target]:
     """Inside, the disk is logical unit 1 of a target on the loopback interface."""
     # The name of a socket is at most 107 bytes long, which a directory of pytest exceeds.
-    with TemporaryDirectory() as short, open(place / "tgtd.log", "w", encoding="utf-8") as log:
-        portal = f"127.0.0.1:{_free_port()}"
+    with (
+        TemporaryDirectory() as short,
+        open(place / "tgtd.log", "w", encoding="utf-8") as log,
+        _own_port() as port,
+    ):
+        portal = f"127.0.0.1:{port}"
         running = Target(f"iscsi://{portal}/{NAME}/1", f"{short}/tgtd", place / "tgtd.log")
         process = subprocess.Popen(
             ["tgtd", "-f", "--iscsi", f"portal={portal}", "-C", "0"],
@@ -65,8 +69,12 @@ def target(disk: Path, place: Path) -> Iterator[Target]:
             process.wait(HANG_S)
 
 
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
+@contextmanager
+def _own_port() -> Iterator[int]:
+    """Inside, nobody else is given this port: it is bound here, and tgtd may bind it too, as both say SO_REUSEADDR and
+    only one listens."""
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
+        yield port

@@ -5,14 +5,17 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
+import ploopfs.cli.serve  # noqa: F401 -- with it come all who declare events
 from ploopfs.cli.exits import Exit
 from ploopfs.cli.rehearse.play import Player
 from ploopfs.cli.rehearse.report import Teller, as_json, junit, summary
 from ploopfs.cli.rehearse.stage import existing_stage, own_stage
-from ploopfs.config.scenario import AnyStep, Load, Request, Scenario
+from ploopfs.config.scenario import AnyStep, ExpectEvent, Load, Request, Scenario
 from ploopfs.config.scenario_file import load_scenario
+from ploopfs.device.events import EVENTS
 from ploopfs.errors import BadValue
 
 
@@ -31,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     scenario = load_scenario(arguments.file)
+    _check_events(arguments.file, scenario)
     # Whoever ends it (timeout(1), a build service) is to find nothing left behind either.
     signal.signal(signal.SIGTERM, _interrupt)
     if arguments.mount is None:
@@ -73,6 +77,14 @@ def _reported(junit_path: str | None) -> Iterator[None]:
 
 def _interrupt(number: int, _frame: object) -> None:
     raise KeyboardInterrupt(number)
+
+
+def _check_events(file: str, scenario: Scenario) -> None:
+    """A name that no daemon tells would be waited for in vain, after everything before it was played."""
+    for step in scenario.steps:
+        if isinstance(step, ExpectEvent) and step.event not in EVENTS:
+            near = get_close_matches(step.event, EVENTS, n=3) or sorted(EVENTS)
+            raise BadValue(f"{file}:{step.line}: expect.event is {step.event!r}, expected an event: {', '.join(near)}")
 
 
 def _check_harmless(scenario: Scenario, arguments: argparse.Namespace) -> None:
