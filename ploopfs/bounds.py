@@ -126,6 +126,9 @@ MAX_TABLE_BYTES = Bound(64 << 10, "bytes of a device-mapper table or message", "
 MAX_OPEN_FILES = Bound(
     65536, "open files and directories of a tree, pollers and readers of events among them", "ENFILE"
 )
+MAX_OTHERS_FILES = Bound(
+    32768, "open files and directories of a tree with which users besides root and its owner may open no more", "ENFILE"
+)
 MAX_STORES = Bound(128, "writes to control files that are under way in a tree", "EBUSY")
 STATUS_TASKS = Bound(
     256,

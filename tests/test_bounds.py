@@ -166,6 +166,9 @@ REACHED = {
         "fuse/test_bounds.py::"
         "test_more_files_and_directories_than_the_bound_are_not_opened_until_some_are_closed"
     ),
+    "MAX_OTHERS_FILES": (
+        "fuse/test_bounds.py::test_other_users_leave_half_of_the_files_to_the_owner_whatever_they_open"
+    ),
     "MAX_STORES": (
         "fuse/test_bounds.py::"
         "test_more_stores_than_the_bound_are_busy_and_neither_reads_nor_disks_are_kept_from_anything"

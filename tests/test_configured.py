@@ -307,6 +307,15 @@ async def test_keys_that_can_change_do_and_the_device_is_the_same(daemon: Daemon
     assert (there.agent.policy, there.queue.standby.state) == (Manual(), State.NOT_SUPPORTED)
 
 
+@pytest.mark.expects_warnings
+async def test_what_changes_of_a_device_that_an_operator_removed_is_told_and_the_rest_is_done(daemon: Daemon) -> None:
+    await daemon.start(PLOOP0, PLOOP1)
+    await daemon.registry.remove("ploop0")
+    facts = await daemon.reload(PLOOP0 | {"on_standby": "hold"}, PLOOP1 | {"on_standby": "hold"}, PLOOP2)
+    gone = "ploop0.on_standby: it was removed by somebody else"
+    assert facts == {"changed": "ploop1.on_standby", "added": "ploop2", "failed": gone}
+
+
 async def test_what_an_operator_has_set_stays_unless_the_file_says_something_new(daemon: Daemon) -> None:
     await daemon.start(PLOOP0)
     daemon["ploop0"].queue.set_on_standby(OnStandby.HOLD)

@@ -22,11 +22,12 @@ from ploopfs.device.registry import Registry
 from ploopfs.device.waiting import OnStandby
 from ploopfs.engine.confined import AllowedDirs
 from ploopfs.engine.file import Files, OsFiles
-from ploopfs.errors import ConfigError, PloopError, StorageTimeout
+from ploopfs.errors import ConfigError, NoSuchDevice, PloopError, StorageTimeout
 from ploopfs.scst.module import Scst
 
 log = logging.getLogger(__name__)
 
+BEGIN = declare("config_reload_begin", "the configuration is about to be read again; how it ended follows")
 RELOADED = declare(
     "config_reloaded",
     "the configuration was read again; what was `added`, `removed` and `changed`; what was `kept` though the file has "
@@ -92,6 +93,7 @@ class Configured:
 
     async def reload(self) -> None:
         """Read the file again, and do what can be done of it."""
+        self._registry.events.emit("", BEGIN)
         try:
             new, allowed = await self._read()
         except PloopError as error:
@@ -198,7 +200,9 @@ class Configured:
 
     async def _change(self, change: Change, outcome: _Outcome) -> None:
         wanted = change.wanted
-        device = self._registry.devices[wanted.name]
+        device = self._registry.devices.get(wanted.name)
+        if device is None:
+            raise NoSuchDevice("it was removed by somebody else")
         match change.key:
             case "on_standby":
                 device.queue.set_on_standby(OnStandby(wanted.on_standby))

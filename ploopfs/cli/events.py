@@ -142,9 +142,11 @@ def wait_event(
     names: Collection[str],
     timeout_s: float | None,
     *,
+    after: str | None = None,
     listening: Callable[[], None] = lambda: None,
 ) -> Record | None:
-    """The first such event from now on; None if the time ran out. `listening` is called when none can be missed."""
+    """The first such event from now on, or from the first event `after` on; None if the time ran out. `listening` is
+    called when none can be missed."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with opened_events(tree) as events:
         deque(events.read(), maxlen=0)
@@ -154,8 +156,10 @@ def wait_event(
             if not events.wait(left_s):
                 return None
             for record in events.read():
-                if record.event in names and record.is_of(device):
+                if after is None and record.event in names and record.is_of(device):
                     return record
+                if record.event == after:
+                    after = None
 
 
 def recent(tree: Tree, device: str, count: int) -> list[Record]:

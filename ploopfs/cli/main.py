@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = run(arguments)
         sys.stdout.flush()
     except BaseExceptionGroup as group:
-        expected = group.subgroup((PloopError, OSError, KeyboardInterrupt))
-        if expected is None or expected.exceptions != group.exceptions:
+        _, unexpected = group.split((PloopError, OSError, KeyboardInterrupt))
+        if unexpected is not None:
             raise
-        code = _ended(_first(expected))
+        code = _ended(_first(group))
     except (PloopError, OSError, KeyboardInterrupt) as error:
         code = _ended(error)
     return code

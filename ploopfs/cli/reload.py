@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping
 
-from ploopfs.cli.configured import FAILED, RELOADED
+from ploopfs.cli.configured import BEGIN, FAILED, RELOADED
 from ploopfs.cli.events import wait_event
 from ploopfs.cli.exits import Exit
 from ploopfs.cli.tree import Tree
@@ -29,6 +29,7 @@ def reload(arguments: argparse.Namespace) -> int:
             None,
             (RELOADED, FAILED),
             arguments.timeout,
+            after=BEGIN,  # what another one that is under way comes to says nothing of the file as it is now
             listening=lambda: signal.pidfd_send_signal(daemon, signal.SIGHUP),
         )
     finally:

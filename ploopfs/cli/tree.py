@@ -4,10 +4,13 @@ Knows nothing of the daemon behind it, and takes nothing that it says for grante
 out is a value of the right kind or BadTree. Paths are those of the tree's sysfs layout.
 """
 
+import errno
 import os
 import re
 import select
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,16 +180,19 @@ class Tree:
         return self.read(f"sys/block/{device}/{name}")
 
     def store(self, device: str, name: str, value: str) -> None:
-        """One write(2). Raises OSError with the errno of the store, its reason from `last_error` in the arguments."""
+        """One write(2). Raises OSError with the errno of the store, its reason from `last_error` in the arguments; when
+        it is interrupted the daemon goes on."""
         self.check_device(device)
         fd = os.open(self._attribute_path(device, name), os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, os.fsencode(f"{value}\n"))
-        except OSError as error:
-            reason = self.attribute(device, "ploopfs/last_error")
-            raise OSError(error.errno, reason or error.strerror) from error
+            number = _errno_of_write(fd, os.fsencode(f"{value}\n"))
+        except KeyboardInterrupt:
+            print(f"ploopfs: {device}: the daemon goes on with it; `ploopfs watch` tells how it ends", file=sys.stderr)
+            raise
         finally:
             os.close(fd)
+        if number:
+            raise OSError(number, self.attribute(device, "ploopfs/last_error") or os.strerror(number))
 
     def wait(self, device: str, name: str, reached: Callable[[str], bool], timeout_s: float | None) -> bool:
         """Wait by poll(2) until an attribute that notifies reads a wanted value; False if the time ran out."""
@@ -266,3 +272,27 @@ def _is_live(place: str) -> bool:
         return inspect_mountpoint(place) is State.SERVING
     except MountError:
         return False
+
+
+def _errno_of_write(fd: int, data: bytes) -> int:
+    """0 if it was written. In a child: nothing, not even SIGKILL, ends a process whose request the daemon has already,
+    and an operation may take an hour."""
+    # An interrupt that comes within the fork would be lost in what Python does after one. The child keeps it blocked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    child = os.fork()
+    if not child:
+        number = errno.EIO
+        try:
+            os.setsid()  # the interrupt of a terminal is for the parent
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):  # whoever reads those of the parent does not wait for us
+                os.dup2(null, stream)
+            os.write(fd, data)
+            number = 0
+        except OSError as error:
+            number = error.errno or number
+        finally:
+            os._exit(number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else errno.EIO

@@ -144,7 +144,7 @@ class Device:
 
     # What the queue runs, on the stack that is then in force, which may be smaller than when the request came. What was
     # done is recorded before anybody is told of it. What is done with a fuse out is not recorded, so that nothing older
-    # may be written again either.
+    # may be written again either; but where older writes wait for whoever recovers a lost storage, it joins them.
 
     async def _read(self, offset: int, length: int, stack: Stack) -> Buffer:
         length = self._clipped(offset, length)
@@ -157,7 +157,7 @@ class Device:
             return
         start = self._in_stack(offset)
         await stack.write(start, data, check_zeros=bool(self.tune.check_zeros))
-        if self.queue.standby.armed:
+        if self._keeps_unflushed:
             self.unflushed.wrote(start, data)
         else:
             self.unflushed.forget()
@@ -168,10 +168,14 @@ class Device:
 
     async def _discard(self, offset: int, length: int, stack: Stack) -> None:
         slots = await stack.discard(self._in_stack(offset), self._clipped(offset, length))
-        if self.queue.standby.armed:
+        if self._keeps_unflushed:
             self.unflushed.discarded(slots, stack.cluster_bytes)
         else:
             self.unflushed.forget()
+
+    @property
+    def _keeps_unflushed(self) -> bool:
+        return self.queue.standby.armed or (bool(self.unflushed) and self.queue.loss is not None)
 
     async def _flush(self, stack: Stack) -> None:
         if self.tune.pass_flushes:

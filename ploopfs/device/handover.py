@@ -47,7 +47,7 @@ async def lock_handed_over(queue: RequestQueue, holders: Iterable[Delta], new: F
     old = next((delta for delta in holders if delta.file.identity == new.identity), None)
     try:
         if old is not None:
-            await unlock(old.file)
+            await _give_lock(queue, old)
         yield old is not None and old.locks_as_writer
     except BaseException:
         with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
@@ -59,6 +59,17 @@ async def lock_handed_over(queue: RequestQueue, holders: Iterable[Delta], new: F
             if old is not None:
                 await take_back_lock(queue, old)
         raise
+
+
+async def _give_lock(queue: RequestQueue, old: Delta) -> None:
+    """A storage may tell once that it is lost, and this may be when: whoever goes on would flush what is gone."""
+    try:
+        await old.file.unlock()
+    except BackendError as error:
+        log.info("%s", error)
+        if queue.standby.means_standby(error.errno) and not queue.is_lost:
+            queue.judge(Op.FLUSH, error, queue.generation)
+            raise
 
 
 async def unlock(file: File) -> None:
@@ -76,6 +87,8 @@ async def take_back_lock(queue: RequestQueue, delta: Delta) -> None:
         log.error("%s: the lock could not be taken back: %s", delta.path, error)
         delta.lock_lost = True
         if any(each.writable and each.file.identity == delta.file.identity for each in queue.stack.deltas):
+            if isinstance(error, BackendError) and queue.standby.means_standby(error.errno) and not queue.is_lost:
+                queue.judge(Op.FLUSH, error, queue.generation)  # it may tell once, see above
             queue.set_aborted(True)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import trio
 
 from ploopfs.device.handover import bounded, lock_handed_over, marked, replay, take_back_lock
-from ploopfs.device.ownership import is_copy_of, is_the_image
+from ploopfs.device.ownership import is_copy_of, is_the_image, slots_to_differ
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.table import ErrorTarget, PloopTarget, Table
 from ploopfs.device.unflushed import Unflushed
@@ -179,7 +179,7 @@ def _accept_mark(file: File, around: Surroundings) -> AcceptMark | None:
     if around.lost is None:
         return None
     cluster_bytes = around.lost.header.cluster_bytes if around.lost.header is not None else 1
-    return is_copy_of(around.lost, around.unflushed.slots(cluster_bytes))
+    return is_copy_of(around.lost, slots_to_differ(around.lost, around.unflushed, cluster_bytes=cluster_bytes))
 
 
 def _layer(delta: Delta) -> Layer:

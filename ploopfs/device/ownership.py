@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from ploopfs.device.unflushed import Unflushed
 from ploopfs.engine.delta import AcceptMark, Delta
 from ploopfs.errors import ImageNotClosed
 from ploopfs.image.bat import Bat
@@ -24,16 +25,22 @@ def is_the_image(old: Delta) -> AcceptMark:
     return accept
 
 
-def is_copy_of(old: Delta, replayed: Collection[int]) -> AcceptMark:
+def is_copy_of(old: Delta, may_differ: Collection[int]) -> AcceptMark:
     """For replace: the kernel refuses a marked image. But the image we hold, or a copy of it, bears the mark that we
-    wrote: then its header is ours to the last bit, and every cluster that we have acknowledged is in its map or among
-    the `replayed` ones, which will be written again."""
-    ours = _marked_header(old)
+    wrote: then its header is ours to the last bit, or the one that a growth was about to write, and every cluster that
+    we have acknowledged is in its map or is one that `may_differ`."""
+    ours = [header.raw for header in (_marked_header(old), old.doubtful_header) if header is not None]
 
     def accept(header: Header, bat: Bat) -> bool:
-        return ours is not None and header.raw == ours.raw and not vanished_slots(old.bat, bat, replayed)
+        return header.raw in ours and not vanished_slots(old.bat, bat, may_differ)
 
     return accept
+
+
+def slots_to_differ(lost: Delta, unflushed: Unflushed, *, cluster_bytes: int) -> set[int]:
+    """Where a lost image may have an older entry than we know: what a replay writes again, and what no flush has
+    confirmed, such as a cluster that was moved to make room for a larger map. Its old place is as it was."""
+    return unflushed.slots(cluster_bytes) | lost.unconfirmed_slots.keys() | lost.uncertain_slots
 
 
 def _marked_header(old: Delta) -> Header | None:

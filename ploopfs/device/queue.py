@@ -261,6 +261,7 @@ class RequestQueue:
                 means_standby = is_fault and self.standby.storage_lost(reason)
                 if means_standby or (is_fsync and self.loss is None):
                     self._loss = (generation, self.standby.reason or reason)
+                    self.stack.note_loss(error)
             if is_fault and not means_standby and self._flavour.aborts:
                 self.set_aborted(True, reason)
             elif is_fault and not means_standby and self._told != generation:

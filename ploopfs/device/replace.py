@@ -18,7 +18,7 @@ import trio
 from ploopfs.bounds import VERIFY_TIMEOUT_S
 from ploopfs.device.handover import bounded, lock_handed_over, marked, replay, settled
 from ploopfs.device.last_error import LastError
-from ploopfs.device.ownership import is_copy_of, is_the_image, refuse_foreign_mark, vanished_slots
+from ploopfs.device.ownership import is_copy_of, is_the_image, refuse_foreign_mark, slots_to_differ, vanished_slots
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.device.verify import Verify, verify_replacement
@@ -143,7 +143,10 @@ class Replacement:
         return is_copy_of(replaced, self._replayed_slots())
 
     def _replayed_slots(self) -> set[int]:
-        return self._unflushed.slots(self._queue.stack.cluster_bytes) if self._was_lost else set()
+        if not self._was_lost:
+            return set()
+        stack = self._queue.stack
+        return slots_to_differ(stack.top, self._unflushed, cluster_bytes=stack.cluster_bytes)
 
     @asynccontextmanager
     async def _opened(self, path: str, old: Stack, level: int, accept_mark: AcceptMark) -> AsyncIterator[Delta]:

@@ -59,6 +59,9 @@ class Delta:
         self.trusted_size = trusted_size
         self.marked = False
         self.uncertain_slots: set[int] = set()
+        self.map_writes = 0
+        self.unconfirmed_slots: dict[int, int] = {}
+        """Their entries have been written, the last time by this write of the map, and no flush has succeeded since."""
         self.doubtful_clusters: set[int] = set()
         """Of the file: a write or a hole that failed may yet reach them."""
         self.doubtful_header: Header | None = None
@@ -225,8 +228,15 @@ class Delta:
         for page in self.bat.pages(changes):
             await self.write(page.offset, page.data)
         self.uncertain_slots.difference_update(changes)
+        self.map_writes += 1
+        self.unconfirmed_slots.update(dict.fromkeys(changes, self.map_writes))
         for slot, cluster in changes.items():
             self.bat.clusters[slot] = cluster
+
+    def confirmed(self, map_writes: int) -> None:
+        """So many writes of the map are on stable storage."""
+        kept = {slot: number for slot, number in self.unconfirmed_slots.items() if number > map_writes}
+        self.unconfirmed_slots = kept
 
     async def aclose(self, *, clean: bool) -> None:
         """Close; `clean` settles first and raises what that raises. Not clean: the storage is not written to at all."""

@@ -40,6 +40,9 @@ class Failing(Stack):
     def is_lost(self) -> bool:
         return bool(self.deltas)
 
+    def note_loss(self, error: BackendError) -> None:
+        """It writes nothing."""
+
     @property
     def format_version(self) -> int:
         return super().format_version if self.deltas else 0

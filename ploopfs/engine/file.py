@@ -26,6 +26,7 @@ from ploopfs.engine import lock, probe
 from ploopfs.engine.confined import ANYWHERE, AllowedDirs, open_image
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.probe import ProbedImage
+from ploopfs.engine.storage import storage_of
 from ploopfs.errors import BackendError, PloopError
 
 T = TypeVar("T")
@@ -45,7 +46,8 @@ Buffer = bytes | bytearray | memoryview
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Which file this is, as `pdelta/<n>/image_info` shows it. `filesystem` is the type's name, e.g. `fuse.bindfs`.
-    `has_locks`: where it lies locks can be taken; what they cannot be taken on is not known to be one's own."""
+    `has_locks`: a lock on it keeps off everybody who could use it, as far as can be told; an image without such locks
+    is not known to be one's own."""
 
     device_number: int
     inode: int
@@ -113,6 +115,10 @@ class Files(Protocol):
         BackendError with the storage's answer, ImageMismatch if another file lies there."""
 
 
+_GIVEN_UP = GivenUp()
+"""By whomever in this process: a device that comes anew has other Files than the one that had the image before."""
+
+
 class OsFiles:
     """Files of this machine. `threads` bounds the worker threads that may wait for the storage at the same time. A file
     that something given up may yet change is not opened for writing: who writes it then could be overwritten by it.
@@ -120,14 +126,13 @@ class OsFiles:
 
     def __init__(self, threads: int = THREADS, allowed: AllowedDirs = ANYWHERE) -> None:
         self._allowed = allowed
-        self._given_up = GivenUp()
         self._limiter = trio.CapacityLimiter(threads)
         # A probe that was given up keeps its thread until the storage lets go of it, and the next one waits for that.
         self._probes = trio.CapacityLimiter(1)
         self._scratch = probe.scratch_name()
 
     async def open(self, path: str, *, writable: bool) -> "OsFile":
-        opening = _Opening(partial(OsFile, path, writable, self._limiter, self._given_up, self._allowed))
+        opening = _Opening(partial(OsFile, path, writable, self._limiter, self._allowed))
         try:
             file = await _hop(opening, self._limiter, "open", path)
         except trio.Cancelled:
@@ -137,7 +142,7 @@ class OsFiles:
             raise
         if writable:
             try:
-                self._given_up.check(file.real_path, file.identity)
+                _GIVEN_UP.check(file.real_path, file.identity)
             except PloopError:
                 await file.aclose()
                 raise
@@ -209,36 +214,30 @@ class OsFile:
     """A regular file through a descriptor. The constructor blocks: it runs in a worker thread."""
 
     def __init__(
-        self,
-        path: str,
-        writable: bool,
-        limiter: trio.CapacityLimiter,
-        given_up: GivenUp,
-        allowed: AllowedDirs = ANYWHERE,
+        self, path: str, writable: bool, limiter: trio.CapacityLimiter, allowed: AllowedDirs = ANYWHERE
     ) -> None:
-        """`given_up` gets what was given up while it was under way."""
         self.path = path
         self.writable = writable
         self._limiter = limiter
-        self._given_up = given_up
         self.abandoned = False
         # O_NONBLOCK: nobody is waited for who has a lease on the file.
         self._fd = open_image(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK, allowed)
         try:
             self.real_path = os.readlink(f"/proc/self/fd/{self._fd}")  # of what was opened, whatever the path is now
             status = os.fstat(self._fd)
-            filesystem = _filesystem_of(status.st_dev)
-            self.identity = Identity(status.st_dev, status.st_ino, filesystem, lock.can_lock(self._fd))
+            storage = storage_of(status.st_dev)
+            has_locks = storage.shares_locks and lock.can_lock(self._fd, is_behind_client=storage.is_behind_client)
+            self.identity = Identity(status.st_dev, status.st_ino, storage.filesystem, has_locks)
             if writable:
                 # What a failed fsync has left in the page cache is read as if it were on the storage, and never gets
                 # there: a map entry that only seems to be there would not be written again.
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            if is_remote(self.identity.filesystem):
+            if storage.is_remote:
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         except BaseException:
             os.close(self._fd)
             raise
-        self._read = _read_from_storage if is_remote(self.identity.filesystem) else _read_fully
+        self._read = _read_from_storage if storage.is_remote else _read_fully
         self._read_nowait = self._read is _read_fully
         self._write_nowait = True
 
@@ -319,7 +318,7 @@ class OsFile:
             self.abandoned = True
             if change is not None:
                 change.give_up()
-                self._given_up.add(Change(self.real_path, self.identity, change.is_under_way))
+                _GIVEN_UP.add(Change(self.real_path, self.identity, change.is_under_way))
             raise
 
     def _may_retry_nowait(self, error: OSError, operation: str, offset: int, length: int) -> bool:
@@ -378,20 +377,3 @@ def _punch(fd: int, offset: int, length: int) -> None:
     if _libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-def is_remote(filesystem: str) -> bool:
-    """A store behind a client (FUSE, NFS): its pages here may be read long after the mount is gone or the lease is
-    somebody else's, and the kernel's engines for it (kaio, nfs) go past the page cache for that reason."""
-    return filesystem.startswith(("fuse", "nfs"))
-
-
-def _filesystem_of(device_number: int) -> str:
-    """The type of the mount that a device number belongs to, from the mount table; empty if it is not listed."""
-    wanted = f"{os.major(device_number)}:{os.minor(device_number)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if fields[2] == wanted:
-                return fields[fields.index("-") + 1]
-    return ""

@@ -16,6 +16,8 @@ from ploopfs.errors import ImageLocked
 
 _USED = 100
 _UNSHARED = 200
+_NOBODYS = 199
+"""Of no permission: who locks it is in nobody's way."""
 _FLOCK = struct.Struct("@hhqqi0q")
 
 
@@ -36,15 +38,27 @@ _NOT_SHARED = (Permission.WRITE, Permission.RESIZE)
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
-def can_lock(fd: int) -> bool:
-    """Whether the storage has locks at all; asked without taking one."""
+def can_lock(fd: int, *, is_behind_client: bool = False) -> bool:
+    """Whether the storage has locks that whoever else could use the file sees, as far as this can be told; no lock that
+    anybody looks at is taken. `fd` has none yet.
+
+    The server of a FUSE store sees locks only if it asks the kernel for them. Otherwise the kernel keeps them to this
+    one mount, and shows them among those of the descriptor; it does not know those that a server has."""
     try:
         _is_locked(fd, _USED)
+        return not (is_behind_client and _is_kept_to_mount(fd))
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return False
         raise
-    return True
+
+
+def _is_kept_to_mount(fd: int) -> bool:
+    _set(fd, fcntl.F_RDLCK, _NOBODYS)
+    try:
+        return bool(locked_file(fd))
+    finally:
+        _set(fd, fcntl.F_UNLCK, _NOBODYS)
 
 
 def claim(fd: int, path: str, *, writable: bool) -> None:

@@ -143,7 +143,7 @@ async def reopen_lower(files: Files, delta: Delta) -> Delta:
         if delta.header is not None and bytes(await file.read(0, HEADER_BYTES)) != delta.header.raw:
             raise ImageMismatch(f"{delta.path}: the header is not the one that was opened")
     except BaseException:
-        await file.aclose()
+        await dismiss(file)
         raise
     return delta.through(file)
 

@@ -10,7 +10,7 @@ from ploopfs.engine.delta import Delta
 from ploopfs.engine.epochs import Epochs
 from ploopfs.engine.file import Buffer, File
 from ploopfs.engine.writer import Writer
-from ploopfs.errors import TruncatedImage
+from ploopfs.errors import BackendError, TruncatedImage
 from ploopfs.image.map import Map
 from ploopfs.image.plan import Hole, Run, Segment, Step, plan_read
 
@@ -39,6 +39,10 @@ class Stack:
     def is_lost(self) -> bool:
         """Its storage has failed and another stack was made from it: it must not be written to again."""
         return False
+
+    def note_loss(self, error: BackendError) -> None:
+        """Somebody was told that the storage is lost: what was written before may be gone, whatever an fsync says."""
+        self._writer.loss = error
 
     @property
     def format_version(self) -> int:

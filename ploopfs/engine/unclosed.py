@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ploopfs.engine.checking import examine
-from ploopfs.engine.delta import ImageSpec
+from ploopfs.engine.delta import ImageSpec, dismiss
 from ploopfs.engine.file import Files
 from ploopfs.engine.repair import carry_out, plan_for
 from ploopfs.errors import BadImage, ImageNotClosed, PloopError
@@ -41,7 +41,8 @@ async def close_unclosed(files: Files, image: ImageSpec) -> Closed | None:
         if not examined.header.is_marked_in_use:
             return None
         if not file.identity.has_locks:
-            raise not_closed(image.path, "its storage has no locks, so nobody can tell whether another host uses it")
+            why = "its storage has no locks that reach beyond this mount, so it may be in use elsewhere"
+            raise not_closed(image.path, why)
         if examined.report.verdict is not Verdict.NOT_CLOSED:
             raise examined.report.problems[0]
         plan = plan_for(examined, punches=False)
@@ -49,7 +50,7 @@ async def close_unclosed(files: Files, image: ImageSpec) -> Closed | None:
         size, end = examined.file_size_bytes, plan.end_bytes
         await carry_out(file, plan)
     finally:
-        await file.aclose()
+        await dismiss(file)
     closed = Closed(image.path, size, end, len(plan.cleared_slots))
     cut = f", cut from {size} to {end} bytes" if end < size else f", extended from {size} to {end} bytes"
     cleared = f", {closed.cleared_entries} entries past the disk's end cleared" if closed.cleared_entries else ""
@@ -70,7 +71,7 @@ async def advised(files: Files, error: BadImage) -> BadImage:
             await file.lock()
             examined = await examine(file)
         finally:
-            await file.aclose()
+            await dismiss(file)
         if examined.report.verdict is Verdict.BROKEN and examined.survey is not None:
             return error.with_advice(_advice(error.path))
     return error

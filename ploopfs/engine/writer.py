@@ -52,6 +52,8 @@ class Writer:
         self._allocator = top.allocator  # asked for before anything changes
         self.changing: dict[int, int] = {}
         """slot -> cluster of what is being allocated or freed: the map does not name it yet, or any more."""
+        self.loss: BackendError | None = None
+        """The last answer that meant the loss of the storage."""
         self._claimed: dict[int, trio.Event] = {}
         self._growing = trio.Lock()
         self._syncer: Combiner[None] = Combiner(self._sync_once)
@@ -105,8 +107,17 @@ class Writer:
     # --- the interpreter of write plans ---------------------------------------------------------------------------
 
     async def run(self, steps: Iterable[Step], data: bytes = b"") -> None:
+        loss = self.loss
         for step in steps:
             await self._step(step, data)
+            if isinstance(step, Barrier):
+                self._check_kept(loss)
+
+    def _check_kept(self, loss: BackendError | None) -> None:
+        """`loss` was the last one when something was written that has been flushed by now. After another one the flush
+        may have lied (real-parts.md 2.1), and a map entry would name a cluster that is gone."""
+        if self.loss is not loss and self.loss is not None:
+            raise BackendError(self.loss.errno, "fsync", self._top.path) from self.loss
 
     async def _allocate(self, plan: WritePlan, data: bytes = b"") -> None:
         """Run a plan that gives the top new clusters, with their slots claimed."""
@@ -172,9 +183,10 @@ class Writer:
 
     async def _free(self, slots: Sequence[int]) -> None:
         """Clear the entries, make that durable, give the space back; only then may the clusters serve somebody else."""
-        clusters = [self._map.clusters[slot] for slot in slots]
+        clusters, loss = [self._map.clusters[slot] for slot in slots], self.loss
         await self._map_writer.submit(dict.fromkeys(slots, 0))
         await self._sync()
+        self._check_kept(loss)
         for cluster in clusters:
             try:
                 await self._top.punch(cluster * self._map.cluster_bytes, self._map.cluster_bytes)
@@ -212,7 +224,10 @@ class Writer:
 
     async def _sync_once(self, _waiting: list[None]) -> None:
         self._counters.bio_fsync += 1
+        map_writes, loss = self._top.map_writes, self.loss
         await self._top.sync()
+        if self.loss is loss:
+            self._top.confirmed(map_writes)
 
     def _count(self, plan: WritePlan) -> None:
         self._counters.bio_wzero += plan.zero_clusters

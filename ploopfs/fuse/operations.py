@@ -24,7 +24,7 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from ploopfs.bounds import MAX_OPEN_FILES, MAX_STORES
+from ploopfs.bounds import MAX_OPEN_FILES, MAX_OTHERS_FILES, MAX_STORES
 from ploopfs.errors import BadValue, Busy, NoSuchEntry, NotPermitted, PermissionDenied, PloopError, TooManyOpen
 from ploopfs.fuse.answers import answers, unanswered
 from ploopfs.fuse.entry import BLOCK_SIZE_BYTES, describe, remember
@@ -57,6 +57,7 @@ class Operations(pyfuse3.Operations):
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, DirectoryHandle] = {}
         self._stores = 0
+        self._owner = os.geteuid()
 
     # Names and inodes
 
@@ -109,7 +110,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        self._check_room()
+        self._check_room(ctx)
         handle = next(self._handles)
         self._directories[handle] = DirectoryHandle(self._directory(inode))
         return handle
@@ -131,7 +132,7 @@ class Operations(pyfuse3.Operations):
     @answers
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """direct_io: the page cache must neither answer for a device nor keep the value of an attribute."""
-        self._check_room()
+        self._check_room(ctx)
         file = open_file(self._inodes[inode].node, flags)
         handle = next(self._handles)
         self._files[handle] = file
@@ -183,9 +184,11 @@ class Operations(pyfuse3.Operations):
     create = _refused(PermissionDenied)
     mknod = mkdir = symlink = link = rename = unlink = rmdir = _refused(NotPermitted)
 
-    def _check_room(self) -> None:
-        if len(self._files) + len(self._directories) >= MAX_OPEN_FILES:
-            raise TooManyOpen(f"{MAX_OPEN_FILES} files of the tree are open")
+    def _check_room(self, ctx: RequestContext) -> None:
+        """Whoever may only look must not keep the owner from a disk, or from recovering it."""
+        limit = MAX_OPEN_FILES if ctx.uid in (0, self._owner) else MAX_OTHERS_FILES
+        if len(self._files) + len(self._directories) >= limit:
+            raise TooManyOpen(f"{limit} files of the tree are open")
 
     def _directory(self, number: int) -> Directory:
         node = self._inodes[number].node

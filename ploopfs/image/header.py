@@ -149,6 +149,12 @@ class Header:
         return self.size_sectors // self.cluster_sectors
 
     @property
+    def disk_slots(self) -> int:
+        """Entries that are somebody's data: one more than the clusters of the disk where QEMU has made a disk that ends
+        inside a cluster (2.6). It reads that end, and the original's tools and we do not."""
+        return -(-self.size_sectors // self.cluster_sectors)
+
+    @property
     def size_bytes(self) -> int:
         return self.disk_clusters * self.cluster_bytes
 

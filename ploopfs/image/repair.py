@@ -132,7 +132,7 @@ class Plan:
     @property
     def losses(self) -> int:
         """Clusters of the disk whose data are gone: their entries are the first of those that are cleared."""
-        return int(np.searchsorted(self.cleared_slots, self.header.disk_clusters))
+        return int(np.searchsorted(self.cleared_slots, self.header.disk_slots))
 
     @property
     def is_empty(self) -> bool:
@@ -171,10 +171,10 @@ class Plan:
 
     def _cleared(self, start: int, end: int) -> Iterator[ClearEntry]:
         for slot, value in _rows(self.cleared_slots[start:end], self.cleared_values[start:end]):
-            yield ClearEntry(slot, value, self._fault(slot, value), lost=slot < self.header.disk_clusters)
+            yield ClearEntry(slot, value, self._fault(slot, value), lost=slot < self.header.disk_slots)
 
     def _fault(self, slot: int, value: int) -> Fault:
-        if slot >= self.header.disk_clusters:
+        if slot >= self.header.disk_slots:
             return Fault.PAST_DISK
         if value % self.header.entry_unit:
             return Fault.MISALIGNED
@@ -197,7 +197,7 @@ def plan_repair(
     clusters = bad.values // np.uint32(header.entry_unit)
     # What only an entry past the disk's end names is free.
     used.discard(clusters[bad.faults == Fault.PAST_DISK.bit])
-    of_disk, is_copied = bad.slots < header.disk_clusters, bad.faults & (Fault.IN_MAP.bit | Fault.TWICE.bit) != 0
+    of_disk, is_copied = bad.slots < header.disk_slots, bad.faults & (Fault.IN_MAP.bit | Fault.TWICE.bit) != 0
     is_copied &= of_disk & (clusters >= _map_clusters(header))
     is_cleared = ~is_copied
     dropped = extension_problem
@@ -232,7 +232,7 @@ def _rows(*columns: Entries) -> Iterator[tuple[int, ...]]:
 def _map_clusters(header: Header) -> int:
     """The clusters that header and the entries of the disk take. Between them and the first data cluster there may be
     more, where an entry of the disk can have data all the same."""
-    return -(-(HEADER_BYTES + BAT_ENTRY_BYTES * header.disk_clusters) // header.cluster_bytes)
+    return -(-(HEADER_BYTES + BAT_ENTRY_BYTES * header.disk_slots) // header.cluster_bytes)
 
 
 def _free_clusters(survey: Survey, count: int, *, reuse: bool) -> Entries:

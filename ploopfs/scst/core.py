@@ -71,13 +71,14 @@ class Core:
         self.suspends = 0
         self._events = events
 
-    def queued(self, command: Callable[[str], None], text: str) -> None:
-        """Execute a command that goes through the queue. Why it failed is in the log, where SCST's tools send one."""
+    def queued(self, command: Callable[[str], None], text: str, shown: str | None = None) -> None:
+        """Execute a command that goes through the queue. Why it failed is in the log, where SCST's tools send one;
+        `shown` is the command there, where `text` may hold a secret."""
         try:
             command(text)
         except PloopError as error:
             self.last_result = -error.errno
-            log.info("%r failed: %s", text, error)
+            log.info("%r failed: %s", text if shown is None else shown, error)
             raise
         self.last_result = 0
 

@@ -184,7 +184,7 @@ class Extras(dict[str, Extra]):
                 raise BadValue(f"{kind} wants a name and a secret of at least {LEAST_SECRET_BYTES} characters")
             return Extra(kind, values[0], values[1])
         if len(values) != 1:
-            raise BadValue(f"{kind} wants one value, not {text!r}")
+            raise BadValue(f"{kind} wants one value, not {len(values)}")
         return Extra(kind, values[0])
 
     def _named(self, kind: str, key: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ device. Nothing is served. Knows nothing of the tree.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from ploopfs.bounds import MAX_SCST_OBJECTS
 from ploopfs.errors import AlreadyExists, BadValue, NoSuchEntry, NotUnique
@@ -20,9 +20,30 @@ COPY_MANAGER_TARGET = "copy_manager_tgt"
 ISCSI = "iscsi"
 REL_TGT_ID_MAX = 65535
 SG_TABLE_ENTRIES = 65535
+MASK = "***"
+"""Stands in the log for what may be a secret."""
+
+ACTIONS = (
+    "add_target",
+    "del_target",
+    "add_attribute",
+    "del_attribute",
+    "add_target_attribute",
+    "del_target_attribute",
+)
 
 GROUPS_HELP = """Usage: echo "create GROUP_NAME" >mgmt
        echo "del GROUP_NAME" >mgmt"""
+
+
+def without_secrets(text: str) -> str:
+    """A command of the driver's `mgmt` for the log: its action and the first word after it. The secret of a user can
+    stand anywhere behind them, and where a word was forgotten not even the name of the attribute says so."""
+    action, rest = word(text)
+    if action.lower() not in ACTIONS:
+        return MASK
+    first, rest = word(rest)
+    return " ".join(part for part in (action, first, MASK if word(rest)[0] else "") if part)
 
 
 def _comment(text: str) -> str | None:
@@ -125,17 +146,17 @@ class IscsiDriver:
     def manage(self, text: str) -> None:
         """One command of `mgmt`."""
         action, rest = word(text)
-        commands: Mapping[str, Callable[[str], None]] = {
-            "add_target": self._add_target,
-            "del_target": self._remove_target,
-            "add_attribute": self.extras.add,
-            "del_attribute": self.extras.remove,
-            "add_target_attribute": lambda text: self._target(text).extras.add(word(text)[1]),
-            "del_target_attribute": lambda text: self._target(text).extras.remove(word(text)[1]),
-        }
-        if action.lower() not in commands:
+        commands: tuple[Callable[[str], None], ...] = (
+            self._add_target,
+            self._remove_target,
+            self.extras.add,
+            self.extras.remove,
+            lambda text: self._target(text).extras.add(word(text)[1]),
+            lambda text: self._target(text).extras.remove(word(text)[1]),
+        )
+        if action.lower() not in ACTIONS:
             raise BadValue(f"{action!r} is no action on targets")
-        commands[action.lower()](rest)
+        commands[ACTIONS.index(action.lower())](rest)
 
     def enable(self, target: Target, text: str) -> None:
         """Without a relative port number a target gets the next one that is free; one of its own must be its alone."""
@@ -182,7 +203,7 @@ class IscsiDriver:
     def _remove_target(self, text: str) -> None:
         found = words(text)
         if len(found) != 1:
-            raise BadValue(f"the name of one target wanted, not {text!r}")
+            raise BadValue(f"the name of one target wanted, not {len(found)} words")
         if found[0] not in self.targets:
             raise NoSuchEntry(f"there is no target {found[0]}")
         self.targets.pop(found[0]).removed()

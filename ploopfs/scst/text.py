@@ -53,7 +53,7 @@ def parameters(text: str) -> Iterator[tuple[str, str]]:
         if not value:
             raise BadValue(f"parameter {name} has no value")
         if word(rest)[0]:
-            raise BadValue(f"parameter {name} has more than one value: {match[1]!r}")
+            raise BadValue(f"parameter {name} has more than one value")
         yield name.lower(), value
 
 

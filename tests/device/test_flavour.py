@@ -1,10 +1,10 @@
-"""The values of vz7."""
+"""The values of the flavours."""
 
 import errno
 
 import pytest
 
-from ploopfs.device.flavour import FLAVOURS, VZ7
+from ploopfs.device.flavour import BLOCK, FLAVOURS, VZ7, VZ9, Flavour
 from ploopfs.device.stats import Op
 
 
@@ -30,6 +30,24 @@ def test_the_failing_request_gets_the_storages_errno_and_a_failed_flush_eio(stor
         Op.DISCARD: storage_errno,
         Op.FLUSH: errno.EIO,
     }
+
+
+@pytest.mark.parametrize("flavour", [VZ9, BLOCK], ids=["vz9", "block"])
+@pytest.mark.parametrize(
+    ("storage_errno", "answer"),
+    [
+        (errno.EBUSY, errno.EBUSY),
+        (errno.ENOTCONN, errno.EIO),
+        (errno.EIO, errno.EIO),
+        (errno.ENOSPC, errno.ENOSPC),
+        (errno.ETIMEDOUT, errno.ETIMEDOUT),
+        (errno.EROFS, errno.EIO),
+    ],
+)
+def test_through_the_block_layer_only_what_has_a_status_of_its_own_stays(
+    flavour: Flavour, storage_errno: int, answer: int
+) -> None:
+    assert {flavour.request_errno(op, storage_errno) for op in Op} == {answer}
 
 
 def test_a_flavour_is_found_by_its_name() -> None:

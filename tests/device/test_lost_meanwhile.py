@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.device import Device
-from ploopfs.device.flavour import VZ7
+from ploopfs.device.flavour import VZ7, VZ9
 from ploopfs.device.messages import answer
 from ploopfs.device.queue import Bounds
 from ploopfs.device.registry import Registry
@@ -214,3 +214,120 @@ async def test_nobody_writes_to_an_image_whose_lock_somebody_else_took_during_a_
     assert reopen.errno == errno.EBUSY
     assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO
     assert rig.changes_of(TOP, since) == []
+
+
+@pytest.mark.parametrize("on_standby", OnStandby)
+async def test_a_barrier_that_ends_after_the_loss_is_not_believed_and_no_entry_names_what_is_gone(
+    on_standby: OnStandby, nursery: trio.Nursery
+) -> None:
+    store, faults = ForgetfulFiles(), Faults()
+    for path, content in three_deltas().items():
+        store.put(path, content)
+    registry = Registry()
+    device: Device = await registry.add("ploop0", flavour=VZ7, image=list(STACK), files=FaultyFiles(store, faults))
+    scst = Scst(registry)
+    scst.load()
+    scst.attach(device)
+    device.queue.set_on_standby(on_standby)
+    hung = faults.on(TOP, faults.pause("fsync", count=1))
+    write = Asked(nursery, device.write(3 * CLUSTER, b"new"))
+    await wait_all_tasks_blocked()
+    store.crash()
+    read = Asked(nursery, device.read(2 * CLUSTER, 512))
+    await wait_all_tasks_blocked()
+    assert hung.released is not None
+    hung.released.set()
+    await wait_all_tasks_blocked()
+    assert write.ended is read.ended is (on_standby is OnStandby.FAIL)
+    await device.reopen()
+    await wait_all_tasks_blocked()
+    assert write.errno == (errno.EIO if on_standby is OnStandby.FAIL else 0)
+    assert await device.read(3 * CLUSTER, 3) == (b"\0\0\0" if on_standby is OnStandby.FAIL else b"new")
+
+
+@pytest.mark.parametrize("survives", [False, True], ids=["nothing survives", "all survives"])
+@pytest.mark.parametrize("copied", [False, True], ids=["the image", "a copy"])
+async def test_wherever_in_a_resize_the_store_is_lost_a_table_recovers_the_device(survives: bool, copied: bool) -> None:
+    crash = 0
+    while await _resize_lost_before(crash, survives=survives, copied=copied):
+        crash += 1
+    assert crash > 10
+
+
+async def _resize_lost_before(crash: int, *, survives: bool, copied: bool) -> bool:
+    """Before that operation of the storage; whether there was one."""
+    store = ForgetfulFiles()
+    store.survives = lambda: survives
+    for path, content in three_deltas().items():
+        store.put(path, content)
+    registry = Registry()
+    device = await registry.add("dm-0", flavour=VZ9, image=list(STACK), files=store)
+    scst = Scst(registry)
+    scst.load()
+    scst.attach(device)
+    mapper = device.mapper
+    assert mapper is not None
+    await device.write(2 * CLUSTER, b"acknowledged")
+    await device.flush()
+    store.crash_at = {store.operations + 1 + crash}
+    failed = await errno_of(answer(mapper, f"resize {20000 * CLUSTER // 512}"))
+    if not store.crashes:
+        return False
+    if not device.queue.is_lost:  # it was told in an operation that is tried again, or on another file
+        assert await errno_of(device.flush()) or not failed
+    if device.queue.is_lost:
+        top = TOP
+        if copied:
+            top = NEW
+            store.put(NEW, store.bytes_of(TOP))
+        await mapper.load(line(BASE, MIDDLE, top))
+        await mapper.resume()
+    assert await device.read(2 * CLUSTER, 12) == b"acknowledged"
+    await device.flush()
+    return True
+
+
+async def test_a_store_that_tells_of_its_loss_when_the_lock_is_handed_over_is_lost() -> None:
+    store = ForgetfulFiles()
+    for path, content in three_deltas().items():
+        store.put(path, content)
+    registry = Registry()
+    device = await registry.add("dm-0", flavour=VZ9, image=list(STACK), files=store)
+    scst = Scst(registry)
+    scst.load()
+    scst.attach(device)
+    mapper = device.mapper
+    assert mapper is not None
+    await device.write(2 * CLUSTER, b"acknowledged")
+    store.crash()
+    assert await errno_of(mapper.load(line(*STACK))) == errno.ENOTCONN
+    assert device.queue.standby.state is State.ON
+    await mapper.load(line(*STACK))
+    await mapper.resume()
+    assert await device.read(2 * CLUSTER, 12) == b"acknowledged"
+
+
+async def test_a_store_that_tells_of_its_loss_when_the_lock_is_taken_back_is_lost(nursery: trio.Nursery) -> None:
+    store, faults = ForgetfulFiles(), Faults()
+    for path, content in three_deltas().items():
+        store.put(path, content)
+    registry = Registry()
+    device = await registry.add("dm-0", flavour=VZ9, image=list(STACK), files=FaultyFiles(store, faults))
+    scst = Scst(registry)
+    scst.load()
+    scst.attach(device)
+    mapper = device.mapper
+    assert mapper is not None
+    await device.write(3 * CLUSTER, b"acknowledged")
+    hung = faults.on(TOP, faults.pause("read", count=1))
+    load = Asked(nursery, mapper.load(line(*STACK)))
+    await wait_all_tasks_blocked()
+    flush = Asked(nursery, device.flush())
+    store.crash()
+    assert hung.released is not None
+    hung.released.set()
+    await wait_all_tasks_blocked()
+    assert (load.errno, flush.errno, device.queue.standby.state) == (errno.ENOTCONN, errno.EIO, State.ON)
+    await mapper.load(line(*STACK))
+    await mapper.resume()
+    assert await device.read(3 * CLUSTER, 12) == b"acknowledged"

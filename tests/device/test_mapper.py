@@ -230,11 +230,11 @@ async def test_off_moves_the_device_within_the_disk_of_its_images(rig: Rig) -> N
     assert mapper.active.status == "0 128 ploop 3 v2 64 o off=64"
     assert rig.device.size_bytes == 2 * CLUSTER
     assert await rig.device.read(0, 4 * CLUSTER) == cluster_of(b"m") + cluster_of(b"t")
-    await rig.device.write(CLUSTER, b"w")
-    await rig.device.discard(0, CLUSTER)
+    await rig.device.write(0, b"w")
+    await rig.device.discard(CLUSTER, CLUSTER)
     await mapper.load(line(*STACK))
     await mapper.resume()
-    assert (await rig.content())[: 3 * CLUSTER] == cluster_of(b"a") + cluster_of(b"m") + b"w" + cluster_of(b"t")[1:]
+    assert (await rig.content())[: 3 * CLUSTER] == cluster_of(b"a") + b"w" + cluster_of(b"m")[1:] + bytes(CLUSTER)
     assert await errno_of(mapper.load(line(*STACK, options="off=1"))) == errno.EBADSLT
 
 

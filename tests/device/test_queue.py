@@ -16,8 +16,10 @@ each_op = pytest.mark.parametrize("op", Op)
 WRITES = [op for op in Op if op.is_write]
 
 
-async def quiesce(rig: Rig, until: trio.Event) -> None:
+async def quiesce(rig: Rig, until: trio.Event, *, inside: trio.Event | None = None) -> None:
     async with rig.queue.quiesced():
+        if inside is not None:
+            inside.set()
         await until.wait()
 
 
@@ -112,16 +114,17 @@ async def test_requests_wait_while_the_queue_is_quiesced_and_pass_when_it_is_rel
 
 async def test_a_quiesce_waits_for_what_is_in_flight(rig: Rig) -> None:
     healed = rig.hang("read")
-    released = trio.Event()
+    inside, released = trio.Event(), trio.Event()
     async with trio.open_nursery() as nursery:
         first, second = (Asked(nursery, REQUESTS[Op.READ](rig.device)) for _ in range(2))
         await wait_all_tasks_blocked()
-        entered = Asked(nursery, quiesce(rig, released))
+        entered = Asked(nursery, quiesce(rig, released, inside=inside))
         await wait_all_tasks_blocked()
-        assert (rig.device.stats.in_flight, entered.ended) == (2, False)
+        assert (rig.device.stats.in_flight, inside.is_set()) == (2, False)
         healed.set()
         await wait_all_tasks_blocked()
         assert (first.errno, second.errno, rig.device.stats.in_flight) == (0, 0, 0)
+        assert inside.is_set()
         released.set()
     assert entered.errno == 0
 

@@ -14,7 +14,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import BLOCK, VZ7, VZ9
 from ploopfs.device.registry import Registry
-from ploopfs.engine.file import OsFiles
+from ploopfs.engine import checking, unclosed
+from ploopfs.engine.checking import Examined
+from ploopfs.engine.file import File, OsFiles
 from ploopfs.errors import AlreadyExists, BackendError, BadImage, BadValue, ImageLocked, ImageRefused
 from ploopfs.image.header import HEADER_BYTES, IN_USE, V1, Header
 from ploopfs.testing.faulty import Faults, FaultyFiles
@@ -284,5 +286,35 @@ async def test_an_image_whose_storage_hung_while_it_was_opened_can_be_opened_whe
             nursery.cancel_scope.cancel()
         assert not registry.devices
         go.set()
+    await registry.add("ploop0", flavour=VZ7, image=[str(path)], files=OsFiles())
+    assert await registry.aclose()
+
+
+async def test_an_unclosed_image_whose_storage_hung_while_it_was_checked_can_be_opened_when_it_answers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "first.hds"
+    path.write_bytes(image({0: b"d"}, in_use=IN_USE).build())
+    registry, came, go = Registry(), threading.Event(), threading.Event()
+    really = checking.examine
+
+    def hung(_fd: int, _buffers: Sequence[bytearray | memoryview], _offset: int, _flags: int = 0) -> int:
+        came.set()
+        assert go.wait(HANG_S)
+        raise OSError(errno.EIO, "too late")
+
+    async def examine(file: File) -> Examined:
+        monkeypatch.setattr(os, "preadv", hung)
+        return await really(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(unclosed, "examine", examine)
+        preadv = os.preadv
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(registry.add, "ploop0", flavour=VZ7, image=[str(path)], files=OsFiles()))
+            assert await trio.to_thread.run_sync(came.wait, HANG_S)
+            nursery.cancel_scope.cancel()
+        go.set()
+        monkeypatch.setattr(os, "preadv", preadv)
     await registry.add("ploop0", flavour=VZ7, image=[str(path)], files=OsFiles())
     assert await registry.aclose()

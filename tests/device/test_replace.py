@@ -7,12 +7,13 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ploopfs.device.flavour import VZ9
 from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
 from ploopfs.engine.inject.filter import FilteredFile
 from ploopfs.errors import Busy, ImageNotClosed, QuiesceTimeout
-from ploopfs.image.header import IN_USE, V1
+from ploopfs.image.header import HEADER_BYTES, IN_USE, V1
 from ploopfs.testing.files import MemoryFile
 from tests.device.rig import (
     BASE,
@@ -283,20 +284,39 @@ async def test_after_an_outage_the_lower_deltas_are_opened_again(rig: Rig) -> No
 
 
 @pytest.mark.expects_warnings
-@pytest.mark.parametrize("gone", [True, False], ids=["gone", "another image"])
+@pytest.mark.parametrize("now", ["gone", "another image", "one of another size", "one with another header"])
 async def test_a_lower_delta_that_cannot_be_opened_again_stays_and_is_warned_about(
-    rig: Rig, gone: bool, caplog: pytest.LogCaptureFixture
+    rig: Rig, now: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig.store.put(NEW, new_top())
     old = rig.device.stack.deltas[1]
-    if gone:
-        rig.lose(errno.ENOENT, "open", path=MIDDLE)
-    else:
-        rig.store.put(MIDDLE, image({1: b"x"}, cluster_sectors=128).build())
+    before = rig.store.bytes_of(MIDDLE)
+    match now:
+        case "gone":
+            rig.lose(errno.ENOENT, "open", path=MIDDLE)
+        case "another image":
+            rig.store.put(MIDDLE, image({1: b"x"}, cluster_sectors=128).build())
+        case "one of another size":
+            rig.store.put(MIDDLE, before + bytes(CLUSTER))
+        case _:
+            rig.store.put(MIDDLE, before[: HEADER_BYTES - 1] + b"x" + before[HEADER_BYTES:])
     await rig.enter_standby(errno.ENOTCONN)
     await rig.device.replace_top(NEW)
     assert rig.device.stack.deltas[1] is old
     assert any("level 1 is not opened again" in record.getMessage() for record in caplog.records)
+    assert await rig.content() == REPLACED
+
+
+@pytest.mark.expects_warnings
+async def test_what_the_old_top_has_on_stable_storage_is_not_written_to_what_took_its_place(rig: Rig) -> None:
+    rig.store.put(NEW, new_top())
+    await rig.device.write(3 * CLUSTER, b"of the old one")
+    await rig.device.replace_top(NEW)
+    assert len(rig.device.unflushed) == 0
+    rule = rig.lose(errno.ENOTCONN, path=NEW)
+    assert await errno_of(rig.device.read(2 * CLUSTER, 1)) == errno.ENOTCONN
+    rig.faults.remove(rule)
+    await rig.device.reopen()
     assert await rig.content() == REPLACED
 
 
@@ -371,6 +391,18 @@ async def test_a_failed_fsync_that_nothing_else_remembers_does_not_keep_the_imag
     assert await rig.device.read(3 * CLUSTER, 1) == b"w"
     assert await rig.device.aclose()
     assert not rig.is_marked(TOP)
+
+
+@pytest.mark.expects_warnings
+async def test_a_failed_fsync_does_not_keep_a_mapped_device_from_opening_its_image_again() -> None:
+    rig = await rig_of(three_deltas(), stack=STACK, armed=False, name="dm-0", flavour=VZ9)
+    await rig.device.write(3 * CLUSTER, b"w")
+    rig.lose(errno.EIO, "fsync", count=1)
+    assert await errno_of(rig.device.flush()) == errno.EIO
+    assert not rig.queue.aborted
+    await rig.device.reopen()
+    await rig.device.flush()
+    assert await rig.device.read(3 * CLUSTER, 1) == b"w"
 
 
 @pytest.mark.expects_warnings

@@ -280,6 +280,7 @@ async def test_a_replay_that_fails_leaves_standby_and_takes_its_mark_away_again(
 
 
 async def test_a_device_that_was_detached_in_standby_is_still_lost_and_recovers(rig: Rig) -> None:
+    rig.copy(TOP, NEW)
     await rig.device.write(0, b"unflushed")
     rule = rig.lose(errno.ENOTCONN)
     with pytest.raises(RequestFailed):
@@ -289,7 +290,6 @@ async def test_a_device_that_was_detached_in_standby_is_still_lost_and_recovers(
     changed = len(rig.faults.log)
     rig.faults.remove(rule)
 
-    rig.copy(TOP, NEW)
     await rig.device.replace(NEW)
     assert rig.changes_of(TOP, since=changed) == [], "whoever stole the lease may be writing it"
     assert not rig.queue.is_lost

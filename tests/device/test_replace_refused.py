@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ploopfs.device.flavour import VZ9
 from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import State
 from ploopfs.engine.file import File
@@ -371,11 +372,33 @@ async def test_a_loss_that_shows_only_when_the_old_top_is_settled_does_not_keep_
 
     rig = await rig_of(three_deltas(), stack=STACK)
     rig.store.put(NEW, SOUND)
+    await rig.device.write(3 * CLUSTER, b"acknowledged")
     rig.lose(number)
     await rig.device.replace_top(NEW)
     assert rig.state is State.OFF
     assert rig.queue.standby.entered == 1
     assert await rig.device.read(2 * CLUSTER, 1) == b"n"
+    assert await rig.device.read(3 * CLUSTER, 12) == b"acknowledged"
+
+
+async def test_an_image_that_was_lost_while_its_mark_was_cleared_is_not_marked_again(rig: Rig) -> None:
+    """Its lease may be somebody else's."""
+    rig.store.put(NEW, SOUND)
+    since = len(rig.faults.log)
+    rig.lose(errno.EBUSY, "write", count=1)
+    await rig.device.replace_top(NEW)
+    assert rig.changes_of(TOP, since) == ["write"]
+
+
+async def test_a_storage_that_is_too_full_to_settle_the_top_refuses_the_replacement_and_serves_on() -> None:
+    rig = await rig_of(three_deltas(), stack=STACK, name="dm-0", flavour=VZ9)
+    rig.store.put(NEW, SOUND)
+    await rig.device.write(3 * CLUSTER, b"w")
+    rig.lose(errno.ENOSPC, "write", count=1)
+    assert await errno_of(rig.device.replace_top(NEW)) == errno.ENOSPC
+    assert (rig.state, rig.queue.is_lost, rig.device.stack.top.path) == (State.OFF, False, TOP)
+    assert rig.is_marked(TOP)
+    await rig.device.write(2 * CLUSTER, b"w")
 
 
 async def test_an_old_storage_that_hangs_while_it_is_settled_is_given_up(autojump_clock: MockClock) -> None:
@@ -415,3 +438,12 @@ async def test_where_the_mark_cannot_be_put_back_nobody_writes_any_more(
     with pytest.raises(PloopError):
         await rig.device.write(2 * CLUSTER, b"w")
     assert not rig.is_marked(TOP)
+
+
+async def test_nor_does_a_device_that_no_failed_request_aborts() -> None:
+    rig = await rig_of(three_deltas(), stack=STACK, armed=False, name="dm-0", flavour=VZ9)
+    rig.lose(errno.ENOTCONN, "write", skip=1, count=1)
+    assert await errno_of(rig.device.replace_top(NEW)) == errno.ENOENT
+    assert not rig.is_marked(TOP)
+    with pytest.raises(PloopError):
+        await rig.device.write(2 * CLUSTER, b"w")

@@ -302,6 +302,42 @@ async def test_what_was_written_with_a_fuse_out_is_not_overwritten_by_what_was_k
     assert (await rig.content())[2 * CLUSTER :].startswith(b"late")
 
 
+async def test_what_is_written_after_the_target_let_go_of_a_lost_device_does_not_drop_what_waits_for_recovery(
+    rig: Rig,
+) -> None:
+    """The storage takes it and has forgotten what came before, which nobody but us has any more."""
+    forgotten = rig.store.bytes_of(TOP)
+    await rig.device.write(0, b"kept")
+    rig.faults.remove(await rig.enter_standby(errno.ENOTCONN))
+    rig.queue.standby.detach()
+    await rig.device.write(2, b"late")
+    await rig.device.discard(2 * CLUSTER, CLUSTER)
+    assert kept(rig) == [(0, 4, b"kept"), (2, 4, b"late"), (2 * CLUSTER, CLUSTER, None)]
+    rig.store.put(TOP, forgotten)
+    rig.queue.standby.attach()
+    await rig.device.reopen()
+    assert (await rig.content()).startswith(b"kelatea")
+    assert kept(rig) == []
+
+
+async def test_a_discard_makes_nothing_zero_that_lies_between_the_clusters_that_it_made_zero(rig: Rig) -> None:
+    await rig.device.write(0, b"w" * CLUSTER)
+    await rig.device.discard(0, 3 * CLUSTER)
+    discarded = await rig.content()
+    assert discarded[CLUSTER] != 0
+    await lose_and_reopen(rig)
+    assert await rig.content() == discarded
+
+
+async def test_what_was_discarded_with_a_fuse_out_does_not_come_back(rig: Rig) -> None:
+    await rig.device.write(2 * CLUSTER, b"kept")
+    rig.registry.key.enabled = False
+    await rig.device.discard(2 * CLUSTER, CLUSTER)
+    rig.registry.key.enabled = True
+    await lose_and_reopen(rig)
+    assert (await rig.content())[2 * CLUSTER : 3 * CLUSTER] == bytes(CLUSTER)
+
+
 @pytest.mark.parametrize(("delay_s", "number"), [(9, 0), (11, errno.ETIMEDOUT)])
 async def test_the_bound_on_a_recovery_is_on_each_step_of_what_is_written_again(
     autojump_clock: MockClock, delay_s: float, number: int

@@ -249,9 +249,9 @@ OPENS = {
     "engine/command.py": "the pipe that a program says something through",
     "engine/confined.py": "the way in",
     "engine/create.py": "new files of the command line, which no daemon runs",
-    "engine/file.py": "the mount table",
     "engine/holders.py": "/proc",
     "engine/holes.py": "an image that the command line repairs, to be asked for its holes alone",
+    "engine/storage.py": "the mount table",
     "engine/probe.py": "the directory of an image that was found, and a scratch file in it",
 }
 
@@ -270,4 +270,4 @@ def test_no_module_below_the_command_line_opens_a_file_past_it() -> None:
         for path in (SOURCES / package).rglob("*.py")
     }
     assert {path for path, calls in found.items() if calls} == set(OPENS)
-    assert found["engine/file.py"] == ["open('/proc/self/mountinfo', encoding='utf-8', errors='surrogateescape')"]
+    assert found["engine/storage.py"] == ["open('/proc/self/mountinfo', encoding='utf-8', errors='surrogateescape')"]

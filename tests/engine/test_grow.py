@@ -21,6 +21,7 @@ from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
 from tests.engine.crash import Run, assert_survives_any_power_failure
 from tests.engine.disk import Disk, Shape, draw_change, verdict
+from tests.engine.journal import Journal, JournalFiles
 from tests.engine.places import FaultyPlace
 from tests.engine.rig import BASE, CLUSTER, NEW, OLD, TOP, Rig
 
@@ -80,14 +81,15 @@ async def test_the_part_of_a_raw_base_past_the_old_end_is_there_as_it_will_be_af
 
 
 async def test_a_raw_image_alone_grows_with_its_file() -> None:
-    memory = MemoryFiles()
+    memory, journal = MemoryFiles(), Journal()
     memory.put("/raw", OLD + b"end".ljust(512, b"\0"))
     spec = StackSpec((ImageSpec("/raw", raw=True),), cluster_sectors=SECTORS)
-    stack = await open_stack(memory, spec, read_only=False, counters=Counters())
+    stack = await open_stack(JournalFiles(memory, journal), spec, read_only=False, counters=Counters())
     with pytest.raises(BadValue, match="size 66 sectors, expected a multiple of the cluster, 64 sectors"):
         await grown(stack, SECTORS + 2)
     assert await grown(stack, SECTORS + 1) is stack
     stack = await grown(stack, 3 * SECTORS)
+    assert [entry.operation for entry in journal.entries][-2:] == ["truncate", "fsync"]
     await stack.write(2 * CLUSTER, NEW)
     assert await stack.read(CLUSTER, 2 * CLUSTER) == b"end".ljust(CLUSTER, b"\0") + NEW + bytes(CLUSTER - len(NEW))
     assert len(memory.bytes_of("/raw")) == 3 * CLUSTER

@@ -176,3 +176,14 @@ async def test_a_link_to_the_image_is_its_path_too(tmp_path: Path, monkeypatch: 
         )
         with pytest.raises(StorageTimeout, match="that was here before and still hangs"):
             await files.open(os.fspath(tmp_path / "image"), writable=True)
+
+
+async def test_who_comes_anew_is_kept_off_what_somebody_else_gave_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that was removed and is added again has Files of its own."""
+    path = tmp_path / "image"
+    path.write_bytes(bytes(8))
+    async with given_up_write(OsFiles(), path, monkeypatch):
+        with pytest.raises(StorageTimeout, match=r"may yet happen$"):
+            await OsFiles().open(os.fspath(path), writable=True)

@@ -19,7 +19,7 @@ from ploopfs.engine.file import Identity, OsFiles
 from ploopfs.engine.inspect import inspect_stack
 from ploopfs.engine.opening import StackSpec, open_stack, resolve
 from ploopfs.engine.stack import Stack
-from ploopfs.engine.unclosed import Closed
+from ploopfs.engine.unclosed import Closed, close_unclosed
 from ploopfs.errors import (
     BackendError,
     BadDescriptor,
@@ -30,7 +30,7 @@ from ploopfs.errors import (
     PloopError,
 )
 from ploopfs.image.check import Verdict
-from ploopfs.image.header import IN_USE, V1, V2
+from ploopfs.image.header import HEADER_BYTES, IN_USE, V1, V2
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
@@ -206,11 +206,32 @@ async def test_an_unclosed_image_that_somebody_has_open_is_locked(files: MemoryF
     await holder.aclose(clean=True)
 
 
+async def test_who_comes_before_an_unclosed_image_is_closed_keeps_it_from_being_closed(files: MemoryFiles) -> None:
+    """Opening looks at it, lets go of it, and takes it again to close it."""
+    reader = await files.open("used", writable=False)
+    await reader.lock()
+    before = files.bytes_of("used")
+    with pytest.raises(ImageLocked):
+        await close_unclosed(files, ImageSpec("used"))
+    assert files.bytes_of("used") == before
+    await reader.aclose()
+
+
+async def test_an_unclosed_image_that_breaks_a_rule_is_not_repaired_unasked(files: MemoryFiles) -> None:
+    """Whatever made it so between the two looks: what a repair clears may be all that leads to somebody's data."""
+    data = bytearray(ImageBuilder(clusters={0: b"b" * CLUSTER}, in_use=IN_USE).build())
+    struct.pack_into("<I", data, HEADER_BYTES + 4, 99 * V2.entry_unit(64))
+    files.put("beyond", bytes(data))
+    with pytest.raises(BadImage, match="BAT entry 1"):
+        await close_unclosed(files, ImageSpec("beyond"))
+    assert files.bytes_of("beyond") == bytes(data)
+
+
 async def test_without_locks_the_mark_is_believed(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is all that keeps a second host off the image."""
     before = files.bytes_of("used")
     monkeypatch.setattr("ploopfs.testing.files.Identity", partial(Identity, has_locks=False))
-    with pytest.raises(ImageNotClosed, match=r"its storage has no locks.*`ploopfs check -r used`"):
+    with pytest.raises(ImageNotClosed, match=r"its storage has no locks that reach .*`ploopfs check -r used`"):
         await open_images(files, "used")
     assert files.bytes_of("used") == before
 

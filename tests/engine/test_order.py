@@ -113,6 +113,17 @@ async def test_a_clean_close_syncs_everything_before_it_clears_the_mark(alone: R
     assert (alone.header.in_use, verdict(alone.top).verdict) == (CLOSED, Verdict.CLEAN)
 
 
+async def test_a_raw_top_has_no_mark_and_is_synced_before_it_is_closed_all_the_same(alone: Rig) -> None:
+    alone.memory.put("/raw", OLD)
+    spec = StackSpec((ImageSpec("/raw", raw=True),))
+    stack = await open_stack(
+        JournalFiles(alone.memory, alone.journal), spec, read_only=False, counters=alone.counters
+    )
+    await stack.write(0, NEW)
+    await stack.aclose(clean=True)
+    assert [entry.operation for entry in alone.journal.entries][-1] == "fsync"
+
+
 async def test_a_close_that_is_not_clean_writes_nothing(alone: Rig) -> None:
     stack = await alone.open()
     await stack.write(0, NEW)
@@ -274,6 +285,15 @@ async def test_a_storage_that_cannot_punch_is_written_zeroes_where_old_bytes_wou
     await stack.write(5 * CLUSTER + 100, NEW)
     assert alone.entry(5) == 1
     assert await stack.read(5 * CLUSTER, CLUSTER) == bytes(100) + NEW + bytes(CLUSTER - 100 - len(NEW))
+
+
+async def test_a_hole_that_failed_where_old_bytes_would_show_fails_the_write_since_it_may_yet_come(alone: Rig) -> None:
+    stack = await alone.open()
+    await stack.discard(3 * CLUSTER, CLUSTER)
+    alone.faults.fail(errno.EIO, "punch hole")
+    with pytest.raises(BackendError, match="punch hole"):
+        await stack.write(5 * CLUSTER + 100, NEW)
+    assert alone.entry(5) == 0
 
 
 @pytest.mark.parametrize("name", ["write", "punch hole", "fsync"])

@@ -6,11 +6,12 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import trio
 
-from ploopfs.engine.file import File, OsFiles
+from ploopfs.engine.file import File, OsFiles, _Opening, _Revocable
 from ploopfs.errors import BackendError, BadImage, StorageTimeout
 from tests.realparts import real_or_skip
 
@@ -184,6 +185,7 @@ async def test_what_a_write_that_was_given_up_may_yet_change_is_not_opened_for_w
             nursery.start_soon(file.write, 0, b"late")
             await began.wait()
             scope.cancel()
+    assert file.abandoned
     with pytest.raises(StorageTimeout, match="may yet happen"):
         await files.open(path, writable=True)
     await (await files.open(path, writable=False)).aclose()
@@ -197,6 +199,39 @@ async def test_what_a_write_that_was_given_up_may_yet_change_is_not_opened_for_w
                 await trio.lowlevel.checkpoint()
     assert await again.read(0, 4) == b"late"
     await again.aclose()
+
+
+async def test_a_file_with_something_given_up_stays_open_so_that_its_number_is_no_other_files(path: str) -> None:
+    """The thread has the number, and would do to another file what was meant for this one."""
+    file = await OsFiles().open(path, writable=True)
+    before = set(os.listdir("/proc/self/fd"))
+    file.abandoned = True
+    await file.aclose()
+    assert set(os.listdir("/proc/self/fd")) >= before
+    file.close()
+
+
+def test_a_change_that_was_given_up_before_it_began_never_happens() -> None:
+    happened: list[str] = []
+    early, late = (_Revocable(lambda: happened.append("change")) for _ in range(2))
+    early.give_up()
+    early()
+    assert (happened, early.is_under_way()) == ([], False)
+    late()
+    late.give_up()
+    assert (happened, late.is_under_way()) == (["change"], False)
+
+
+def test_a_file_that_is_opened_when_nobody_waits_for_it_any_more_is_closed() -> None:
+    early, late = Mock(), Mock()
+    opening = _Opening(lambda: early)
+    assert opening.give_up() is None
+    opening()
+    early.close.assert_called_once()
+    opening = _Opening(lambda: late)
+    opening()
+    assert opening.give_up() is late
+    late.close.assert_not_called()
 
 
 def drops_pages(path: str) -> bool:

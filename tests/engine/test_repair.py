@@ -200,6 +200,18 @@ def test_the_order_is_mark_clear_copy_name_clear_give_back_look_again_and_unmark
     assert said[-6:] == ["fsync", "stat", "read", "read", *mark]
 
 
+@pytest.mark.parametrize("given_back", ["punch hole", "truncate"])
+def test_what_an_entry_past_the_disk_names_is_given_back_when_that_entry_is_gone_for_good(given_back: str) -> None:
+    """Cut off in between, the entry would name what is not there: worse than before."""
+    journal, past = Journal(), {"punch hole": (2, 4), "truncate": (3, 2)}[given_back]
+    trio.run(repair, JournalFiles(store_of(image(1, past[1], 0, 0, 0, 0, 0, past[0])), journal))
+    at = [entry.operation for entry in journal.entries].index(given_back)
+    before = [entry for entry in journal.entries[:at] if entry.operation in ("write", "fsync")]
+    assert before[-1].operation == "fsync"
+    assert before[-2].operation == "write"
+    assert HEADER_BYTES <= before[-2].offset < CLUSTER
+
+
 def test_a_sound_image_is_not_written_to() -> None:
     assert set(operations_of(image(1, 2, 3, 4))) == {"stat", "read"}
 

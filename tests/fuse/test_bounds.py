@@ -3,6 +3,8 @@
 import errno
 import os
 import subprocess
+from functools import partial
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -10,13 +12,14 @@ import trio
 from pyfuse3 import ROOT_INODE, FUSEError, RequestContext
 from trio.testing import wait_all_tasks_blocked
 
-from ploopfs.bounds import MAX_BACKGROUND, MAX_OPEN_FILES, MAX_STORES, STATUS_TASKS
+from ploopfs.bounds import MAX_BACKGROUND, MAX_OPEN_FILES, MAX_OTHERS_FILES, MAX_STORES, STATUS_TASKS
 from ploopfs.fuse import mount
 from ploopfs.fuse.operations import Operations
 from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Node
 from tests.fuse.toy import MemoryDisk
 
-CALLER = cast(RequestContext, None)
+CALLER = cast(RequestContext, SimpleNamespace(uid=os.geteuid()))
+OTHER = cast(RequestContext, SimpleNamespace(uid=os.geteuid() + 1000))
 
 
 class Tree:
@@ -35,9 +38,9 @@ class Tree:
         finally:
             self.under_way -= 1
 
-    async def opened(self, name: bytes, flags: int = os.O_RDWR) -> int:
-        number = (await self.operations.lookup(ROOT_INODE, name, CALLER)).st_ino
-        return (await self.operations.open(number, flags, CALLER)).fh
+    async def opened(self, name: bytes, flags: int = os.O_RDWR, caller: RequestContext = CALLER) -> int:
+        number = (await self.operations.lookup(ROOT_INODE, name, caller)).st_ino
+        return (await self.operations.open(number, flags, caller)).fh
 
 
 @pytest.fixture
@@ -59,6 +62,18 @@ async def test_more_files_and_directories_than_the_bound_are_not_opened_until_so
     await tree.operations.release(await tree.opened(b"control"))
     await tree.operations.release(disk)
     await tree.opened(b"disk")
+
+
+async def test_other_users_leave_half_of_the_files_to_the_owner_whatever_they_open(tree: Tree) -> None:
+    handles = [await tree.operations.opendir(ROOT_INODE, OTHER) for _ in range(MAX_OTHERS_FILES)]
+    for opening in (partial(tree.opened, b"control", os.O_RDONLY, OTHER), partial(tree.operations.opendir, 1, OTHER)):
+        with pytest.raises(FUSEError) as raised:
+            await opening()
+        assert raised.value.errno == errno.ENFILE
+    await tree.operations.release(await tree.opened(b"disk"))
+    await tree.operations.releasedir(handles.pop())
+    await tree.opened(b"control", os.O_RDONLY, OTHER)
+    assert MAX_OTHERS_FILES * 2 == MAX_OPEN_FILES
 
 
 async def test_more_stores_than_the_bound_are_busy_and_neither_reads_nor_disks_are_kept_from_anything(

@@ -3,11 +3,12 @@
 import errno
 import os
 import select
+from collections.abc import Callable
 
 import pytest
 
 from ploopfs.device.signal import Signal
-from ploopfs.errors import PermissionDenied
+from ploopfs.errors import NoSuchDevice, PermissionDenied
 from ploopfs.fuse.handles import AttributeHandle, DirectoryHandle, DiskHandle, open_file
 from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node
 from ploopfs.sysfs.openfile import READY
@@ -122,3 +123,35 @@ def test_a_listing_goes_on_where_it_was_though_the_directory_changes() -> None:
     names["d"] = Link(".")
     assert [name for name, _ in handle.entries(1)] == ["b", "c"]
     assert [name for name, _ in handle.entries(0)] == ["b", "c", "d"]
+
+
+async def test_a_change_between_looking_and_waiting_is_told(signal: Signal) -> None:
+    changes: list[Callable[[], None]] = []
+
+    def is_removed() -> bool:
+        """Looked at by poll when it knows the version already."""
+        while changes:
+            changes.pop()()
+        return False
+
+    handle = AttributeHandle(Attribute(lambda: "on", None, signal, is_removed), os.O_RDONLY)
+    await handle.read(0, 100)
+    changes.append(signal.fire)
+    waiting = Waiting()
+    mask = poll(handle, waiting)
+    assert mask & CHANGED or waiting.notified == 1
+
+
+@pytest.mark.parametrize(("flags", "fua"), [(0, False), (os.O_SYNC, True), (os.O_DSYNC, True)])
+async def test_what_is_written_through_o_sync_or_o_dsync_is_durable_and_nothing_else(flags: int, fua: bool) -> None:
+    disk = MemoryDisk()
+    handle = open_file(Disk(disk), os.O_RDWR | flags)
+    await handle.write(0, b"data")
+    assert disk.fua_writes == int(fua)
+
+
+def test_a_disk_that_was_removed_after_its_name_was_looked_up_is_not_opened() -> None:
+    disk = MemoryDisk()
+    with pytest.raises(NoSuchDevice):
+        open_file(Disk(disk, lambda: True), os.O_RDONLY)
+    assert disk.open_count == 0

@@ -1,6 +1,7 @@
 """Lookup counts and handles of the request handlers, with the kernel's part played here."""
 
 import os
+from types import SimpleNamespace
 from typing import cast
 
 import pyfuse3
@@ -11,7 +12,7 @@ from ploopfs.fuse.operations import Operations
 from ploopfs.sysfs.nodes import Directory, Disk, Link, Node
 from tests.fuse.toy import MemoryDisk
 
-CALLER = cast(RequestContext, None)
+CALLER = cast(RequestContext, SimpleNamespace(uid=0))
 TOKEN = cast(ReaddirToken, None)
 
 
@@ -63,6 +64,14 @@ async def test_a_disk_is_open_until_it_is_released(operations: Operations, devic
     opened = await operations.open(number, os.O_RDWR, CALLER)
     assert (opened.direct_io, opened.keep_cache, device.open_count) == (True, False, 1)
     await operations.release(opened.fh)
+    assert device.open_count == 0
+
+
+async def test_a_file_that_was_released_is_released_once(operations: Operations, device: MemoryDisk) -> None:
+    number = await number_of(operations, b"disk")
+    opened = await operations.open(number, os.O_RDONLY, CALLER)
+    await operations.release(opened.fh)
+    operations.release_all()
     assert device.open_count == 0
 
 

@@ -56,7 +56,7 @@ WITHOUT: dict[str, str] = {
     "ploopfs/engine/command.py:_run_to_end": OF_A_COMMAND,
     "ploopfs/engine/create.py:_without_guid": "a name that the descriptor's target has gone through",
     "ploopfs/engine/probe.py:probe": "a path that was opened before",
-    "ploopfs/engine/file.py:_filesystem_of": OF_THE_KERNEL,
+    "ploopfs/engine/storage.py:storage_of": OF_THE_KERNEL,
     "ploopfs/engine/holders.py:holders": OF_THE_KERNEL,
     "ploopfs/engine/holders.py:_locks": OF_THE_KERNEL,
     "ploopfs/engine/lock.py:_is_locked": OF_THE_KERNEL,

@@ -125,6 +125,19 @@ def test_an_entry_in_header_and_map_is_lost_and_one_between_map_and_data_is_copi
     assert copied == [CopyCluster(1, 2, 4)]
 
 
+def test_the_end_of_a_disk_that_ends_inside_a_cluster_is_data() -> None:
+    """QEMU makes such disks and reads them whole: here two clusters and a half."""
+
+    def half(*entries: int) -> bytes:
+        return patched(image(*entries, data_clusters=2), 36, 2 * CLUSTER_SECTORS + CLUSTER_SECTORS // 2)
+
+    assert changes(half(1, 0, 2)) == []
+    assert changes(half(1, 0, 1)) == [CopyCluster(2, 1, 2), *MARKED]
+    assert changes(half(1, 0, 9)) == [clear(2, 9, Fault.BEYOND_FILE), *MARKED]
+    assert plan_of(half(1, 0, 9)).losses == 1
+    assert changes(half(1, 2, 0, 1)) == [clear(3, 1, Fault.PAST_DISK, lost=False), *MARKED]
+
+
 def test_at_an_opening_leaks_in_the_middle_stay_and_the_end_is_cut() -> None:
     assert changes(image(2, in_use=IN_USE, data_clusters=4), punches=False) == [TrimFile(size(3)), *MARKED]
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,12 @@ class Scene:
         lines = (self.daemon.mountpoint / "sys/fs/ploopfs/events").read_text().splitlines()
         return [record for record in map(json.loads, lines) if record["event"] == event]
 
-    def has_probed(self, changes: int) -> bool:
-        return len(self.events("agent_probe")) == changes
+    def verdicts(self) -> list[object]:
+        """Of the probes, each until the next other one: what a sick store says may change, as while it is mounted."""
+        return [healthy for healthy, _ in groupby(record["healthy"] for record in self.events("agent_probe"))]
+
+    def has_probed(self, verdicts: int) -> bool:
+        return len(self.verdicts()) == verdicts
 
     def lose(self, writer: Writer) -> None:
         self.bindfs.kill()
@@ -102,7 +107,7 @@ def test_a_device_comes_back_with_its_store_again_and_again_with_nobody_at_work(
             assert daemon.value("ploopfs/generation") == str(1 + outage)
         writer.write(50)
         writer.assert_all_there()
-    assert [record["healthy"] for record in scene.events("agent_probe")] == [False, True] * 3
+    assert scene.verdicts() == [False, True] * 3
     until(lambda: [record["result"] for record in scene.events("agent_result")] == ["ok"] * 3, "three results")
     assert daemon.end() == 0
     scene.assert_nothing_left_behind()

@@ -14,6 +14,8 @@ import pytest
 from ploopfs.cli.exits import Exit
 from tests.mounted.daemon import (
     HANG_S,
+    PLOOPFS,
+    ROOT,
     device,
     errno_of,
     is_mounted,
@@ -77,6 +79,25 @@ def test_a_mountpoint_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     disk = make_disk(tmp_path / "disk")
     config = write_config(tmp_path, device(disk.directory))
     assert "is not empty" in refused(config, disk.directory, Exit.NO_MOUNT)
+    assert_closed(disk.top)
+
+
+def test_a_fuse_device_that_may_not_be_opened_is_told_when_the_images_are_open_already(tmp_path: Path) -> None:
+    """As nested as an error can be: below the session, the agents and the signals."""
+    need(commands=("unshare",))
+    disk = make_disk(tmp_path / "disk")
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "dev").mkdir()
+    script = (
+        f"mount -t tmpfs -o nodev tmpfs {tmp_path}/dev && mknod {tmp_path}/dev/fuse c 10 229"
+        f" && mount --bind {tmp_path}/dev/fuse /dev/fuse && exec \"$@\""
+    )
+    mount = (*PLOOPFS, "mount", str(write_config(tmp_path, device(disk.directory))), f"{tmp_path}/mnt")
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh", *mount]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    told = "ploopfs: /dev/fuse: Permission denied: run as root, or allow the device to this user"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (Exit.NO_MOUNT, told)
+    assert "Traceback" not in done.stderr
     assert_closed(disk.top)
 
 

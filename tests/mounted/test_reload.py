@@ -12,8 +12,22 @@ from typing import Any
 import pytest
 
 from ploopfs.cli.exits import Exit
-from tests.mounted.daemon import Daemon, device, errno_of, opened, ploopfs, serving, until, write_config
+from tests.mounted.daemon import (
+    HANG_S,
+    PLOOPFS,
+    ROOT,
+    Daemon,
+    device,
+    errno_of,
+    is_polling,
+    opened,
+    ploopfs,
+    serving,
+    until,
+    write_config,
+)
 from tests.mounted.disks import MIB, assert_closed, is_marked, make_disk
+from tests.mounted.storage import Bindfs
 from tests.mounted.writer import Writer
 from tests.realparts import need
 
@@ -109,3 +123,22 @@ def test_mistakes_and_what_needs_a_remount_are_told_by_the_verb_and_the_disks_go
         assert errno_of(daemon.store, "ploopfs/replace_delta", str(disk.top)) == errno.errorcode[errno.EACCES]
         assert daemon.end() == Exit.OK
     assert_closed(disk.top)
+
+
+def test_the_verb_tells_of_its_own_reload_and_not_of_one_that_is_under_way(tmp_path: Path, bindfs: Bindfs) -> None:
+    disk, hanging = make_disk(tmp_path / "disk"), make_disk(bindfs.bricks / "disk")
+    other = device(bindfs.path / "disk", "ploop1")
+    with serving(tmp_path, device(disk.directory)) as daemon:
+        write_config(tmp_path, device(disk.directory), other)
+        with bindfs.stopped():
+            daemon.process.send_signal(signal.SIGHUP)
+            until(lambda: daemon.events()[-1]["event"] == "config_reload_begin", "the first reload")
+            write_config(tmp_path, device(disk.directory, on_standby="hold"), other)
+            command = [*PLOOPFS, "reload", "-m", os.fspath(daemon.mountpoint)]
+            verb = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            until(lambda: is_polling(Path(f"/proc/{verb.pid}")), "it has sent the signal, and waits")
+            assert reloads(daemon) == []
+        assert verb.communicate(timeout=HANG_S)[0] == "changed: ploop0.on_standby\n"
+        assert [event["added"] for event in reloads(daemon)] == ["ploop1", ""]
+        assert daemon.end() == Exit.OK
+    assert_closed(hanging.top)

@@ -151,3 +151,24 @@ def test_a_second_interrupt_cuts_off_a_request_that_hangs_and_the_image_stays_ma
         assert "are cut off" not in daemon.log, "the second signal did it, not the deadline"
         assert not is_mounted(daemon.mountpoint)
     assert is_marked(disk.top)
+
+
+def test_an_interrupt_ends_a_verb_while_the_daemon_goes_on_with_its_operation(tmp_path: Path, bindfs: Bindfs) -> None:
+    """The write itself cannot be interrupted: the daemon has it."""
+    disk, other = make_disk(tmp_path / "disk"), make_disk(bindfs.bricks / "other")
+    path = bindfs.path / "other" / other.top.name
+    with serving(tmp_path, device(disk.directory)) as daemon:
+        with bindfs.stopped():
+            command = ["env", "--default-signal=INT", *PLOOPFS, "replace", "ploop0", str(path)]
+            verb = subprocess.Popen(
+                [*command, "-m", str(daemon.mountpoint)], cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+            until(lambda: any(one["event"] == "replace_begin" for one in daemon.events()), "the replace has begun")
+            verb.send_signal(signal.SIGINT)
+            _, said = verb.communicate(timeout=HANG_S)
+            assert verb.returncode == 128 + signal.SIGINT
+            assert b"ploop0: the daemon goes on with it" in said
+            assert daemon.value("ploopfs/generation") == "1"
+        until(lambda: daemon.value("ploopfs/generation") == "2", "the replacement")
+        assert daemon.value("pdelta/0/image") == str(path)
+        assert daemon.end() == Exit.OK

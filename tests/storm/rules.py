@@ -14,8 +14,10 @@ from tests.storm.trace import Violation
 class Rules:
     """`is_key_in` and `is_attached` are the two fuses. `must`: a request of the present generation has met one of the
     three errnos with both fuses in, and nobody has recovered the device or let go of it since. `may`: anything has.
-    `fsync_answer` is what an fsync of this generation has failed with: it fails every later one, too. `times_on` and
-    `times_left` count the transitions, `times_detached` those out of standby without a recovery."""
+    `fsync_answer` is what an fsync of this generation has failed with: it fails every later one, too.
+    `is_loss_known`: it has met one of the three errnos with both fuses in. Whatever became of the fuses since, no flush
+    of it is confirmed, so one that is asked for with both in again leads into standby. `times_on` and `times_left`
+    count the transitions, `times_detached` those out of standby without a recovery."""
 
     device: str
     is_key_in: bool = False
@@ -23,6 +25,7 @@ class Rules:
     must: bool = False
     may: bool = False
     fsync_answer: int = 0
+    is_loss_known: bool = False
     is_on: bool = False
     generation_at_on: int = 0
     times_on: int = 0
@@ -54,7 +57,7 @@ class Rules:
         if operation == "fsync":
             self.fsync_answer = self.fsync_answer or number
         if self.is_armed and number in STANDBY_ERRNOS:
-            self.may = True
+            self.may = self.is_loss_known = True
             self.must |= is_request
 
     def condemned(self) -> None:
@@ -64,7 +67,7 @@ class Rules:
     def switched_on(self, generation: int) -> None:
         if not self.is_armed:
             raise Violation(f"{self.device}: standby with a fuse out")
-        if not self.may and self.fsync_answer not in STANDBY_ERRNOS:
+        if not self.may and not self.is_loss_known and self.fsync_answer not in STANDBY_ERRNOS:
             raise Violation(f"{self.device}: standby, and the present generation has met no such answer")
         if self.is_on:
             raise Violation(f"{self.device}: switched into standby twice")
@@ -86,7 +89,7 @@ class Rules:
 
     def swapped(self) -> None:
         """Another stack is in force: what the old one has met does not count."""
-        self.must, self.may, self.fsync_answer = False, False, 0
+        self.must, self.may, self.is_loss_known, self.fsync_answer = False, False, False, 0
 
     def check(self, state: State) -> None:
         """When nobody can go on by himself."""

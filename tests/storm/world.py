@@ -265,9 +265,15 @@ class World:
     def answered(self, file: "object", number: int, operation: str) -> None:
         origin = ORIGIN.get()
         if origin is not None and origin.device in self.disks:
-            disk = self.disks[origin.device]
+            asked = [self.disks[origin.device]]
+        else:  # by nobody: a device is being closed, and takes a lock back
+            asked = [disk for disk in self.disks.values() if _is_in_force(disk, file)]
+        for disk in asked:
             disk.rules.answered(
-                number, operation, is_request=origin.is_request, is_current=self._is_current(disk, file)
+                number,
+                operation,
+                is_request=origin is not None and origin.is_request,
+                is_current=_is_in_force(disk, file),
             )
 
     def forgot(self, path: str) -> None:
@@ -292,7 +298,7 @@ class World:
             self.fail(f"{path}: {operation} of a top whose store is lost")
 
     def _is_current(self, disk: Disk, file: object) -> bool:
-        return disk.is_open and any(_below(delta.file) is file for delta in disk.device.queue.stack.deltas)
+        return disk.is_open and _is_in_force(disk, file)
 
     def _queue_changed(self, disk: Disk) -> None:
         generation = disk.device.queue.generation
@@ -350,6 +356,11 @@ class World:
     def raise_violation(self) -> None:
         if self.violation is not None:
             raise self.violation
+
+
+def _is_in_force(disk: Disk, file: object) -> bool:
+    """A device that is being closed may still hear of its store, as when it takes back a lock."""
+    return any(_below(delta.file) is file for delta in disk.device.queue.stack.deltas)
 
 
 def _below(file: File) -> object:

@@ -120,6 +120,32 @@ async def test_a_secret_is_for_its_owner_only() -> None:
     assert modes == {0o600}
 
 
+LEAKY = (
+    ("mgmt", f"add_attribute IncomingUser joe {SECRET}", "add_attribute IncomingUser ***"),
+    ("mgmt", f"add_attribute IncomingUser={SECRET}", "add_attribute IncomingUser ***"),
+    ("mgmt", f"add_target_attribute IncomingUser jim {SECRET}", "add_target_attribute IncomingUser ***"),
+    ("mgmt", f"add_target_attribute {IQN} IncomingUsr jim {SECRET}", f"add_target_attribute {IQN} ***"),
+    ("mgmt", f"add_target_attribute {IQN} allowed_portal jim {SECRET}", f"add_target_attribute {IQN} ***"),
+    ("mgmt", f"add_target iqn.b IncomingUser=jim {SECRET}", "add_target iqn.b ***"),
+    ("mgmt", f"del_target {IQN} IncomingUser jim {SECRET}", f"del_target {IQN} ***"),
+    ("mgmt", f"IncomingUser {SECRET} {SECRET}", "***"),
+    ("IncomingUser", f"jim {SECRET}", "IncomingUser ***"),
+)
+
+
+@pytest.mark.parametrize(("file", "text", "shown"), LEAKY)
+async def test_a_command_that_fails_is_logged_without_a_secret(
+    caplog: pytest.LogCaptureFixture, file: str, text: str, shown: str
+) -> None:
+    _, root = await everything()
+    await write(root, f"{ISCSI}/mgmt", "add_attribute IncomingUser jim another-secret")
+    caplog.set_level("DEBUG")
+    assert await errno_of(root, f"{ISCSI}/{file}", text)
+    (record,) = [message for message in caplog.messages if " failed: " in message]
+    assert record.startswith(f"{shown!r} failed: ")
+    assert SECRET not in caplog.text
+
+
 async def test_everything_goes_with_the_module_and_open_files_answer_enodev() -> None:
     subsystem, root = await everything()
     before = dict(walk(root))

@@ -25,11 +25,13 @@ class Of(Generic[S]):
     it: S
 
 
-def queued(command: Callable[[Of[S], str], None]) -> Callable[[Of[S], str], Awaitable[None]]:
-    """A store that goes through the queue of management commands."""
+def queued(
+    command: Callable[[Of[S], str], None], shown: Callable[[str], str] | None = None
+) -> Callable[[Of[S], str], Awaitable[None]]:
+    """A store that goes through the queue of management commands. `shown` makes of a text what the log may hold."""
 
     async def store(subject: Of[S], text: str) -> None:
-        subject.core.queued(partial(command, subject), text)
+        subject.core.queued(partial(command, subject), text, shown(text) if shown is not None else None)
 
     return store
 

@@ -6,7 +6,7 @@ from ploopfs.scst.access import INITIATORS_HELP, LUNS_HELP, Group, Lun
 from ploopfs.scst.core import VERSION, Core
 from ploopfs.scst.iscsi import Extra, Extras
 from ploopfs.scst.settings import keyed
-from ploopfs.scst.targets import GROUPS_HELP, CopyManager, IscsiDriver, Target
+from ploopfs.scst.targets import GROUPS_HELP, MASK, CopyManager, IscsiDriver, Target, without_secrets
 from ploopfs.sysfs.nodes import Attribute, Directory, Link, Node
 from ploopfs.sysfs.rows import Kept, Removed, Row, constant, directory
 from ploopfs.sysfs.scst.parts import Nodes, Of, direct, directories, queued, settings_of, together
@@ -25,7 +25,7 @@ The following target attributes available: IncomingUser, OutgoingUser, allowed_p
 """
 
 DRIVER: tuple[Row[Of[IscsiDriver]], ...] = (
-    Row("mgmt", lambda _: DRIVER_HELP, queued(lambda of, text: of.core.manage_targets(text))),
+    Row("mgmt", lambda _: DRIVER_HELP, queued(lambda of, text: of.core.manage_targets(text), without_secrets)),
     Row("trace_level", lambda of: of.it.trace_level.show(), direct(lambda of, text: of.it.trace_level.store(text))),
     constant("version", f"{VERSION}\nEXTRACHECKS\nTRACING\nDEBUG"),
     constant("open_state", "open"),
@@ -138,7 +138,7 @@ def _luns(core: Core, group: Group, removed: Removed) -> Directory:
 def _extras(core: Core, extras: Extras, removed: Removed) -> Nodes:
     def make(name: str, extra: Extra) -> Attribute:
         async def store(text: str) -> None:
-            core.queued(lambda text: extras.store(name, text), text)
+            core.queued(lambda text: extras.store(name, text), text, f"{name} {MASK}" if extra.is_secret else None)
 
         return Attribute(
             show=extra.show,

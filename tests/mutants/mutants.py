@@ -1,0 +1,400 @@
+"""Deliberate bugs: each breaks one promise of the product, and names a test that keeps it.
+
+Beside the bugs of the simulator (tests/storm/broken.py), which prove that the simulator can see: these prove that the
+tests of a part see it, in the time of a unit test. Whoever changes a line that a bug is made of changes the bug.
+"""
+
+from tests.mutants.arena import Mutant
+
+
+def _bug(name: str, file: str, old: str, new: str, test_file: str, test: str) -> Mutant:
+    return Mutant(name, f"ploopfs/{file}", old, new, f"tests/{test_file}::{test}")
+
+
+MUTANTS = (
+    # image
+    _bug(
+        "name a cluster before its bytes are on stable storage", "image/plan.py",
+        "steps += [Barrier(), WriteMap(entries)]", "steps += [WriteMap(entries), Barrier()]", "image/test_plan.py",
+        "test_one_barrier_and_one_map_update_serve_the_whole_request",
+    ),
+    _bug(
+        "write no zeroes over what a lower delta has", "image/plan.py",
+        "elif check_zeros and stack_map.is_hole(slot) and _is_zero", "elif check_zeros and _is_zero",
+        "image/test_plan.py", "test_zeroes_hide_what_lies_below",
+    ),
+    _bug(
+        "take a cluster for zero when its last byte is not looked at", "image/plan.py",
+        "data[start:stop] == bytes(stop - start)", "data[start : stop - 1] == bytes(stop - start - 1)",
+        "image/test_plan.py", "test_one_byte_that_is_not_zero_takes_a_cluster",
+    ),
+    _bug(
+        "copy up only as far as the write goes", "image/plan.py",
+        "_cluster_segments(stack_map, slot, 0, cluster_bytes)",
+        "_cluster_segments(stack_map, slot, 0, within + stop - start)", "image/test_plan.py",
+        "test_a_cluster_of_a_lower_level_is_copied_up_whole",
+    ),
+    _bug(
+        "show the old bytes of a cluster that is used again", "image/plan.py",
+        "if may_hold_old_bytes and stack_map.is_hole(slot) and not whole:",
+        "if not may_hold_old_bytes and stack_map.is_hole(slot) and not whole:", "image/test_plan.py",
+        "test_a_part_of_a_cluster_that_nobody_has_is_scrubbed_where_old_bytes_may_be",
+    ),
+    _bug(
+        "allocate a used cluster", "image/allocator.py", "taken = np.unique(used).astype(np.int64)",
+        "taken = np.unique(used[:0]).astype(np.int64)", "image/test_allocator.py",
+        "test_gaps_come_first_from_the_lowest_and_may_hold_old_bytes",
+    ),
+    _bug(
+        "allocate what an entry past the disk's end names", "image/bat.py",
+        "np.concatenate((entries[entries != 0], self._past_end))", "entries[entries != 0]", "image/test_bat.py",
+        "test_entries_past_the_disks_end_stay_taken_and_stay_in_the_file",
+    ),
+    _bug(
+        "clear the other entries of a map page", "image/bat.py", "entries = self.clusters[first:end]",
+        'entries = array("I", bytes(4 * (end - first)))', "image/test_bat.py",
+        "test_pages_change_their_entries_and_no_other_byte",
+    ),
+    _bug(
+        "say in the header that the disk has grown before it has", "image/growth.py",
+        "return (*steps, Barrier(), WriteHeader(new))", "return (*steps, WriteHeader(new))", "engine/test_grow.py",
+        "test_the_steps_are_these",
+    ),
+    _bug(
+        "see no cluster that two entries share", "image/survey.py", "twice[names] = self.used.add(clusters[names])",
+        "self.used.add(clusters[names])", "image/test_check.py",
+        "test_the_originals_verdict_holds_whatever_its_options",
+    ),
+    _bug(
+        "repair into a leak that a damaged entry may have meant", "image/repair.py", "reuse=not loses", "reuse=True",
+        "image/test_repair.py", "test_each_defect_has_its_change",
+    ),
+    # engine
+    _bug(
+        "name a repaired copy before it is on stable storage", "engine/repair.py",
+        "    if len(plan.copies):\n"
+        "        await file.sync()\n",
+        "    if len(plan.copies):\n", "engine/test_repair.py",
+        "test_the_order_is_mark_clear_copy_name_clear_give_back_look_again_and_unmark",
+    ),
+    _bug(
+        "close an unclosed image that another host may be writing", "engine/unclosed.py",
+        "if not file.identity.has_locks:", "if file.identity.has_locks and not file.writable:",
+        "engine/test_opening.py", "test_without_locks_the_mark_is_believed",
+    ),
+    _bug(
+        "close an unclosed image that somebody is looking at", "engine/unclosed.py",
+        "        await file.lock()\n"
+        "        examined = await examine(file)\n"
+        "        if not",
+        "        examined = await examine(file)\n"
+        "        if not",
+        "engine/test_opening.py", "test_who_comes_before_an_unclosed_image_is_closed_keeps_it_from_being_closed",
+    ),
+    _bug(
+        "repair an image that was not closed without being asked", "engine/unclosed.py",
+        "            raise examined.report.problems[0]", "            pass", "engine/test_opening.py",
+        "test_an_unclosed_image_that_breaks_a_rule_is_not_repaired_unasked",
+    ),
+    _bug(
+        "give back what an entry past the disk's end still names", "engine/repair.py",
+        "    await _clear(file, plan, slice(plan.losses, None))\n"
+        "    await _give_back(file, plan, progress)\n",
+        "    await _give_back(file, plan, progress)\n"
+        "    await _clear(file, plan, slice(plan.losses, None))\n",
+        "engine/test_repair.py",
+        "test_what_an_entry_past_the_disk_names_is_given_back_when_that_entry_is_gone_for_good",
+    ),
+    _bug(
+        "build upon a lower delta that somebody writes", "engine/opening.py",
+        '            raise not_closed(delta.path, f"m_DiskInUse', '            not_closed(delta.path, f"m_DiskInUse',
+        "engine/test_opening.py", "test_nothing_is_built_upon_a_lower_delta_that_was_not_closed_and_nothing_is_written",
+    ),
+    _bug(
+        "skip the barrier", "engine/writer.py",
+        "            case Barrier():\n"
+        "                await self._sync()\n",
+        "            case Barrier():\n"
+        "                pass\n",
+        "engine/test_order.py",
+        "test_data_are_synced_before_the_map_names_them_and_the_map_is_written_before_the_answer",
+    ),
+    _bug(
+        "allocate a cluster that another write is allocating", "engine/writer.py",
+        "        while await self._wait_unclaimed(slots_to_allocate(self._map, offset, len(data))):",
+        "        while await self._wait_unclaimed(()):", "engine/test_concurrency.py",
+        "test_writes_to_one_new_cluster_allocate_it_once",
+    ),
+    _bug(
+        "give a freed cluster to others while a request may still use it", "engine/writer.py",
+        "self._epochs.retire(lambda: self._release(clusters))", "self._release(clusters)", "engine/test_concurrency.py",
+        "test_a_freed_cluster_serves_nobody_else_while_an_old_read_is_in_flight",
+    ),
+    _bug(
+        "punch a cluster that an entry on stable storage names", "engine/writer.py",
+        "        await self._map_writer.submit(dict.fromkeys(slots, 0))\n"
+        "        await self._sync()\n",
+        "        await self._map_writer.submit(dict.fromkeys(slots, 0))\n", "engine/test_order.py",
+        "test_a_cluster_is_given_back_only_after_the_cleared_entry_is_durable",
+    ),
+    _bug(
+        "free a cluster that a failed write may yet reach", "engine/writer.py",
+        "if error.errno in SURELY_NOT_WRITTEN and not", "if not", "engine/test_order.py",
+        "test_only_an_error_that_excludes_late_bytes_frees_the_cluster",
+    ),
+    _bug(
+        "free a cluster that an uncertain entry may name", "engine/writer.py",
+        "error.errno in SURELY_NOT_WRITTEN and not self._top.uncertain_slots.intersection(new_clusters):",
+        "error.errno in SURELY_NOT_WRITTEN:", "engine/test_order.py",
+        "test_enospc_for_the_map_itself_frees_no_cluster_that_the_file_may_name",
+    ),
+    _bug(
+        "flush without the entries that are uncertain", "engine/writer.py",
+        "            await self._map_writer.submit({})\n", "            pass\n", "engine/test_order.py",
+        "test_a_flush_vouches_for_the_map_of_a_cluster_whose_discard_failed_halfway",
+    ),
+    _bug(
+        "write before the image is marked in use", "engine/delta.py",
+        "        await self._write_header()\n"
+        "        self.marked = True",
+        "        self.marked = True", "engine/test_order.py", "test_the_mark_is_durable_before_the_first_change",
+    ),
+    _bug(
+        "believe the fsync after one that failed", "engine/delta.py", "            self._sync_error = error\n", "",
+        "engine/test_order.py", "test_a_failed_sync_stays_failed_and_asks_the_file_no_more",
+    ),
+    _bug(
+        "clear the mark while data are on their way", "engine/delta.py",
+        "        await self.sync()\n"
+        "        self.header = closed\n",
+        "        self.header = closed\n", "engine/test_order.py",
+        "test_a_clean_close_syncs_everything_before_it_clears_the_mark",
+    ),
+    _bug(
+        "cut off the cluster that an uncertain entry may name", "engine/delta.py",
+        "                await self.sync()  # before the file is cut", "                # before the file is cut",
+        "engine/test_order.py", "test_a_map_entry_of_which_nobody_knows_is_written_again_before_the_mark_is_cleared",
+    ),
+    _bug(
+        "vouch for a file that something given up may yet change", "engine/delta.py",
+        '            raise StorageTimeout(f"{self.path}: an operation',
+        '            StorageTimeout(f"{self.path}: an operation', "engine/test_order.py",
+        "test_a_file_with_an_operation_that_was_given_up_is_not_closed_cleanly",
+    ),
+    _bug(
+        "finish a write from where it did not stop", "engine/delta.py",
+        "await self.file.write(offset + done, memoryview", "await self.file.write(offset, memoryview",
+        "engine/test_order.py", "test_a_write_that_went_in_part_without_waiting_is_finished_from_there",
+    ),
+    _bug(
+        "read zeroes where somebody has cut the file", "engine/stack.py",
+        "        if offset + len(data) < delta.file_size or offset + length > delta.trusted_size:",
+        "        if offset + length > delta.trusted_size:", "engine/test_order.py",
+        "test_a_file_that_somebody_has_cut_is_an_error_and_not_zeroes",
+    ),
+    _bug(
+        "answer fua before the flush", "engine/stack.py",
+        "            self._counters.bio_fua_out += 1\n"
+        "            await self.flush()\n",
+        "            self._counters.bio_fua_out += 1\n", "engine/test_order.py",
+        "test_fua_is_answered_after_a_sync_that_follows_the_map",
+    ),
+    _bug(
+        "forget the rest of a write that was short", "engine/file.py",
+        "        view = view[count:]\n"
+        "        offset += count\n",
+        "        break\n", "engine/test_os_file.py", "test_short_counts_of_the_system_are_gone_on_with",
+    ),
+    _bug(
+        "write an image that something given up may yet overwrite", "engine/given_up.py", "return self.path == path",
+        "return False", "engine/test_late.py",
+        "test_a_change_reaches_its_own_file_and_whatever_a_new_mount_shows_at_its_path",
+    ),
+    _bug(
+        "see no writer beside us", "engine/lock.py",
+        "[(p, _USED + p) for p in _NOT_SHARED if _is_locked(fd, _USED + p)]",
+        "[(p, _USED + p) for p in _NOT_SHARED if not fd]", "engine/test_file_conformance.py",
+        "test_a_writer_and_a_reader_exclude_each_other",
+    ),
+    _bug(
+        "allow a directory whose name only begins like an allowed one", "engine/confined.py",
+        "place.startswith(f\"{root.rstrip('/')}/\")", "place.startswith(root)", "engine/test_confined.py",
+        "test_a_directory_whose_name_only_begins_like_an_allowed_one_is_another",
+    ),
+    # device
+    _bug(
+        "judge a stale generation", "device/queue.py",
+        "        if generation == self.generation:\n"
+        "            is_fault",
+        "        if generation <= self.generation:\n"
+        "            is_fault",
+        "device/test_triggers.py", "test_a_late_error_of_a_replaced_top_changes_nothing",
+    ),
+    _bug(
+        "abort a device that goes to standby", "device/queue.py",
+        "is_fault and not means_standby and self._flavour.aborts:", "is_fault and self._flavour.aborts:",
+        "device/test_triggers.py", "test_the_device_goes_to_standby_and_is_not_aborted",
+    ),
+    _bug(
+        "replace while a request is in flight", "device/queue.py",
+        "        try:\n"
+        "            await self._wait_drained()\n"
+        "            yield",
+        "        try:\n"
+        "            yield",
+        "device/test_queue.py", "test_a_quiesce_waits_for_what_is_in_flight",
+    ),
+    _bug(
+        "let a held request overtake an older one", "device/queue.py",
+        "                if self.room.oldest is ticket:\n"
+        "                    return",
+        "                if ticket:\n"
+        "                    return",
+        "device/test_hold.py", "test_who_was_let_go_lets_one_pass_that_came_back_with_an_older_place",
+    ),
+    _bug(
+        "hand up an errno that no block status has", "device/flavour.py",
+        "storage_errno if storage_errno in BLOCK_LAYER_ERRNOS else errno.EIO", "storage_errno",
+        "device/test_flavour.py", "test_through_the_block_layer_only_what_has_a_status_of_its_own_stays",
+    ),
+    _bug(
+        "hold more requests than the bound", "device/waiting.py", "if self.held >= self.policy.requests:",
+        "if self.held > self.policy.requests:", "device/test_hold.py",
+        "test_with_the_bound_on_their_number_reached_further_requests_are_refused",
+    ),
+    _bug(
+        "go to standby because the storage is full", "device/standby.py",
+        "frozenset({errno.EBUSY, errno.ENOTCONN, errno.EIO})",
+        "frozenset({errno.EBUSY, errno.ENOTCONN, errno.EIO, errno.ENOSPC})", "device/test_standby.py",
+        "test_three_answers_of_the_storage_mean_standby",
+    ),
+    _bug(
+        "touch a queue whose STANDBY_EN is out", "device/standby.py",
+        "(State.NOT_SUPPORTED, Event.STORAGE_LOST): State.NOT_SUPPORTED",
+        "(State.NOT_SUPPORTED, Event.STORAGE_LOST): State.ON", "device/test_standby.py",
+        "test_what_happens_leads_where_the_table_says",
+    ),
+    _bug(
+        "stay in standby when nobody is left to end it", "device/standby.py",
+        "(State.ON, Event.DETACHED): State.NOT_SUPPORTED", "(State.ON, Event.DETACHED): State.ON",
+        "device/test_standby.py", "test_the_spec_in_one_line_per_transition",
+    ),
+    _bug(
+        "forget a write that was acknowledged during the flush", "device/device.py",
+        "        mark = self.unflushed.mark()\n"
+        "        await stack.flush()\n"
+        "        if",
+        "        await stack.flush()\n"
+        "        mark = self.unflushed.mark()\n"
+        "        if",
+        "device/test_unflushed.py", "test_a_flush_confirms_only_what_was_acknowledged_before_it_started",
+    ),
+    _bug(
+        "write again in another order", "device/unflushed.py", "for change in tuple(self._changes):",
+        "for change in reversed(self._changes):", "device/test_unflushed.py",
+        "test_a_discard_that_had_no_effect_does_not_destroy_what_was_written_after_it",
+    ),
+    _bug(
+        "forget a discard", "device/unflushed.py",
+        "                await _make_zero(stack, change.offset, change.length)", "                pass",
+        "device/test_unflushed.py", "test_what_was_discarded_is_zero_on_an_image_that_never_had_the_cluster",
+    ),
+    _bug(
+        "call what was written again durable without a flush", "device/unflushed.py",
+        "        if self._changes:\n"
+        "            await stack.flush()\n",
+        "", "device/test_unflushed.py", "test_after_recovery_it_is_on_stable_storage_and_nothing_is_kept",
+    ),
+    _bug(
+        "forget the replay", "device/replace.py", "                await self._replay(stack, timeout)\n", "",
+        "device/test_replace.py", "test_what_a_copy_lacks_and_no_flush_has_confirmed_is_written_to_it_again",
+    ),
+    _bug(
+        "clear standby before the swap", "device/replace.py", "                await self._replay(stack, timeout)\n",
+        "                self._queue.standby.recovered()\n"
+        "                await self._replay(stack, timeout)\n",
+        "device/test_replace_options.py", "test_a_replay_that_fails_leaves_standby_and_takes_its_mark_away_again",
+    ),
+    _bug(
+        "write to the image whose lease is lost", "device/replace.py", "if top.writable and not self._was_lost:",
+        "if top.writable:", "device/test_replace.py", "test_in_standby_the_old_image_is_never_written_again",
+    ),
+    _bug(
+        "take an image that somebody else has marked", "device/replace.py",
+        "        refuse_foreign_mark(delta, accept_mark)\n", "", "device/test_replace_refused.py",
+        "test_a_read_only_device_refuses_an_image_in_use_too",
+    ),
+    _bug(
+        "take a copy that lacks what a flush has confirmed", "device/ownership.py",
+        "header.raw in ours and not vanished_slots(old.bat, bat, may_differ)", "header.raw in ours",
+        "device/test_replace.py", "test_a_copy_that_lacks_a_flushed_cluster_is_none_of_ours",
+    ),
+    _bug(
+        "serve on without the mark after a replacement that failed", "device/handover.py",
+        "            await _mark_again(top, queue, limit_s)\n"
+        "        raise",
+        "            pass\n"
+        "        raise",
+        "device/test_replace_refused.py",
+        "test_an_image_that_does_not_fit_is_refused_with_its_errno_and_nothing_changes",
+    ),
+    _bug(
+        "write on after the lock was lost", "device/handover.py",
+        "            queue.set_aborted(True)\n\n\n"
+        "async def weaken",
+        "            pass\n\n\n"
+        "async def weaken",
+        "device/test_lock_lost.py", "test_a_device_that_could_not_get_its_lock_back_writes_no_more",
+    ),
+    _bug(
+        "forget the replay of a table", "device/instance.py",
+        "            await _replay(stack, around, timeout)\n"
+        "        return instance",
+        "            pass\n"
+        "        return instance",
+        "device/test_mapper_standby.py", "test_unflushed_writes_are_in_the_new_image_before_standby_clears",
+    ),
+    # the tree
+    _bug(
+        "keep STANDBY_EN after the target let go", "scst/backing.py", "                device.queue.standby.detach()",
+        "                pass", "scst/test_devices.py",
+        "test_a_disk_may_be_in_scst_twice_and_supports_standby_until_the_last_is_deleted",
+    ),
+    _bug(
+        "let go of a device that only became inactive", "scst/vdisk.py", "        self.active = active\n",
+        "        self.active = active\n"
+        "        self._bind(self.device if active else None)\n",
+        "scst/test_devices.py", "test_closing_the_file_deletes_nothing",
+    ),
+    _bug(
+        "lose the edge that pollers of standby wait for", "sysfs/queue.py",
+        "device.queue.standby.state.value, signal=lambda device: device.queue.standby.changed)",
+        "device.queue.standby.state.value)", "sysfs/test_queue.py", "test_a_watcher_of_standby_sees_it_go_on_and_off",
+    ),
+    _bug(
+        "let anybody write to any attribute", "sysfs/nodes.py", "(0o200 if self.store else 0)", "0o222",
+        "sysfs/test_golden.py", "test_the_tree_is_the_golden_listing",
+    ),
+    _bug(
+        "answer a write of O_SYNC before it is durable", "fuse/handles.py", "bool(flags & os.O_DSYNC)",
+        "bool(flags & os.O_APPEND)", "fuse/test_handles.py",
+        "test_what_is_written_through_o_sync_or_o_dsync_is_durable_and_nothing_else",
+    ),
+    _bug(
+        "open a disk that was removed", "fuse/handles.py", '            raise NoSuchDevice("the device was removed")',
+        "            pass", "fuse/test_handles.py",
+        "test_a_disk_that_was_removed_after_its_name_was_looked_up_is_not_opened",
+    ),
+    _bug(
+        "lose a change between looking and waiting", "fuse/handles.py",
+        "        self._waiting.take(waiting)\n"
+        "        events, _ = self._file.poll()",
+        "        events, _ = self._file.poll()\n"
+        "        self._waiting.take(waiting)",
+        "fuse/test_handles.py", "test_a_change_between_looking_and_waiting_is_told",
+    ),
+    _bug(
+        "keep a file that was closed", "fuse/operations.py", "self._files.pop(fh).release()",
+        "self._files[fh].release()", "fuse/test_operations.py", "test_a_file_that_was_released_is_released_once",
+    ),
+)
