@@ -40,7 +40,10 @@ example:
 
 
 def main() -> int:
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
+    if min(options.power, options.times, options.daemon) < 0 or not options.power + options.times + options.daemon:
+        parser.error("--times, --daemon and --power are 0 or more, and not all 0: nothing would be shown")
     parts: dict[str, tuple[int, Callable[[int, int, Path, Progress], Mapping[str, int]]]] = {
         "power": (options.power, cut_power),
         "engine": (options.times, kill_engine),

@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 class Surroundings:
     """What an instance is opened beside. `writes` is the top that the device in force is writing, if it is healthy;
     `lost` is the one whose storage has failed: a marked copy of it is ours, and what it may have lost is written again.
-    `replayed` is a top that waits and has that already, on stable storage: repeating it, cut off half-way, would leave
-    older bytes in it. `holders` are our open images, those first that hold the lock where several are one file."""
+    `replayed` is a top that waits and has that already, on stable storage. `holders` are our open images, those first
+    that hold the lock where several are one file."""
 
     queue: RequestQueue
     holders: Sequence[Delta]

@@ -152,6 +152,7 @@ class Mapper:
         with self.alone("suspend"):
             if self.suspended:
                 return
+            flush = flush and not self.active.is_error
             if flush and self.is_lost:
                 raise InStandby("the storage of the device is lost: it can be suspended without a flush only")
             await self.queue.suspend()
@@ -245,7 +246,7 @@ class Mapper:
 
     def _fall_back(self) -> None:
         """Nothing that could recover a lost device waits any more: it is in standby again."""
-        if self.queue.stack.is_lost and self.queue.loss is not None:
+        if (self.queue.stack.is_lost or self.active.is_error) and self.queue.loss is not None:
             self.queue.standby.storage_lost(self.queue.loss)
 
     def _surroundings(self) -> Surroundings:
@@ -338,12 +339,13 @@ class Mapper:
         log.info("%s: the table is now %s (generation %d)", self._device.name, self.active.table.line, queue.generation)
 
     async def _settle(self, undo: AsyncExitStack, top: Delta, new: Instance) -> None:
-        """Where nobody promised recovery, a storage that fails now must not keep the device from its new table; but
-        what was given up without an answer could still reach an image that both have."""
+        """Where nobody promised recovery, a storage that fails now must not keep the device from its new table. But an
+        image that both have must be opened again: what was given up without an answer may still reach it, and what a
+        failed fsync has left in the page cache would be read as if it were on the storage."""
         try:
             await undo.enter_async_context(settled(top, self.queue, self.unflushed))
         except PloopError as error:
-            if self.queue.standby.refuses or (new.shares and isinstance(error, StorageTimeout)):
+            if self.queue.standby.refuses or new.shares:
                 raise
             log.warning("%s: %s keeps its in-use mark: %s", self._device.name, top.path, error)
 

@@ -233,10 +233,11 @@ class RequestQueue:
             self._idle.unpark_all()
 
     def swap(self, stack: Stack) -> None:
-        """Put another stack in force: one step, without a wait, inside `quiesced` or suspended."""
+        """Put another stack in force in one step, inside `quiesced` or suspended. An error target heals nothing."""
+        self._loss = self._loss if stack.deltas else (self.generation + 1, self.loss)
         self.stack = stack
         self.generation += 1
-        if self.aborted:
+        if self.aborted and stack.deltas:
             self.aborted = False
             self.events.emit("aborted", aborted=False)
         self.changed.fire()

@@ -7,10 +7,11 @@ flush that started after it has succeeded, or all go. Writes that overlap and we
 order of their acknowledgement, as nobody has promised another.
 """
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from ploopfs.engine.stack import Stack
 
@@ -87,7 +88,7 @@ class Unflushed:
     async def replay(self, stack: Stack, progressed: Callable[[], None] = lambda: None) -> None:
         """Write all of it to `stack` and flush; `progressed` is called after each change. Raises what that raises, with
         nothing forgotten."""
-        for change in tuple(self._changes):
+        for change in self._last_changes(stack.cluster_bytes):
             if change.data is None:
                 await _make_zero(stack, change.offset, change.length)
             else:
@@ -95,6 +96,50 @@ class Unflushed:
             progressed()
         if self._changes:
             await stack.flush()
+
+    def _last_changes(self, cluster_bytes: int) -> Iterator[Change]:
+        """Each byte once, as the last change left it. The storage may have lost nothing, and we may die or be stopped
+        half-way: then no byte may have an older value than the storage had."""
+        written = sorted(self.slots(cluster_bytes))
+        by_slot: dict[int, list[Change]] = {slot: [] for slot in written}
+        for change in self._changes:
+            start, stop = change.offset // cluster_bytes, -(-(change.offset + change.length) // cluster_bytes)
+            touched = written[bisect_left(written, start) : bisect_left(written, stop)]
+            for slot in touched:
+                by_slot[slot].append(change)
+            if change.data is None:
+                edges = [start - 1, *touched, stop]
+                for before, after in pairwise(edges):
+                    if after - before > 1:
+                        yield Change((before + 1) * cluster_bytes, (after - before - 1) * cluster_bytes, None)
+        for slot, changes in by_slot.items():
+            yield from _last_of_slot(slot * cluster_bytes, changes, cluster_bytes)
+
+
+def _last_of_slot(start: int, changes: Sequence[Change], cluster_bytes: int) -> Iterator[Change]:
+    """`changes` touch the cluster of the disk that begins at `start`; a discard covers all of it."""
+    if changes[-1].data is None:
+        yield Change(start, cluster_bytes, None)
+        return
+    first = max(start, min(change.offset for change in changes))
+    end = min(start + cluster_bytes, max(change.offset + change.length for change in changes))
+    if len(changes) == 1:
+        data, at = changes[0].data, changes[0].offset
+        assert data is not None
+        yield Change(first, end - first, data if end - first == len(data) else data[first - at : end - at])
+        return
+    content, is_changed = bytearray(end - first), bytearray(end - first)
+    for change in changes:
+        low, high = max(first, change.offset), min(end, change.offset + change.length)
+        data = bytes(high - low) if change.data is None else change.data[low - change.offset : high - change.offset]
+        content[low - first : high - first] = data
+        is_changed[low - first : high - first] = b"\1" * (high - low)
+    at = is_changed.find(1)
+    while at >= 0:
+        stop = is_changed.find(0, at)
+        stop = stop if stop >= 0 else len(is_changed)
+        yield Change(first + at, stop - at, bytes(content[at:stop]))
+        at = is_changed.find(1, stop)
 
 
 async def _make_zero(stack: Stack, offset: int, length: int) -> None:

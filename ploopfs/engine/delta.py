@@ -167,6 +167,10 @@ class Delta:
         except BackendError as error:
             self._sync_error = error
             raise
+        except trio.Cancelled:
+            # Nobody hears its answer, and if it fails the next one says nothing of that.
+            self._sync_error = BackendError(errno.ETIMEDOUT, "fsync", self.path)
+            raise
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Everything that is written to the file passes here or `punch`."""

@@ -4,8 +4,8 @@
 formats. Invariant: nothing above this module sees OSError. On a local file system the page cache answers at once where
 it can (RWF_NOWAIT); a remote store is always asked, so that the next read sees that it is lost. Everything else is one
 hop to a worker thread of this device's own limiter, so a hung mount holds up nobody else. A hop is abandoned only when
-the process gives up on its storage, and a file with an abandoned hop is never closed: the number could be reused under
-it.
+the process gives up on its storage, and a file is not closed before its last hop has ended, given up or not: the number
+could be reused under it.
 """
 
 import ctypes
@@ -25,6 +25,7 @@ from ploopfs.bounds import CLOSE_GRACE_MS, CLOSE_TIMEOUT_S, THREADS
 from ploopfs.engine import lock, probe
 from ploopfs.engine.confined import ANYWHERE, AllowedDirs, open_image
 from ploopfs.engine.given_up import Change, GivenUp
+from ploopfs.engine.late import Hop, Opening
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.engine.storage import storage_of
 from ploopfs.errors import BackendError, PloopError
@@ -132,7 +133,7 @@ class OsFiles:
         self._scratch = probe.scratch_name()
 
     async def open(self, path: str, *, writable: bool) -> "OsFile":
-        opening = _Opening(partial(OsFile, path, writable, self._limiter, self._allowed))
+        opening = Opening(partial(OsFile, path, writable, self._limiter, self._allowed))
         try:
             file = await _hop(opening, self._limiter, "open", path)
         except trio.Cancelled:
@@ -159,57 +160,6 @@ class OsFiles:
         await trio.to_thread.run_sync(work, limiter=self._probes, abandon_on_cancel=True)
 
 
-class _Revocable:
-    """Work in a thread that changes a file. Given up before it began it never happens, later it still may."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        self._work = work
-        self._began = self._ended = self._revoked = False
-        self._lock = threading.Lock()
-
-    def __call__(self) -> object:
-        with self._lock:
-            if self._revoked:
-                return None
-            self._began = True
-        try:
-            return self._work()
-        finally:
-            self._ended = True
-
-    def give_up(self) -> None:
-        with self._lock:
-            self._revoked = not self._began
-
-    def is_under_way(self) -> bool:
-        return self._began and not self._ended
-
-
-class _Opening:
-    """Opening a file in a thread. When it is given up, whoever is last closes the file, of which nobody would know."""
-
-    def __init__(self, work: Callable[[], "OsFile"]) -> None:
-        self._work = work
-        self._file: OsFile | None = None
-        self._is_given_up = False
-        self._lock = threading.Lock()
-
-    def __call__(self) -> "OsFile":
-        file = self._work()
-        with self._lock:
-            self._file = file
-            is_given_up = self._is_given_up
-        if is_given_up:
-            file.close()
-        return file
-
-    def give_up(self) -> "OsFile | None":
-        """What was opened already."""
-        with self._lock:
-            self._is_given_up = True
-            return self._file
-
-
 class OsFile:
     """A regular file through a descriptor. The constructor blocks: it runs in a worker thread."""
 
@@ -220,6 +170,9 @@ class OsFile:
         self.writable = writable
         self._limiter = limiter
         self.abandoned = False
+        self._hops = 0
+        self._is_done_with = False
+        self._closing = threading.Lock()
         # O_NONBLOCK: nobody is waited for who has a lease on the file.
         self._fd = open_image(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK, allowed)
         try:
@@ -291,14 +244,17 @@ class OsFile:
 
     def close(self) -> None:
         """Blocking."""
-        fd, self._fd = self._fd, -1
+        with self._closing:
+            fd, self._fd = self._fd, -1
         with suppress(OSError):
             os.close(fd)
 
     async def aclose(self) -> None:
-        if self.abandoned or self._fd < 0:
-            return
-        fd, self._fd = self._fd, -1
+        with self._closing:
+            was_done_with, self._is_done_with = self._is_done_with, True
+            if was_done_with or self._hops:
+                return
+            fd, self._fd = self._fd, -1
         # Bounded: close on a hung mount waits for it, and nobody is to wait for a file that is done with. What close
         # could report was settled by the last fsync, and the descriptor is gone whatever it says. Also for who was
         # cancelled: the descriptor, and its lock, would stay for ever.
@@ -308,18 +264,28 @@ class OsFile:
             await trio.to_thread.run_sync(os.close, fd, limiter=self._limiter, abandon_on_cancel=True)
 
     async def _hop(self, work: Callable[[], T], operation: str, offset: int = 0, length: int = 0) -> T:
-        if self._fd < 0:  # some functions of os answer -1 with a ValueError
+        if self._is_done_with:
             raise BackendError(errno.EBADF, operation, self.path, offset=offset, length=length)
-        change = _Revocable(work) if operation in CHANGES else None
-        done = cast("Callable[[], T]", change or work)
+        with self._closing:
+            self._hops += 1
+        hop = Hop(work, self._hop_ended)
         try:
-            return await _hop(done, self._limiter, operation, self.path, offset, length)
-        except trio.Cancelled:
-            self.abandoned = True
-            if change is not None:
-                change.give_up()
-                _GIVEN_UP.add(Change(self.real_path, self.identity, change.is_under_way))
+            return cast("T", await _hop(hop, self._limiter, operation, self.path, offset, length))
+        except BaseException as error:
+            hop.give_up()
+            if isinstance(error, trio.Cancelled):
+                self.abandoned = True
+                if operation in CHANGES:
+                    _GIVEN_UP.add(Change(self.real_path, self.identity, hop.is_under_way))
             raise
+
+    def _hop_ended(self) -> None:
+        """In its thread, as a rule. A file that was to be closed meanwhile is closed now, and lets go of its lock."""
+        with self._closing:
+            self._hops -= 1
+            is_last = self._is_done_with and not self._hops
+        if is_last:
+            self.close()
 
     def _may_retry_nowait(self, error: OSError, operation: str, offset: int, length: int) -> bool:
         """False: this file system never answers without waiting. Raises if the storage has answered with an error."""

@@ -45,8 +45,9 @@ class Gate:
         room = self.queue.room
         return room.held, room.held_bytes, room.parked, self.queue.stats.in_flight
 
-    def ask(self, name: str, op: Op = Op.READ, length: int = 512) -> Asked:
-        asked = Asked(self._nursery, self.queue.run(op, length, partial(self._work, name)))
+    def ask(self, name: str, op: Op = Op.READ, length: int = 512, *, may_be_held: bool = True) -> Asked:
+        work = partial(self._work, name)
+        asked = Asked(self._nursery, self.queue.run(op, length, work, may_be_held=may_be_held))
         self.asked.append(asked)
         return asked
 

@@ -606,6 +606,28 @@ async def test_a_request_that_met_the_storage_and_finds_no_room_to_be_held_is_co
         assert gate.queue.stats.by_op[Op.READ].ios == 2
 
 
+async def test_a_request_of_our_own_that_was_parked_is_not_held_behind_others() -> None:
+    async with gate_of() as gate:
+        await gate.queue.suspend()
+        gate.queue.judge(Op.READ, backend_error(errno.EIO), gate.queue.generation)
+        [users] = await gate.asked_one_by_one("a user's")
+        ours = gate.ask("ours", may_be_held=False)
+        await wait_all_tasks_blocked()
+        gate.queue.resume()
+        await wait_all_tasks_blocked()
+        assert (users.ended, errors_of([ours])) == (False, [InStandby])
+        await gate.recover()
+
+
+async def test_a_request_of_our_own_that_meets_the_outage_is_not_held() -> None:
+    async with gate_of() as gate:
+        gate.outage = errno.EIO
+        ours = gate.ask("ours", may_be_held=False)
+        await wait_all_tasks_blocked()
+        assert (gate.rig.state, ours.errno) == (State.ON, errno.EIO)
+        await gate.recover()
+
+
 @pytest.mark.parametrize("on_standby", OnStandby)
 async def test_suspended_comes_first_and_parks_even_in_standby(on_standby: OnStandby) -> None:
     async with gate_of(on_standby=on_standby) as gate:

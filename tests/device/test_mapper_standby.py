@@ -473,3 +473,59 @@ async def test_one_that_is_not_ours_must_have_whole_clusters() -> None:
     rig.store.put(NEW, image({2: b"t"}).build() + bytes(1000))
     await rig.enter_standby(errno.EBUSY)
     assert await errno_of(mapper_of(rig).load(line(*STACK[:-1], NEW))) == errno.EINVAL
+
+
+@pytest.mark.parametrize("is_armed", [True, False])
+async def test_an_error_target_heals_nothing_and_what_was_acknowledged_comes_back_with_the_images(
+    rig: Rig, is_armed: bool
+) -> None:
+    """Also if the target lets go of the device meanwhile."""
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    fault = rig.lose(errno.EIO)
+    assert await errno_of(rig.device.flush()) == errno.EIO
+    mapper = mapper_of(rig)
+    await mapper.load(f"0 {SECTORS} error")
+    await mapper.resume()
+    rig.faults.remove(fault)
+    if not is_armed:
+        rig.queue.standby.detach()
+    stored = rig.store.bytes_of(TOP)
+    rig.store.put(TOP, stored.replace(b"acknowledged", b"forgotten..."))
+    assert mapper.is_lost
+    await mapper.suspend()
+    await reload(rig, *STACK)
+    assert await rig.device.read(2 * CLUSTER, 12) == b"acknowledged"
+    assert not rig.device.unflushed
+    assert not mapper.is_lost
+
+
+async def test_an_error_target_in_the_place_of_a_lost_table_stands_by_again_when_what_recovers_it_is_cleared(
+    rig: Rig,
+) -> None:
+    fault = await rig.enter_standby(errno.EBUSY)
+    mapper = mapper_of(rig)
+    await mapper.load(f"0 {SECTORS} error")
+    await mapper.resume()
+    rig.faults.remove(fault)
+    states = states_of(rig)
+    await mapper.load(line(*STACK))
+    await mapper.clear()
+    assert states == ["off", "on"]
+
+
+async def test_a_table_with_the_image_of_a_top_that_cannot_be_flushed_is_opened_again_before_it_takes_over(
+    rig: Rig,
+) -> None:
+    """It was opened before: what the failed fsync has left in the page cache would be taken for what is stored."""
+    rig.queue.standby.detach()
+    mapper = mapper_of(rig)
+    await rig.device.write(3 * CLUSTER, b"x")
+    await mapper.load(line(*STACK))
+    fault = rig.lose(errno.EIO, "fsync", count=1)
+    assert await errno_of(mapper.resume()) == errno.EIO
+    rig.faults.remove(fault)
+    assert await errno_of(mapper.resume()) == errno.EBUSY
+    opened = [entry for entry in rig.faults.log if entry == ("open", TOP)]
+    await reload(rig, *STACK)
+    assert rig.faults.log.count(("open", TOP)) == len(opened) + 1
+    assert await rig.device.read(3 * CLUSTER, 1) == b"x"

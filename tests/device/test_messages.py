@@ -209,7 +209,7 @@ async def test_a_storage_that_fails_while_the_image_grows_means_standby(rig: Rig
 async def test_an_image_that_has_grown_though_the_storage_denied_it_is_ours_when_it_is_opened_again(rig: Rig) -> None:
     rig.faults.on(TOP, rig.faults.fail(errno.EIO, "write", count=1, after=True))
     assert await errno_of_message(rig, f"resize {8 * 64}") == errno.EIO
-    assert rig.state is State.ON
+    assert (rig.state, rig.queue.aborted) == (State.ON, False)
     assert Header.parse(rig.store.bytes_of(TOP)[:HEADER_BYTES], TOP).size_sectors == 8 * 64
     await rig.device.reopen()
     assert await rig.content() == CONTENT

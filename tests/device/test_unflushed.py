@@ -3,6 +3,8 @@
 import errno
 import sys
 from collections.abc import Awaitable, Callable
+from itertools import combinations
+from random import Random
 
 import pytest
 import trio
@@ -10,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import State
-from ploopfs.device.unflushed import CHANGE_BYTES, Unflushed
+from ploopfs.device.unflushed import CHANGE_BYTES, Change, Unflushed
 from ploopfs.engine.inject.rule import Rule as Delay
 from tests.device.rig import (
     CLUSTER,
@@ -344,7 +346,7 @@ async def test_the_bound_on_a_recovery_is_on_each_step_of_what_is_written_again(
 ) -> None:
     rig = await rig_of(three_deltas(), bounds=Bounds(quiesce_timeout_s=10))
     for at in range(5):
-        await rig.device.write(2 * CLUSTER + at, bytes([at]))
+        await rig.device.write(2 * CLUSTER + 2 * at, bytes([at]))
     rig.faults.remove(await rig.enter_standby(errno.ENOTCONN))
     # The first write is the mark's.
     rig.device.injector.add(Delay(frozenset({"write"}), delay_s=delay_s, skip=1))
@@ -355,3 +357,64 @@ async def test_the_bound_on_a_recovery_is_on_each_step_of_what_is_written_again(
     else:
         assert (rig.state, kept(rig)) == (State.OFF, [])
         assert autojump_clock.current_time() - started_s == 5 * delay_s
+
+
+async def test_what_is_written_again_never_puts_an_older_byte_where_the_storage_had_a_newer_one() -> None:
+    """Though the device is lost again, or its daemon dies, half-way through the recovery."""
+    at = 2 * CLUSTER
+    rig = await rig_of(three_deltas(), bounds=Bounds(quiesce_timeout_s=10))
+    await rig.device.write(at, b"older" * 100)
+    await rig.device.write(at + 100, b"newer" * 10)
+    await rig.device.write(at + CLUSTER - 3, b"across")
+    await rig.device.discard(at, CLUSTER)
+    await rig.device.write(at + 120, b"last")
+    await rig.device.write(at + CLUSTER + 1, b"end")
+    acknowledged = await rig.content()
+    rig.faults.remove(await rig.enter_standby(errno.ENOTCONN))
+    for cut in range(20):
+        fault = rig.lose(errno.EIO, "write", "punch hole", skip=1 + cut)  # the first write is the mark's
+        number = await errno_of(rig.device.reopen())
+        rig.faults.remove(fault)
+        left = await rig_of({path: rig.store.bytes_of(path) for path in three_deltas()})
+        assert await left.content() == acknowledged, f"cut off after {cut} changes"
+        if not number:
+            break
+    assert cut >= 2
+
+
+async def test_of_what_is_written_again_each_byte_is_as_the_last_of_many_changes_left_it() -> None:
+    random = Random(8)
+    for _ in range(30):
+        rig = await rig_of(three_deltas())
+        for _ in range(12):
+            offset, length = random.randrange(DISK_BYTES), random.choice((1, 300, CLUSTER, 2 * CLUSTER))
+            if random.random() < 0.3:
+                await rig.device.discard(offset - offset % CLUSTER, length)
+            else:
+                await rig.device.write(offset, random.randbytes(length))
+        before = await rig.content()
+        changes = [change for change in rig.device.unflushed._last_changes(CLUSTER) if change.data is not None]
+        assert all(not set(span(one)) & set(span(other)) for one, other in combinations(changes, 2))
+        await lose_and_reopen(rig)
+        assert await rig.content() == before
+
+
+def span(change: Change) -> range:
+    return range(change.offset, change.offset + change.length)
+
+
+async def test_a_flush_whose_answer_nobody_waited_for_is_not_believed_the_next_time(
+    autojump_clock: MockClock,  # noqa: ARG001 -- the clock of this test
+) -> None:
+    """If that fsync fails, the next one says nothing of it."""
+    rig = await rig_of(three_deltas())
+    await rig.device.write(2 * CLUSTER, b"x")
+    released = rig.hang("fsync", count=1)
+    with trio.move_on_after(1):
+        await rig.device.flush()
+    released.set()
+    assert await errno_of(rig.device.flush()) == errno.EIO
+    assert len(kept(rig)) == 1
+    await rig.device.reopen()
+    assert kept(rig) == []
+    await rig.device.flush()

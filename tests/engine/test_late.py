@@ -8,12 +8,14 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ploopfs.engine.file import File, Identity, OsFiles
+from ploopfs.engine import lock
+from ploopfs.engine.file import File, Identity, OsFile, OsFiles
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.inject.injector import Injector
@@ -25,6 +27,15 @@ CHANGES: dict[str, tuple[Callable[[File], Awaitable[object]], bytes]] = {
     "WRITE": (lambda file: file.write(1, b"late"), b".late..."),
     "TRUNCATE": (lambda file: file.truncate(3), b"..."),
     "DISCARD": (lambda file: file.punch(2, 3), b"..\0\0\0..."),
+}
+
+
+HANGING: dict[str, tuple[Any, str]] = {"write": (os, "pwrite"), "read": (os, "preadv"), "lock": (lock, "claim")}
+"""What the storage is asked with."""
+HUNG: dict[str, Callable[[File], Awaitable[object]]] = {
+    "write": lambda file: file.write(0, b"late"),
+    "read": lambda file: file.read(0, 8),
+    "lock": lambda file: file.lock(),
 }
 
 
@@ -187,3 +198,45 @@ async def test_who_comes_anew_is_kept_off_what_somebody_else_gave_up(
     async with given_up_write(OsFiles(), path, monkeypatch):
         with pytest.raises(StorageTimeout, match=r"may yet happen$"):
             await OsFiles().open(os.fspath(path), writable=True)
+
+
+@pytest.mark.parametrize("operation", ["write", "read", "lock"])
+async def test_a_file_that_is_done_with_is_closed_when_what_was_given_up_has_ended_and_its_lock_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Also a lock that the storage grants when nobody waits for it any more."""
+    path = tmp_path / "image"
+    path.write_bytes(bytes(8))
+    began, closed, go_on = trio.Event(), trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+    really = {name: getattr(*of) for name, of in HANGING.items()}
+
+    def hanging(*arguments: object, **others: object) -> object:
+        token.run_sync_soon(began.set)
+        go_on.wait()
+        return really[operation](*arguments, **others)
+
+    def close(file: OsFile) -> None:
+        really_close(file)
+        token.run_sync_soon(closed.set)
+
+    really_close = OsFile.close
+    monkeypatch.setattr(OsFile, "close", close)
+    file = await OsFiles().open(os.fspath(path), writable=True)
+    if operation != "lock":
+        await file.lock()
+    with monkeypatch.context() as patched:
+        patched.setattr(*HANGING[operation], hanging)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(HUNG[operation], file)
+            await began.wait()
+            nursery.cancel_scope.cancel()
+    await file.aclose()
+    os.fstat(file._fd)
+    go_on.set()
+    await closed.wait()
+    with pytest.raises(BackendError, match="EBADF"):
+        await file.read(0, 1)
+    another = await OsFiles().open(os.fspath(path), writable=True)
+    await another.lock()
+    await another.aclose()

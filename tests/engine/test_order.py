@@ -180,6 +180,7 @@ async def test_an_error_while_closing_leaves_the_mark(alone: Rig, operation: str
     with pytest.raises(BackendError):
         await stack.aclose(clean=True)
     assert alone.header.in_use == IN_USE
+    assert not alone.memory.images[TOP].writers, "it is closed all the same, and its lock with it"
 
 
 async def test_a_mark_that_cannot_be_written_opens_nothing_and_holds_no_lock(alone: Rig) -> None:
@@ -412,6 +413,15 @@ async def test_an_extension_goes_with_the_first_change(extended: Rig, change: st
     assert (extended.header.in_use, extended.header.extension_sectors) == (CLOSED, 0)
     assert verdict(extended.top).verdict is Verdict.CLEAN
     assert len(extended.top) == {"write": 3, "zeroes": 2, "discard": 1}[change] * CLUSTER
+
+
+async def test_an_extension_goes_with_a_copy_up_too(extended: Rig) -> None:
+    extended.put(BASE, {1: OLD})
+    extended.paths = (BASE, TOP)
+    stack = await extended.open()
+    await stack.copy_up(1, 0)
+    await stack.aclose(clean=True)
+    assert (extended.header.in_use, extended.header.extension_sectors) == (CLOSED, 0)
 
 
 async def test_an_image_with_an_extension_is_no_broken_one_when_we_die_without_a_change(extended: Rig) -> None:

@@ -11,6 +11,8 @@ from unittest.mock import Mock
 import pytest
 import trio
 
+from ploopfs.device.handover import lock_handed_over
+from ploopfs.engine.delta import dismiss
 from ploopfs.engine.file import File, OsFiles, _Opening, _Revocable
 from ploopfs.errors import BackendError, BadImage, StorageTimeout
 from tests.realparts import real_or_skip
@@ -209,6 +211,36 @@ async def test_a_file_with_something_given_up_stays_open_so_that_its_number_is_n
     await file.aclose()
     assert set(os.listdir("/proc/self/fd")) >= before
     file.close()
+
+
+@pytest.mark.parametrize("given_up_by", ["who loads it", "who replaces by it"])
+async def test_but_it_holds_no_lock_since_nobody_could_open_the_image_again(path: str, given_up_by: str) -> None:
+    file = await OsFiles().open(path, writable=True)
+    await file.lock()
+    file.abandoned = True
+    if given_up_by == "who loads it":
+        await dismiss(file)
+    else:
+        with pytest.raises(StorageTimeout):
+            async with lock_handed_over(Mock(), (), file):
+                raise StorageTimeout("as if it had not answered")
+    again = await OsFiles().open(path, writable=True)
+    await again.lock()
+    await again.aclose()
+    file.close()
+
+
+async def test_through_a_client_of_a_remote_store_nothing_is_read_from_the_page_cache(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ploopfs.engine.file.is_remote", lambda _filesystem: True)
+    file = await OsFiles().open(path, writable=False)
+    dropped: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _fd, offset, length, _advice: dropped.append((offset, length)))
+    assert file.read_nowait(5000, 10) is None
+    assert await file.read(5000, 10) == CONTENT[5000:5010]
+    assert dropped == [(4096, 4096)]
+    await file.aclose()
 
 
 def test_a_change_that_was_given_up_before_it_began_never_happens() -> None:

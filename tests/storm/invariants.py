@@ -67,6 +67,9 @@ def _check_counts(world: World, disk: Disk) -> None:
     reads = world.answers[disk.name, "read"]
     if stats.by_op[Op.READ].ios != reads:
         raise Violation(f"{disk.name}: {stats.by_op[Op.READ].ios} reads were counted, {reads} were answered")
+    difference = disk.counted.differs(text_of(world.tree, f"{disk.directory}/stat"))
+    if difference:
+        raise Violation(f"{disk.name}: {difference}")
 
 
 def check_nobody_left(disk: Disk) -> None:

@@ -108,6 +108,13 @@ class Model:
         if not write.is_broken:
             write.is_durable = True
 
+    def grow(self, size: int) -> None:
+        """What is new reads as zeroes."""
+        more = size - self.size
+        self.size = size
+        self._base = np.concatenate((self._base, np.zeros(more, np.uint8)))
+        self._base_ended = np.concatenate((self._base_ended, np.zeros(more, np.int64)))
+        self._hidden_durably = np.concatenate((self._hidden_durably, np.zeros(more, np.int64)))
 
     def forget_kept(self) -> None:
         """Nothing is written again any more. In doubt, that breaks what was promised."""

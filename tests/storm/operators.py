@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from random import Random
 
 from ploopfs.device.flavour import VZ7
-from ploopfs.errors import PloopError
+from ploopfs.errors import ImageNotClosed, PloopError
 from tests.device.outage import passes
 from tests.storm import users
 from tests.storm.world import Disk, World
@@ -51,7 +51,7 @@ async def replace(world: World, disk: Disk, random: Random) -> str:
 async def _replace_lost(world: World, disk: Disk, random: Random) -> str:
     """A copy is for the outage in which it was made: nobody else recovers meanwhile."""
     async with agent_paused(world, disk):
-        if not disk.device.queue.is_lost:
+        if not disk.device.queue.is_lost or disk.is_degraded:
             return ""
         path = _copy_of_lost(world, disk, random)
         with disk.may_write(path), disk.may_write(disk.top):
@@ -127,7 +127,13 @@ async def forget(world: World, disk: Disk, _random: Random) -> str:
 
 
 async def set_policy(world: World, disk: Disk, random: Random) -> str:
-    policy = random.choice(("manual", "reopen", "reopen"))
+    """A mirror is a copy of the top, under another name, that some store keeps up to date by itself."""
+    policy = random.choice(("manual", "reopen", "replace"))
+    if policy == "replace":
+        path = f"/{random.choice(tuple(world.stores.weather))}/{disk.name}-mirror.hds"
+        world.stores.mirror(path, lambda: disk.top)
+        disk.mirrors.add(path)
+        policy = f"replace {path}"
     return f"{policy} {_told(await world.tell(disk, 'ploopfs/recovery', policy))}"
 
 
@@ -156,21 +162,60 @@ async def reload(world: World, disk: Disk, random: Random) -> str:
 
 
 async def _reload(world: World, disk: Disk, random: Random) -> str:
-    paths = list(disk.paths)
-    if disk.device.queue.is_lost and random.random() < 0.5:
-        paths[-1] = _copy_of_lost(world, disk, random)
-    table = f"0 {disk.model.size // 512} ploop 6 {' '.join(paths)}"
+    images = disk.images
+    if disk.device.queue.is_lost and disk.device.stack.deltas and random.random() < 0.5:
+        images[-1] = _copy_of_lost(world, disk, random)
+    length = disk.model.size if random.random() < 0.5 else _image_bytes(disk)
     told = []
-    with disk.may_write(paths[-1]), disk.may_write(disk.top):
+    with disk.may_write(images[-1]), disk.may_write(disk.top):
         if random.random() < 0.5:
             told.append(f"suspend {_told(await world.tell(disk, 'ploopfs/suspend', 'noflush'))}")
-        told.append(f"load {_told(await world.tell(disk, 'ploopfs/load', table))}")
+        told.append(f"load {_told(await _load(world, disk, images, length))}")
         await passes(random.choice((0, 0, 0.5, 3)))
         last = random.choice(("resume", "resume", "resume", "clear"))
         told.append(f"{last} {_told(await world.tell(disk, f'ploopfs/{last}', '1' if last == 'clear' else 'flush'))}")
         if last == "clear" or disk.device.mapper.suspended:  # type: ignore[union-attr]
             told.append(f"resume {_told(await world.tell(disk, 'ploopfs/resume', 'flush'))}")
     return "; ".join(told)
+
+
+async def _load(world: World, disk: Disk, images: list[str], length_bytes: int) -> PloopError | None:
+    return await world.tell(disk, "ploopfs/load", f"0 {length_bytes // 512} ploop 6 {' '.join(images)}")
+
+
+def _image_bytes(disk: Disk) -> int:
+    """What the images have, which may be more than the table says."""
+    header = disk.device.stack.top.header if disk.device.stack.deltas else None
+    return header.size_bytes if header is not None else disk.model.size
+
+
+async def degrade(world: World, disk: Disk, random: Random) -> str:
+    """An error target takes the place of the images for a while."""
+    if not disk.flavour.mapped:
+        return ""
+    async with agent_paused(world, disk):
+        told = [f"load error {_told(await world.tell(disk, 'ploopfs/load', f'0 {disk.model.size // 512} error'))}"]
+        with disk.may_write(disk.top):
+            told.append(f"resume {_told(await world.tell(disk, 'ploopfs/resume', 'flush'))}")
+            await passes(random.choice((0, 0.3, 3)))
+        told.append(f"back {_told(await restore(world, disk))}")
+        await world.tell(disk, "ploopfs/clear", "1")
+        await world.tell(disk, "ploopfs/resume", "flush")
+    return "; ".join(told)
+
+
+async def restore(world: World, disk: Disk) -> PloopError | None:
+    """The images in the place of an error target. A top that could not be closed before keeps its mark, which a check
+    takes away."""
+    if not disk.is_degraded:
+        return None
+    with disk.may_write(disk.top):
+        error = await _load(world, disk, disk.images, disk.model.size)
+        if isinstance(error, ImageNotClosed):
+            world.check_images(disk, closed=False)
+            world.clear_mark(disk.top)
+            error = await _load(world, disk, disk.images, disk.model.size)
+        return error or await world.tell(disk, "ploopfs/resume", "flush")
 
 
 async def send_message(world: World, disk: Disk, random: Random) -> str:
@@ -183,7 +228,7 @@ async def send_message(world: World, disk: Disk, random: Random) -> str:
     return f"{text} {_told(await world.tell(disk, 'ploopfs/message', text))}"
 
 
-LONG = frozenset({"reopen", "replace", "suspend", "reload", "message"})
+LONG = frozenset({"reopen", "replace", "suspend", "reload", "degrade", "message"})
 """One of these at a time on a disk."""
 
 FLOWS: dict[str, tuple[int, Flow]] = {
@@ -200,6 +245,7 @@ FLOWS: dict[str, tuple[int, Flow]] = {
     "agent": (1, tell_agent),
     "suspend": (2, suspend),
     "reload": (6, reload),
+    "degrade": (2, degrade),
     "message": (3, send_message),
 }
 """How often, and what is done; the result says it in words, and is empty if there was nothing to do."""

@@ -39,12 +39,13 @@ class Rules:
     @property
     def keeps_for_recovery(self) -> bool:
         """What was acknowledged is kept though the target lets go: the loss is known."""
-        return self.is_on or bool(self.fsync_answer)
+        return self.is_on or self.is_loss_known or bool(self.fsync_answer)
 
     def attached(self) -> None:
         self.is_attached = True
 
     def detached(self) -> None:
+        self.is_loss_known |= self.is_on
         self.is_attached = self.must = self.may = False
 
     def key(self, is_in: bool) -> None:
@@ -87,9 +88,11 @@ class Rules:
             raise Violation(f"{self.device}: left standby on the old stack")
         self.must = self.may = False
 
-    def swapped(self) -> None:
-        """Another stack is in force: what the old one has met does not count."""
-        self.must, self.may, self.is_loss_known, self.fsync_answer = False, False, False, 0
+    def swapped(self, *, is_degraded: bool) -> None:
+        """Another stack is in force: what the old one has met does not count, unless an error target only covers it."""
+        self.must = self.may = False
+        if not is_degraded:
+            self.fsync_answer, self.is_loss_known = 0, False
 
     def check(self, state: State) -> None:
         """When nobody can go on by himself."""

@@ -19,19 +19,14 @@ import trio
 from trio._core import _run as trio_run
 from trio.testing import MockClock
 
-from ploopfs.device.flavour import VZ7, VZ9
 from ploopfs.errors import PloopError
-from ploopfs.image.header import V1, V2
-from ploopfs.testing.images import ImageBuilder
 from tests.device.outage import passes
 from tests.storm import faults, invariants, operators, users
-from tests.storm.model import Model
+from tests.storm.making import STORES, make_disk
 from tests.storm.trace import LAST, Trace, Violation
-from tests.storm.world import Disk, World
+from tests.storm.world import CLUSTER_BYTES, Disk, World
 
 EPOCH_S = 1_700_000_000.0
-CLUSTER_BYTES = 32768
-STORES = ("a", "b", "c")
 PATIENCE_S = 200
 """Within so long every operation must have ended when all stores are well."""
 
@@ -194,34 +189,10 @@ class Story:
         random, world = self.random, self.world
         for name in STORES:
             world.stores.weather_at(f"/{name}/")
+        climate = self.plan.climate
         for number in range(self.plan.disks or random.randrange(2, 5)):
-            flavour = random.choice((VZ7, VZ9))
-            name = f"ploop{number}" if flavour is VZ7 else f"dm-{number}"
-            version = V2 if flavour is VZ9 else random.choice((V1, V2))
-            clusters, content = random.randrange(3, 9), bytearray()
-            content.extend(bytes(clusters * CLUSTER_BYTES))
-            paths = []
-            for level in range(random.randrange(1, 4)):
-                path = f"/{random.choice(STORES)}/{name}-level{level}.hds"
-                letters = {
-                    slot: bytes([random.randrange(1, 256)]) * CLUSTER_BYTES
-                    for slot in range(clusters)
-                    if random.random() < 0.5
-                }
-                for slot, cluster in letters.items():
-                    content[slot * CLUSTER_BYTES : (slot + 1) * CLUSTER_BYTES] = cluster
-                world.platter.put(path, ImageBuilder(clusters, version=version, clusters=letters).build())
-                paths.append(path)
-            disk = Disk(
-                name,
-                flavour,
-                paths,
-                Model(bytes(content)),
-                has_agent=random.random() < self.plan.climate.agents,
-                starts_attached=random.random() < self.plan.climate.attached,
-            )
-            disk.frozen = {path: world.platter.seen(path) for path in paths[:-1]}
-            world.disks[name] = disk
+            disk = make_disk(world, number, agents=climate.agents, attached=climate.attached)
+            world.disks[disk.name] = disk
 
     # --- a step ---------------------------------------------------------------------------------------------------
 
@@ -291,7 +262,7 @@ class Story:
         records = world.registry.events.since(0)
         clean = {record.device for record in records if record.event == "device_removed" and record.facts["clean"]}
         for disk in world.disks.values():
-            if disk.name in clean:
+            if disk.name in clean and not disk.is_degraded:
                 disk.model.flushed(disk.model.mark())
                 world.check_images(disk, closed=True)
         await world.kill(power=self.random.random() < 0.5)
@@ -313,6 +284,8 @@ class Story:
         for disk in world.disks.values():
             await world.tell(disk, "ploopfs/on_standby", "fail")
             await self._bring_back(disk)
+            # A top that something was given up on is never closed cleanly; it is opened again instead.
+            await self._bring_back(disk, anew=disk.device.stack.top.file.abandoned)
             invariants.check_nobody_left(disk)
         await world.settle()
         invariants.check(world)
@@ -337,6 +310,13 @@ class Story:
             await world.tell(disk, "ploopfs/clear", "1")
             await world.tell(disk, "ploopfs/resume", "flush")
         error: PloopError | None = None
+        for _ in range(12):
+            if not disk.is_degraded:
+                break
+            error = await operators.restore(world, disk)
+            await passes(1)
+        else:
+            raise Violation(f"{disk.name}: its images cannot come back in the place of an error target: {error}")
         for _ in range(12):
             if not device.queue.is_lost and not anew:
                 break

@@ -4,7 +4,8 @@ Fault model. An operation waits, and then happens in one step: it is done, or an
 done in part (a write), or done all the same (a lost reply); it may wait for its reply, too. A store that crashes loses
 what was not synced. Who had a file open then learns it by every later operation (a dead mount), or by the next change
 or fsync and never again: the fsyncs after that answer lie. An fsync that failed may have dropped what was pending,
-which is seen until the file is opened for writing again, past the page cache. An operation that is given up was under
+which is seen until the file is opened for writing again, past the page cache; so may one that nobody waits for any
+more, whose answer nobody hears. An operation that is given up was under
 way: it happens later, or never; until then its file does not open for writing, as in `OsFiles`. A daemon that is killed
 takes its open files and locks with it, and what it had under way happens or not.
 """
@@ -111,6 +112,7 @@ class Stores:
         self.weather: dict[str, Weather] = {}
         self.open_files: dict[StormFile, None] = {}
         self.given_up: dict[GivenUp, None] = {}
+        self.mirrors: dict[str, Callable[[], str]] = {}
         self.operations = self.errors = self.late = 0
 
     def weather_at(self, path: str) -> Weather:
@@ -120,6 +122,7 @@ class Stores:
 
     async def open(self, path: str, *, writable: bool) -> "StormFile":
         await self._asked("open", path)
+        self._refresh(path)
         inner = await self.platter.files.open(path, writable=writable)
         file = StormFile(self, inner)
         if writable and any(each.file.identity == file.identity for each in self.given_up):
@@ -129,6 +132,18 @@ class Stores:
             self.platter.drop_cache(path)
         self.open_files[file] = None
         return file
+
+    def mirror(self, path: str, source: Callable[[], str]) -> None:
+        """At `path` lies whatever the image at the path that `source` says has when somebody opens it."""
+        if path not in self.platter.images:
+            self.platter.put(path, self.platter.seen(source()))
+        self.mirrors[path] = source
+
+    def _refresh(self, path: str) -> None:
+        if path in self.mirrors and not any(each.file.path == path for each in self.given_up):
+            source = self.mirrors[path]()
+            if source != path:
+                self.platter.put(path, self.platter.seen(source))
 
     async def is_directory(self, path: str) -> bool:
         await self._asked("stat", path)
@@ -314,11 +329,18 @@ class StormFile:
             self.abandoned = True
             if operation in CHANGES and not happened:
                 stores.give_up(self, happen)
+            if operation == "fsync" and not happened and not self.severed:
+                self._fail_unheard()
             raise
         self._raise_if_severed(operation)
         if number is not None:
             await self._answer(operation, number, offset, length)
         return result  # type: ignore[return-value]  # None is an answer only where T is None
+
+    def _fail_unheard(self) -> None:
+        """Nobody waits for this fsync any more: it may fail, and the next one knows nothing of that."""
+        if self._stores.random.random() < 0.5 and self._stores.platter.fail_sync(self.path):
+            self._stores.watch.forgot(self.path)
 
     async def _answer(self, operation: str, number: int, offset: int, length: int) -> None:
         stores = self._stores

@@ -7,6 +7,8 @@ how to see it again.
 import json
 import os
 import random
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.storm.broken import BROKEN, broken
-from tests.storm.command import main, shortened
+from tests.storm.command import main, parser, shortened
 from tests.storm.figures import Figures
 from tests.storm.run import Climate, Outcome, Plan, simulate
 
@@ -110,7 +112,34 @@ def test_the_command_says_how_to_see_a_violation_again(capsys: pytest.CaptureFix
     out, err = capsys.readouterr()
     assert "1 failed" in out
     assert "VIOLATION: " in err
-    assert "again: tools/storm --seed 0 --steps " in err
+    again = next(line for line in err.splitlines() if line.startswith("again: tools/storm --seed 0 --steps "))
+    options = parser().parse_args(shlex.split(again)[2:])
+    assert (options.seed, options.broken, options.verbose) == (0, "allocate a used cluster", True)
+
+
+@pytest.mark.parametrize(
+    ("option", "amount"),
+    [("seeds", "0"), ("seeds", "-1"), ("steps", "0"), ("minutes", "0"), ("minutes", "nan"), ("devices", "-1")],
+)
+def test_the_command_refuses_to_look_at_nothing(option: str, amount: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main([f"--{option}", amount])
+    assert refused.value.code == 2
+    assert f"--{option}" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_command_after_the_run_under_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(plan: Plan) -> Outcome:
+        signal.raise_signal(signal.SIGINT)
+        return simulate(plan)
+
+    monkeypatch.setattr("tests.storm.command.simulate", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["--seed", "0", "--steps", "20", "--seeds", "5", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["runs"] == 1
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_command_counts_what_was_survived(capsys: pytest.CaptureFixture[str]) -> None:

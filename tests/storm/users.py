@@ -5,12 +5,14 @@ else can run.
 """
 
 import errno
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from random import Random
 
 import trio
 
-from ploopfs.errors import BackendError, InStandby, PloopError, RequestFailed
+from ploopfs.errors import BackendError, InStandby, PloopError, RequestFailed, TargetFailed
+from tests.storm.counting import GIVES_UP
 from tests.storm.store import Origin, asked_by
 from tests.storm.world import BOUNDS, HOLD_TIMEOUT_MS, Disk, World
 
@@ -23,12 +25,13 @@ _BLOCK_STATUSES = frozenset({errno.EBUSY, errno.ENOSPC, errno.ETIMEDOUT, errno.E
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`kind` is read, write, fua, discard or flush."""
+    """`kind` is read, write, fua, discard or flush; after `patience_s` the user gives up."""
 
     kind: str
     offset: int = 0
     data: bytes = b""
     length: int = 0
+    patience_s: float = math.inf
 
     def __str__(self) -> str:
         letter = f" {self.data[:1].hex()}" if self.data else ""
@@ -37,6 +40,11 @@ class Request:
 
 def draw(random: Random, disk: Disk, cluster_bytes: int) -> Request:
     """Edges of clusters, and ranges that meet, come up often."""
+    request = _draw(random, disk, cluster_bytes)
+    return replace(request, patience_s=random.choice((0.01, 0.3, 3))) if random.random() < 0.05 else request
+
+
+def _draw(random: Random, disk: Disk, cluster_bytes: int) -> Request:
     kind = random.choices(("read", "write", "fua", "discard", "flush"), (4, 8, 1, 1, 2))[0]
     if kind == "flush":
         return Request(kind)
@@ -69,15 +77,19 @@ async def ask(world: World, disk: Disk, request: Request) -> PloopError | None:
     entered = disk.device.queue.standby.entered
     was_on, fsync_answer = disk.rules.is_on, disk.rules.fsync_answer
     error: PloopError | None = None
-    with asked_by(Origin(disk.name, is_request=True)):
+    with asked_by(Origin(disk.name, is_request=True)), trio.move_on_after(request.patience_s) as patience:
+        GIVES_UP.set(request.patience_s < math.inf)
         try:
             await _run(world, disk, request)
         except PloopError as failure:
             error = failure
+    has_ended = not patience.cancelled_caught
     disk.requests -= 1
-    if error is None or isinstance(error, RequestFailed):
+    if has_ended and (error is None or isinstance(error, RequestFailed | TargetFailed)):
         world.answers[disk.name, request.kind] += 1
-    world.trace.note(f"request {request.kind}", f"{disk.name} {request} -> {_told(error)}")
+    world.trace.note(f"request {request.kind}", f"{disk.name} {request} -> {_told(error) if has_ended else 'given up'}")
+    if not has_ended:
+        return None
     took_s = trio.current_time() - started_s - (world.stalled_s() - stalled_s)
     if took_s > LONGEST_S:
         world.fail(f"{disk.name}: {request} took {took_s:.1f} s")

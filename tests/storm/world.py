@@ -24,12 +24,14 @@ from ploopfs.device.recovery import Patience, Recovery, Reopen
 from ploopfs.device.registry import Registry
 from ploopfs.device.waiting import OnStandby
 from ploopfs.engine.file import File
+from ploopfs.engine.opening import RAW_PREFIX
 from ploopfs.errors import PloopError
 from ploopfs.image.check import Verdict
 from ploopfs.scst.module import Scst
 from ploopfs.sysfs.nodes import Directory
 from ploopfs.sysfs.tree import build
 from tests.engine.disk import verdict
+from tests.storm.counting import Counted
 from tests.storm.model import Model
 from tests.storm.platter import Platter
 from tests.storm.rules import Rules
@@ -47,13 +49,15 @@ BOUNDS = Bounds(
 )
 HOLD_TIMEOUT_MS = 15_000
 PATIENT = Patience(backoff_s=0.5, backoff_max_s=4, settle_s=5, probe_interval_s=0.3, probe_timeout_s=2)
+CLUSTER_BYTES = 32768
 _IN_USE_OFFSET = 44
 
 
 @dataclass(eq=False)
 class Disk:
     """`paths` is base first. `frozen` is what each lower image must read as. `targets` are images that an operation in
-    progress may write beside the top. `silence` is held by who wants no changes; `policy` is the agent's."""
+    progress may write beside the top, `mirrors` those that the agent may put in its place. `silence` is held by who
+    wants no changes."""
 
     name: str
     flavour: Flavour
@@ -61,6 +65,8 @@ class Disk:
     model: Model
     has_agent: bool
     starts_attached: bool
+    raw_base: str | None = None
+    mirrors: set[str] = field(default_factory=set)
     frozen: dict[str, bytes] = field(default_factory=dict)
     targets: dict[str, int] = field(default_factory=dict)
     made: int = 0
@@ -72,6 +78,7 @@ class Disk:
     doubts_at_begin: int | None = None
     rules: Rules = field(init=False)
     device: Device = field(init=False)
+    counted: Counted = field(init=False)
 
     def __post_init__(self) -> None:
         self.rules = Rules(self.name)
@@ -83,6 +90,20 @@ class Disk:
     @property
     def directory(self) -> str:
         return f"sys/devices/virtual/block/{self.name}"
+
+    @property
+    def is_degraded(self) -> bool:
+        """An error target is in the place of its images."""
+        return self.device.mapper is not None and self.device.mapper.active.is_error
+
+    @property
+    def images(self) -> list[str]:
+        """As a user names them."""
+        return [RAW_PREFIX * (path == self.raw_base) + path for path in self.paths]
+
+    def owns(self, path: str) -> bool:
+        """It may write there."""
+        return path == self.top or path in self.targets or path in self.mirrors
 
     def new_path(self, store: str) -> str:
         self.made += 1
@@ -172,11 +193,13 @@ class World:
             disk.rules = Rules(disk.name)
             disk.generation, disk.doubts_at_begin = 1, None
             disk.device = await self.registry.add(
-                disk.name, flavour=disk.flavour, image=disk.paths, files=self.stores, bounds=BOUNDS
+                disk.name, flavour=disk.flavour, image=disk.images, files=self.stores, bounds=BOUNDS
             )
             disk.is_open = True
+            disk.counted = Counted(disk.device.queue)
             if disk.device.read_only:
                 raise Violation(f"{disk.name}: a sound image was opened read-only")
+            self._follow_size(disk)
             disk.device.queue.changed.subscribe(partial(self._queue_changed, disk))
             disk.device.queue.set_hold_timeout(HOLD_TIMEOUT_MS)
             disk.device.queue.set_on_standby(self.random.choice(tuple(OnStandby)))
@@ -211,27 +234,31 @@ class World:
         for disk in self.disks.values():
             for path in disk.paths if power else ():
                 self.platter.crash(path, self.stores.random)
+            if not self.is_marked(disk.top):
+                disk.model.flushed(disk.model.mark())  # a mark that is gone vouches for everything
             disk.model.restarted(lost_all=power)
             disk.is_operated = disk.is_silent = disk.is_open = False
             disk.requests = 0
             self.check_images(disk, closed=False)
             self.clear_mark(disk.top)
 
+    def is_marked(self, path: str) -> bool:
+        (in_use,) = struct.unpack_from("<I", self.platter.seen(path), _IN_USE_OFFSET)
+        return bool(in_use)
+
     def clear_mark(self, path: str) -> None:
         """What a user does after a check, durably."""
         self.platter.drop_cache(path)
         image = bytearray(self.platter.seen(path))
         struct.pack_into("<I", image, _IN_USE_OFFSET, 0)
-        image.extend(bytes(-len(image) % self.cluster_bytes))
+        image.extend(bytes(-len(image) % CLUSTER_BYTES))
         self.platter.put(path, bytes(image))
-
-    cluster_bytes = 32768
 
     def check_images(self, disk: Disk, *, closed: bool) -> None:
         expected = (Verdict.CLEAN,) if closed else (Verdict.CLEAN, Verdict.NOT_CLOSED)
         for path in disk.paths:
-            report = verdict(self.platter.seen(path), path)
-            if report.verdict not in (expected if path == disk.top else (Verdict.CLEAN,)):
+            report = None if path == disk.raw_base else verdict(self.platter.seen(path), path)
+            if report is not None and report.verdict not in (expected if path == disk.top else (Verdict.CLEAN,)):
                 raise Violation(f"{path}: the check says {report}")
             if path in disk.frozen and path != disk.top and self.platter.seen(path) != disk.frozen[path]:
                 raise Violation(f"{path}: a lower delta was changed")
@@ -278,7 +305,7 @@ class World:
 
     def forgot(self, path: str) -> None:
         for disk in self.disks.values():
-            if path == disk.top or path in disk.targets:
+            if disk.owns(path):
                 disk.model.lost()
                 self.trace.note("forgot", path)
 
@@ -287,8 +314,8 @@ class World:
 
     def changing(self, file: "object", operation: str) -> None:
         path: str = file.path  # type: ignore[attr-defined]
-        disk = next((disk for disk in self.disks.values() if path in disk.paths or path in disk.targets), None)
-        if disk is None or (path != disk.top and path not in disk.targets):
+        disk = next((disk for disk in self.disks.values() if path in disk.paths or disk.owns(path)), None)
+        if disk is None or not disk.owns(path):
             self.fail(f"{path}: {operation} of a file that is no top")
             return
         if not disk.is_open:
@@ -303,13 +330,23 @@ class World:
     def _queue_changed(self, disk: Disk) -> None:
         generation = disk.device.queue.generation
         if generation != disk.generation:
-            disk.rules.swapped()
-            if disk.doubts_at_begin is not None:
+            disk.rules.swapped(is_degraded=disk.is_degraded)
+            if disk.doubts_at_begin is not None and not disk.is_degraded:
                 disk.model.recovered(is_sure=disk.model.doubts == disk.doubts_at_begin)
-                disk.doubts_at_begin = None
+            disk.doubts_at_begin = None
+            self._follow_size(disk)
             disk.paths = [delta.path for delta in disk.device.stack.deltas] or disk.paths
             self.trace.note("swapped", f"{disk.name} generation {generation}")
         disk.generation = generation
+
+    def _follow_size(self, disk: Disk) -> None:
+        """A disk gets longer by its table, or by its image when that is opened; never shorter."""
+        size = disk.device.size_bytes
+        if size < disk.model.size:
+            self.fail(f"{disk.name}: has {size} bytes, and had {disk.model.size}")
+        elif size > disk.model.size:
+            disk.model.grow(size)
+            self.trace.note("grown", f"{disk.name} to {size} bytes")
 
     def _look_at_events(self) -> None:
         events = self.registry.events
@@ -339,14 +376,14 @@ class World:
             case "replace_end" if record.facts["result"] != "ok":
                 disk.doubts_at_begin = None
             case "standby_on":
-                if queue.stack.is_lost:
+                if queue.stack.is_lost or disk.is_degraded:
                     disk.rules.condemned()
                 disk.rules.switched_on(queue.generation)
             case "standby_off":
                 disk.rules.switched_off(
                     queue.generation,
                     was_detached=not disk.rules.is_attached,
-                    is_stopped=queue.suspended and queue.stack.is_lost,
+                    is_stopped=disk.is_degraded or (queue.suspended and queue.stack.is_lost),
                 )
 
     async def settle(self) -> None:

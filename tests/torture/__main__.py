@@ -17,7 +17,7 @@ from random import Random, SystemRandom
 from tests.torture.report import Report, table, total
 from tests.torture.stories import STORIES
 
-TROUBLES = 13
+TROUBLES = 14
 
 DESCRIPTION = """\
 Use a mounted disk while its store dies, hangs, lies, fills up and returns, and its daemon ends and is started again,

@@ -72,6 +72,14 @@ def _failing(number: str, operations: frozenset[str], one_in: int = 1) -> Happen
     return happening
 
 
+@contextmanager
+def _injected(scene: Scene, _random: Random) -> Iterator[None]:
+    """By a rule of the daemon's own, above the store."""
+    scene.inject("add,op=WRITE,errno=EBUSY")
+    yield
+    scene.inject("removeall")
+
+
 KILLED = Fault("killed", _killed)
 FAULTS = (
     KILLED,
@@ -80,6 +88,7 @@ FAULTS = (
     Fault("hung", _hung, errno=None, is_loss=False),
     Fault("hung and killed", _hung_and_killed),
     Fault("lease stolen", _failing("EBUSY", OPERATIONS), "EBUSY"),
+    Fault("rule injected", _injected, "EBUSY"),
     Fault("fsync failing", _failing("EIO", frozenset({"fsync"})), "EIO"),
     Fault("flaky", _failing("EIO", CHANGING, one_in=3), "EIO"),
     Fault("full", _failing("ENOSPC", frozenset({"grow"})), "ENOSPC", is_loss=False),

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.mounted.daemon import HANG_S, until
+from tests.mounted.daemon import HANG_S
 from tests.mounted.disks import MIB
 from tests.torture.faults import FAULTS, Fault
 from tests.torture.report import Report
@@ -126,7 +126,7 @@ class Run:
         done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
         found = _ended(done.stdout, done.stderr)
         assert found.errno == 0, found.said
-        assert found.reads >= self.acknowledged - self.blocks.depth, f"{found.reads} verified of {self.acknowledged}"
+        assert found.reads >= self.acknowledged - self.blocks.depth, f"{found} of {self}"
         return found.reads
 
 
@@ -208,7 +208,7 @@ class Fio:
 
     def _wait_writes(self, run: Run) -> None:
         aim = self._writes() + WRITES
-        until(lambda: self._writes() >= aim or not run.is_running, "fio writing")
+        self._scene.wait(lambda: self._writes() >= aim or not run.is_running, "fio writing")
 
     def _writes(self) -> int:
         return int(self._scene.served.value("stat").split()[4])

@@ -5,6 +5,7 @@ owner reads it. Pieces end anywhere, so that two owners meet within a block and 
 failed has done is unknown: its owner repeats it, or looks at each byte, which is then the old one or the new one.
 """
 
+import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -79,6 +80,8 @@ class User:
             self._write_across_the_end: 2,
             self._truncate: 2,
             self._open_truncating: 2,
+            self._read_vectored: 4,
+            self._map: 1,
         }
         try:
             while True:
@@ -133,6 +136,17 @@ class User:
     def _open_truncating(self) -> None:
         """As `dd of=` does."""
         self._done(lambda: os.close(os.open(self._path, os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC)))
+
+    def _read_vectored(self) -> None:
+        part = self._part()
+        buffers = [bytearray(part.length // 3), bytearray(part.length - part.length // 3)]
+        assert self._done(lambda: os.preadv(self._fd(), buffers, part.start)) == part.length
+        self._compare(part, b"".join(buffers))
+
+    def _map(self) -> None:
+        """A shared mapping would answer for a disk that is gone."""
+        refused = self._done(lambda: errno_of(mmap.mmap, self._fd(), mmap.PAGESIZE))
+        assert refused in ("ENODEV", "ENOTCONN"), refused
 
     # What they are made of.
 

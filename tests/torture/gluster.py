@@ -80,7 +80,7 @@ class Gluster:
         assert self._brick is not None
         _kill(self._brick)
         self._brick = None
-        until(lambda: errno_of(os.stat, self.path / "disk") != "success", "the client has noticed")
+        until(lambda: errno_of(os.stat, self.path) != "success", "the client has noticed")
 
     def return_brick(self) -> None:
         """The client looks for it every three seconds."""

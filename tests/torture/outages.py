@@ -45,10 +45,14 @@ class Troubles:
         order: list[Trouble] = []
         while len(order) < count:
             order += self._random.sample(everything, len(everything))
-        for trouble in order[:count]:
+        try:
+            for trouble in order[:count]:
+                self._board.wait_steps(steps)
+                self.met[trouble()] += 1
             self._board.wait_steps(steps)
-            self.met[trouble()] += 1
-        self._board.wait_steps(steps)
+        except AssertionError as error:
+            error.add_note(f"{self._scene.told()}\nmet so far, in their order: {', '.join(self.met)}")
+            raise
 
     def of(self, fault: Fault) -> Trouble:
         def happen() -> str:

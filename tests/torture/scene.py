@@ -16,13 +16,14 @@ from pathlib import Path
 from random import Random
 
 from ploopfs.engine.create import snapshot_disk
-from tests.mounted.daemon import HANG_S, HOLD_MS, Daemon, errno_of, opened, serving, until
+from tests.mounted.daemon import HANG_S, HOLD_MS, Daemon, errno_of, opened, serving
 from tests.mounted.disks import MIB, Disk, assert_closed, by_qemu, make_disk, sums
 from tests.mounted.flavours import KINDS, Kind, Recover, Served, replaced
 from tests.torture.lying import Lying, lying
 
 DESCRIPTOR = "DiskDescriptor.xml"
-ASK_AGAIN_MS = 100
+ASK_AGAIN_MS = 20
+LAST_EVENTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,9 @@ class Scene:
         self.killed()
 
     def killed(self) -> None:
-        """What it had acknowledged, the store has. Its image is put right as after a crash."""
+        """What it had acknowledged, the store has; the next one finds the image not closed, and puts it right."""
         assert self.daemon.wait() == -signal.SIGKILL
         self._gone()
-        with opened(self.top) as fd:
-            os.pwrite(fd, bytes(4), 44)
-            os.fsync(fd)
 
     def snapshot(self) -> None:
         """While nobody serves it."""
@@ -136,6 +134,15 @@ class Scene:
                 first = next(at for at in range(start, len(found)) if found[at] != expected[at])
                 raise AssertionError(f"the disk differs from byte {first} on")
 
+    def told(self) -> str:
+        """Where it is, for who finds out what went wrong."""
+        if self._daemon is None or self._daemon.process.poll() is not None:
+            return "no daemon"
+        names = ("queue/standby", "inflight", "ploopfs/held", "ploopfs/parked", "ploopfs/aborted", "ploopfs/generation")
+        values = [f"{name}: {self.served.value(name)}" for name in names]
+        events = [str(event) for event in self.daemon.events()[-LAST_EVENTS:]]
+        return "\n".join([str(self.setting), *values, *events, self.daemon.log])
+
     def close(self) -> None:
         """Whatever became of it."""
         self._running.close()
@@ -149,7 +156,19 @@ class Scene:
             self.top.rename(self._home)
             self.disk.deltas[-1] = self._brick(self._home)
 
+    def inject(self, command: str) -> None:
+        rules = self.daemon.mountpoint / "sys/kernel/debug/ploopfs" / self.setting.kind.device / "error_injection"
+        with opened(rules, os.O_WRONLY) as fd:
+            os.write(fd, command.encode())
+
     # Standby.
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Where nothing reports."""
+        pause, deadline = select.poll(), time.monotonic() + HANG_S
+        while not condition():
+            assert time.monotonic() < deadline, f"not in {HANG_S} s: {what}"
+            pause.poll(ASK_AGAIN_MS)
 
     def wait_standby(self, over: Callable[[], bool] = lambda: False) -> None:
         """Or until there is nobody left who could meet the fault."""
@@ -161,7 +180,7 @@ class Scene:
                 poller.poll(ASK_AGAIN_MS)
 
     def wait_in_flight(self) -> None:
-        until(lambda: self.served.value("inflight").split() != ["0", "0"], "a request in flight")
+        self.wait(lambda: self.served.value("inflight").split() != ["0", "0"], "a request in flight")
 
     def is_in_standby(self) -> bool:
         return self.served.value("queue/standby") == "on"

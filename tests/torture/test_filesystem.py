@@ -13,10 +13,13 @@ from tests.torture.scene import Setting
 
 pytestmark = pytest.mark.real
 
+TROUBLES = 13
+"""Every fault but a full store, a second loss within the recovery, and three ways in which the daemon ends."""
+
 
 @pytest.mark.parametrize(
     ("system", "kind", "policy"),
-    [(EXT4, VZ7, "hold"), (EXT4, VZ9, "fail"), (XFS, VZ9, "hold"), (XFS, VZ7, "fail")],
+    [(EXT4, VZ7, "hold"), (EXT4, VZ9, "fail"), (XFS, VZ9, "hold")],
     ids=lambda value: getattr(value, "name", getattr(value, "flavour", None)),
 )
 def test_every_acknowledged_fsync_survives_the_store_and_the_daemon(
@@ -24,4 +27,6 @@ def test_every_acknowledged_fsync_survives_the_store_and_the_daemon(
 ) -> None:
     need(commands=("losetup", system.make[0], system.check[0]), loop=True, file_systems=(system.name,))
     setting = Setting(kind, policy, depth=2, window_bytes=1 << 20, size_bytes=system.disk_bytes)
-    print(torture(tmp_path, setting, system, Random(1), troubles=12))
+    report = torture(tmp_path, setting, system, Random(1), troubles=TROUBLES)
+    assert report.troubles.total() == TROUBLES
+    assert report.calls["create"] > 0
