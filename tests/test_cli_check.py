@@ -1,5 +1,6 @@
 """`ploopfs check`: the original's exit codes for every fixture, repairs, dry runs, stacks, and images in use."""
 
+import errno
 import json
 import lzma
 import os
@@ -13,6 +14,7 @@ import pytest
 from ploopfs.cli.main import main
 from ploopfs.cli.text import ProgressLine
 from ploopfs.engine.delta import ImageSpec
+from ploopfs.errors import BackendError
 from ploopfs.image.header import HEADER_BYTES, IN_USE
 from ploopfs.testing.images import ImageBuilder
 from tests.engine import qemu
@@ -145,6 +147,26 @@ def test_a_loss_is_said_loudly_and_by_its_place_on_the_disk(check: Checking, tmp
     code, out = check("--repair", path)
     assert (code, "  give back 1 clusters from 2 on\n" in out) == (0, True)
     assert path.read_bytes()[2 * CLUSTER : 3 * CLUSTER] == bytes(CLUSTER)
+
+
+def test_a_repair_that_is_cut_off_does_not_say_that_all_is_done(
+    check: Checking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(tmp_path / "image.hds", {1: 1})
+
+    async def full(*_arguments: object) -> None:
+        raise BackendError.of(OSError(errno.ENOSPC, "full"), "write", os.fspath(path))
+
+    words = "the repair was cut off: some of these changes are made, and it can be begun again"
+    with monkeypatch.context() as context:
+        context.setattr("ploopfs.cli.check.carry_out", full)
+        code, said = check("-r", path)
+    assert code == 7
+    assert "ENOSPC" in said
+    assert words in said
+    assert words not in check("-n", path)[1]
+    code, said = check("-r", path)
+    assert (code, words in said) == (0, False)
 
 
 def test_a_dry_run_wins_over_a_repair_and_takes_no_writers_lock(check: Checking, tmp_path: Path) -> None:

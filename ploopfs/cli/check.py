@@ -297,6 +297,8 @@ def _lines(result: Result, *, written: bool) -> Iterator[str]:
         kept = "; kept until the next --repair, as they may be what is lost" if result.lost_clusters else ""
         given = size(result.leaked_clusters * result.cluster_bytes)
         yield f"  {result.leaked_clusters} clusters that no entry names: up to {given} could be given back{kept}"
+    if written and result.changes and not result.repaired:
+        yield "  the repair was cut off: some of these changes are made, and it can be begun again"
     if result.lost_clusters:
         did = "are" if written else "would be"
         yield f"  LOST: {result.lost_clusters} clusters of the disk {did} cleared, their data cannot be reached"

@@ -396,6 +396,5 @@ class RequestQueue:
             while self.stats.in_flight and (self._quiescing or self.suspended):
                 await self._idle.park()
         if timeout.cancelled_caught:
-            raise QuiesceTimeout(
-                f"{self.stats.in_flight} requests in flight did not end within {self.bounds.quiesce_timeout_s} s"
-            )
+            stay = f"{self.stats.in_flight} requests in flight did not end within {self.bounds.quiesce_timeout_s} s"
+            raise QuiesceTimeout(stay)

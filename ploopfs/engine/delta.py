@@ -264,10 +264,10 @@ class Delta:
                 await self.write_map({})
                 await self.sync()  # before the file is cut: the entry that may stand there names a cluster past the cut
             end = max(self.header.first_cluster, int(self.bat.used().max(initial=0)) + 1) * self.header.cluster_bytes
-            if end < self.file_size or self._size_uncertain:
+            # A storage that forgot a growth, and said so once to a write that failed, has made the file shorter since.
+            if self._size_uncertain or await self.file.size() != end:
                 await self.file.truncate(end)
-                self.file_size = end
-                self._size_uncertain = False
+            self.file_size, self._size_uncertain = end, False
             closed = self.header.changed(in_use=CLOSED, flags=self.header.flags, extension_sectors=0)
         else:
             closed = self._closing_header

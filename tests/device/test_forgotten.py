@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ploopfs.device.waiting import OnStandby
-from tests.device.rig import CLUSTER
+from ploopfs.image.check import Verdict
+from tests.device.rig import CLUSTER, TOP, rig_of, three_deltas
 from tests.device.stories import (
     Recovery,
     Step,
@@ -18,6 +19,7 @@ from tests.device.stories import (
     tell_every_single_crash,
     ways,
 )
+from tests.engine.disk import verdict
 
 pytestmark = pytest.mark.expects_warnings
 
@@ -51,3 +53,11 @@ async def test_nor_wherever_it_crashes_again_in_the_recovery_or_later(way: Way) 
 @given(st.sampled_from(ways()), st.sets(st.integers(1, 150), max_size=12), st.integers(0, 2**32 - 1))
 async def test_nor_however_often_it_crashes_in_recoveries_too(way: Way, crashes: set[int], seed: int) -> None:
     await Story(way, crashes, seed).tell(steps_of(Random(seed), 12))
+
+
+async def test_an_image_whose_store_forgot_a_growth_is_closed_with_the_size_that_its_map_needs() -> None:
+    rig = await rig_of(three_deltas(), armed=False)
+    await rig.device.write(3 * CLUSTER, b"x")
+    del rig.store.images[TOP].data[-CLUSTER + 1 :]
+    assert await rig.device.aclose()
+    assert verdict(rig.store.bytes_of(TOP)).verdict is Verdict.CLEAN

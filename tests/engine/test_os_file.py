@@ -13,7 +13,8 @@ import trio
 
 from ploopfs.device.handover import lock_handed_over
 from ploopfs.engine.delta import dismiss
-from ploopfs.engine.file import File, OsFiles, _Opening, _Revocable
+from ploopfs.engine.file import File, OsFiles
+from ploopfs.engine.late import Hop, Opening
 from ploopfs.errors import BackendError, BadImage, StorageTimeout
 from tests.realparts import real_or_skip
 
@@ -203,18 +204,10 @@ async def test_what_a_write_that_was_given_up_may_yet_change_is_not_opened_for_w
     await again.aclose()
 
 
-async def test_a_file_with_something_given_up_stays_open_so_that_its_number_is_no_other_files(path: str) -> None:
-    """The thread has the number, and would do to another file what was meant for this one."""
-    file = await OsFiles().open(path, writable=True)
-    before = set(os.listdir("/proc/self/fd"))
-    file.abandoned = True
-    await file.aclose()
-    assert set(os.listdir("/proc/self/fd")) >= before
-    file.close()
-
-
 @pytest.mark.parametrize("given_up_by", ["who loads it", "who replaces by it"])
-async def test_but_it_holds_no_lock_since_nobody_could_open_the_image_again(path: str, given_up_by: str) -> None:
+async def test_a_file_with_something_given_up_holds_no_lock_which_nobody_could_get_again(
+    path: str, given_up_by: str
+) -> None:
     file = await OsFiles().open(path, writable=True)
     await file.lock()
     file.abandoned = True
@@ -233,7 +226,7 @@ async def test_but_it_holds_no_lock_since_nobody_could_open_the_image_again(path
 async def test_through_a_client_of_a_remote_store_nothing_is_read_from_the_page_cache(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ploopfs.engine.file.is_remote", lambda _filesystem: True)
+    monkeypatch.setattr("ploopfs.engine.storage.Storage.is_remote", True)
     file = await OsFiles().open(path, writable=False)
     dropped: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _fd, offset, length, _advice: dropped.append((offset, length)))
@@ -245,7 +238,7 @@ async def test_through_a_client_of_a_remote_store_nothing_is_read_from_the_page_
 
 def test_a_change_that_was_given_up_before_it_began_never_happens() -> None:
     happened: list[str] = []
-    early, late = (_Revocable(lambda: happened.append("change")) for _ in range(2))
+    early, late = (Hop(lambda: happened.append("change"), lambda: None) for _ in range(2))
     early.give_up()
     early()
     assert (happened, early.is_under_way()) == ([], False)
@@ -256,11 +249,11 @@ def test_a_change_that_was_given_up_before_it_began_never_happens() -> None:
 
 def test_a_file_that_is_opened_when_nobody_waits_for_it_any_more_is_closed() -> None:
     early, late = Mock(), Mock()
-    opening = _Opening(lambda: early)
+    opening = Opening(lambda: early)
     assert opening.give_up() is None
     opening()
     early.close.assert_called_once()
-    opening = _Opening(lambda: late)
+    opening = Opening(lambda: late)
     opening()
     assert opening.give_up() is late
     late.close.assert_not_called()

@@ -210,6 +210,7 @@ def serving(
         stderr=subprocess.PIPE,
         text=True,
         pass_fds=pass_fds,
+        process_group=0,  # the interrupt of a terminal is for who uses it, and ends it when done
     )
     assert process.stderr is not None
     running = Daemon(process, mountpoint, Lines(process.stderr))

@@ -82,7 +82,7 @@ REFUSED: tuple[tuple[Callable[[Path, Path], Path], str, str, str], ...] = (
     (smaller, "EINVAL", "Invalid argument", "expected"),
     (not_closed, "EBUSY", "Device or resource busy", "not closed"),
     (of_another_device, "EBUSY", "Device or resource busy", "lock is held by "),
-    (directory, "EISDIR", "Is a directory", "open: EISDIR"),
+    (directory, "EINVAL", "Invalid argument", "file type is a directory"),
     (no_image, "EINVAL", "Invalid argument", "m_Sig"),
     (relative, "EINVAL", "Invalid argument", "is not an absolute path"),
     (on_the_dead_store, "ENOTCONN", "Transport endpoint is not connected", "open: ENOTCONN"),

@@ -3,6 +3,7 @@
 What is counted exactly decides here; slopes of memory need the long form."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounted.daemon import ROOT
+from tests.mounted.daemon import HANG_S, ROOT, until
 from tests.soak.campaign import judge, scene_of, soak_mounts
 from tests.soak.measure import Meter, Sample
 from tests.soak.works import WORKS, Scene
@@ -79,3 +80,21 @@ def test_the_command_says_what_it_found_and_a_wrong_count_is_usage() -> None:
     told = run("--only", "mounts", "--mounts", "1")
     assert told.returncode == 0, told.stderr
     assert "nothing left behind" in told.stdout
+
+
+def test_the_interrupt_of_a_terminal_ends_a_soak_in_order_and_not_its_daemon_under_it() -> None:
+    """A terminal sends it to the whole foreground group."""
+    command = [sys.executable, "-m", "tests.soak", "--only", "polls", "--polls", "32"]
+    soak = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{soak.pid}/task/{soak.pid}/children")
+    until(lambda: any(map(_is_daemon, children.read_text().split())), "the daemon is started")
+    os.killpg(soak.pid, signal.SIGINT)
+    _, said = soak.communicate(timeout=HANG_S)
+    assert (soak.returncode, said) == (128 + signal.SIGINT, "")
+
+
+def _is_daemon(pid: str) -> bool:
+    try:
+        return b"\0mount\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

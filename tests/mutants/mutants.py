@@ -290,14 +290,9 @@ MUTANTS = (
         "device/test_unflushed.py", "test_a_flush_confirms_only_what_was_acknowledged_before_it_started",
     ),
     _bug(
-        "write again in another order", "device/unflushed.py", "for change in tuple(self._changes):",
-        "for change in reversed(self._changes):", "device/test_unflushed.py",
-        "test_a_discard_that_had_no_effect_does_not_destroy_what_was_written_after_it",
-    ),
-    _bug(
-        "forget a discard", "device/unflushed.py",
-        "                await _make_zero(stack, change.offset, change.length)", "                pass",
-        "device/test_unflushed.py", "test_what_was_discarded_is_zero_on_an_image_that_never_had_the_cluster",
+        "write older bytes again over newer ones", "device/unflushed.py",
+        "in self._last_changes(stack.cluster_bytes):", "in tuple(self._changes):", "device/test_unflushed.py",
+        "test_what_is_written_again_never_puts_an_older_byte_where_the_storage_had_a_newer_one",
     ),
     _bug(
         "call what was written again durable without a flush", "device/unflushed.py",

@@ -16,8 +16,8 @@ from pathlib import Path
 from random import Random
 
 from ploopfs.engine.create import snapshot_disk
-from tests.mounted.daemon import HANG_S, HOLD_MS, Daemon, errno_of, opened, serving
-from tests.mounted.disks import MIB, Disk, assert_closed, by_qemu, make_disk, sums
+from tests.mounted.daemon import HANG_S, HOLD_MS, Daemon, errno_of, opened, ploopfs, serving
+from tests.mounted.disks import MIB, Disk, assert_closed, by_qemu, is_marked, make_disk, sums
 from tests.mounted.flavours import KINDS, Kind, Recover, Served, replaced
 from tests.torture.lying import Lying, lying
 
@@ -81,6 +81,10 @@ class Scene:
 
     def serve(self) -> None:
         assert self._daemon is None
+        if is_marked(self.disk.top):
+            # The locks of this store are its mount's alone: only who killed the daemon knows that nobody has the image.
+            repaired = ploopfs("check", "--repair", self.top)
+            assert repaired.returncode == 0, repaired.stdout + repaired.stderr
         configured = self.setting.kind.configured(
             self.top.parent, on_standby=self.setting.policy, hold_timeout_ms=HOLD_MS
         )
@@ -105,7 +109,7 @@ class Scene:
         self.killed()
 
     def killed(self) -> None:
-        """What it had acknowledged, the store has; the next one finds the image not closed, and puts it right."""
+        """What it had acknowledged, the store has; the image was not closed, and is put right before the next one."""
         assert self.daemon.wait() == -signal.SIGKILL
         self._gone()
 
