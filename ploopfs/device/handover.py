@@ -13,7 +13,7 @@ from ploopfs.bounds import CLOSE_TIMEOUT_S
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.stats import Op
 from ploopfs.device.unflushed import Unflushed
-from ploopfs.engine.delta import Delta
+from ploopfs.engine.delta import Delta, dismiss
 from ploopfs.engine.file import File
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, PloopError, StorageTimeout
@@ -50,45 +50,42 @@ async def lock_handed_over(queue: RequestQueue, holders: Iterable[Delta], new: F
             await _give_lock(queue, old)
         yield old is not None and old.locks_as_writer
     except BaseException:
-        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-            scope.shield = True
-            if new.abandoned:
-                # It is never closed, so the lock would stay with it: nobody, ourselves included, could open the image.
-                await unlock(new)
-            await new.aclose()
-            if old is not None:
-                await take_back_lock(queue, old)
+        await dismiss(new)
+        if old is not None:
+            await take_back_lock(queue, old)
         raise
 
 
 async def _give_lock(queue: RequestQueue, old: Delta) -> None:
-    """A storage may tell once that it is lost, and this may be when: whoever goes on would flush what is gone."""
+    """Raises what means that the storage is lost; otherwise a lock that stays is refused by whoever comes next."""
     try:
         await old.file.unlock()
     except BackendError as error:
         log.info("%s", error)
-        if queue.standby.means_standby(error.errno) and not queue.is_lost:
-            queue.judge(Op.FLUSH, error, queue.generation)
+        if _tells_of_loss(queue, error):
             raise
 
 
-async def unlock(file: File) -> None:
-    try:
-        await file.unlock()
-    except BackendError as error:
-        log.info("%s", error)
+def _tells_of_loss(queue: RequestQueue, error: PloopError) -> bool:
+    """A storage may tell once that it is lost, and a lock may be where: whoever goes on would flush what is gone."""
+    if not isinstance(error, BackendError) or not queue.standby.means_standby(error.errno) or queue.is_lost:
+        return False
+    queue.judge(Op.FLUSH, error, queue.generation)
+    return True
 
 
 async def take_back_lock(queue: RequestQueue, delta: Delta) -> None:
-    """A device that writes an image without its lock stops, as somebody else may write it by now."""
+    """A device that writes an image without its lock, or does not know whether it has it, stops: somebody else may
+    write it by now. Shielded, as nobody else takes it back, and bounded."""
     try:
-        await delta.file.lock(as_writer=delta.locks_as_writer)
+        with trio.CancelScope(shield=True):
+            async with bounded(delta.path, CLOSE_TIMEOUT_S):
+                await delta.file.lock(as_writer=delta.locks_as_writer)
     except PloopError as error:
         log.error("%s: the lock could not be taken back: %s", delta.path, error)
         delta.lock_lost = True
         if any(each.writable and each.file.identity == delta.file.identity for each in queue.stack.deltas):
-            if isinstance(error, BackendError) and queue.standby.means_standby(error.errno) and not queue.is_lost:
-                queue.judge(Op.FLUSH, error, queue.generation)  # it may tell once, see above
+            _tells_of_loss(queue, error)
             queue.set_aborted(True)
 
 
@@ -147,16 +144,13 @@ async def settled(top: Delta, queue: RequestQueue, unflushed: Unflushed) -> Asyn
     try:
         yield
     except BaseException:
-        if not queue.aborted:  # by a lock that was lost: who has it writes the image now
-            await _mark_again(top, queue, limit_s)
+        await _mark_again(top, queue, limit_s)
         raise
 
 
 async def _stay_marked(top: Delta, queue: RequestQueue, limit_s: float) -> None:
     """Settling has failed, and requests go on unless the gate is shut by now."""
-    if queue.standby.refuses or queue.aborted:
-        return
-    if top.file.abandoned:
+    if top.file.abandoned and not queue.standby.refuses:
         # It may cut the file, or clear the mark, at any time from now on.
         queue.set_aborted(True)
     elif top.header is not None and not top.header.is_marked_in_use:
@@ -164,7 +158,10 @@ async def _stay_marked(top: Delta, queue: RequestQueue, limit_s: float) -> None:
 
 
 async def _mark_again(top: Delta, queue: RequestQueue, limit_s: float) -> None:
-    """Shielded: the old stack serves on, and nobody may write to an image without its mark."""
+    """Shielded: the old stack serves on, and nobody may write to an image without its mark. Unless nothing is written
+    through it any more, as its storage or its lock was lost meanwhile: then the image may be somebody else's."""
+    if queue.standby.refuses or queue.aborted:
+        return
     try:
         with trio.CancelScope(shield=True):
             async with bounded(top.path, limit_s):

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.messages import answer
 from tests.device.mapped import line, mapped_rig, mapper_of
@@ -61,6 +61,23 @@ async def test_a_device_that_could_not_get_its_lock_back_writes_no_more(
     await rig.device.write(2 * CLUSTER, b"acknowledged")
     asked = await steal_during(rig, TOP, hand_over(rig))
     assert (asked.errno, rig.queue.aborted) == (errno.EBUSY, True)
+    mapper_of(rig).queue.resume()
+    since = len(rig.faults.log)
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO
+    assert not await rig.device.aclose()
+    assert rig.changes_of(TOP, since) == []
+
+
+@pytest.mark.parametrize("hand_over", [replaced_by_itself, reopened, loaded, flipped])
+async def test_nor_one_that_does_not_know_in_time_whether_it_has_its_lock_back(
+    hand_over: Callable[[Rig], Awaitable[None]],
+    autojump_clock: MockClock,  # noqa: ARG001 -- pytest-trio runs a test with the clock that it is given
+) -> None:
+    rig = await mapped_rig()
+    rig.faults.on(TOP, rig.faults.fail(errno.EDEADLK, "lock", count=1))
+    rig.hang("lock", path=TOP)
+    assert await errno_of(hand_over(rig)) == errno.EDEADLK
+    assert rig.queue.aborted
     mapper_of(rig).queue.resume()
     since = len(rig.faults.log)
     assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO

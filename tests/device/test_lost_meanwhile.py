@@ -307,6 +307,22 @@ async def test_a_store_that_tells_of_its_loss_when_the_lock_is_handed_over_is_lo
     assert await device.read(2 * CLUSTER, 12) == b"acknowledged"
 
 
+@pytest.mark.parametrize("work", [lambda rig: rig.device.reopen(), lambda rig: rig.device.replace_top(TOP)])
+async def test_a_top_that_was_settled_is_not_marked_again_when_its_storage_tells_of_its_loss(
+    rig: Rig, work: Callable[[Rig], Awaitable[None]]
+) -> None:
+    """Nobody writes through it any more, and who stole its lease may have it by now."""
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    rig.faults.on(TOP, rig.faults.fail(errno.EBUSY, "unlock", count=1))
+    assert await errno_of(work(rig)) == errno.EBUSY
+    assert rig.queue.standby.state is State.ON
+    told = [operation for operation, path in rig.faults.log if path == TOP].index("unlock")
+    after = [operation for operation, path in rig.faults.log if path == TOP][told + 1 :]
+    assert not {"write", "truncate", "punch hole", "fsync"} & set(after)
+    await rig.device.reopen()
+    assert (await rig.content())[2 * CLUSTER :].startswith(b"acknowledged")
+
+
 async def test_a_store_that_tells_of_its_loss_when_the_lock_is_taken_back_is_lost(nursery: trio.Nursery) -> None:
     store, faults = ForgetfulFiles(), Faults()
     for path, content in three_deltas().items():
