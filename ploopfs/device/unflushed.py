@@ -88,32 +88,34 @@ class Unflushed:
     async def replay(self, stack: Stack, progressed: Callable[[], None] = lambda: None) -> None:
         """Write all of it to `stack` and flush; `progressed` is called after each change. Raises what that raises, with
         nothing forgotten."""
-        for change in self._last_changes(stack.cluster_bytes):
+        # Somebody may forget them all meanwhile.
+        changes, slots = tuple(self._changes), self.slots(stack.cluster_bytes)
+        for change in _last_changes(changes, sorted(slots), stack.cluster_bytes):
             if change.data is None:
                 await _make_zero(stack, change.offset, change.length)
             else:
                 await stack.write(change.offset, change.data)
             progressed()
-        if self._changes:
+        if changes:
             await stack.flush()
 
-    def _last_changes(self, cluster_bytes: int) -> Iterator[Change]:
-        """Each byte once, as the last change left it. The storage may have lost nothing, and we may die or be stopped
-        half-way: then no byte may have an older value than the storage had."""
-        written = sorted(self.slots(cluster_bytes))
-        by_slot: dict[int, list[Change]] = {slot: [] for slot in written}
-        for change in self._changes:
-            start, stop = change.offset // cluster_bytes, -(-(change.offset + change.length) // cluster_bytes)
-            touched = written[bisect_left(written, start) : bisect_left(written, stop)]
-            for slot in touched:
-                by_slot[slot].append(change)
-            if change.data is None:
-                edges = [start - 1, *touched, stop]
-                for before, after in pairwise(edges):
-                    if after - before > 1:
-                        yield Change((before + 1) * cluster_bytes, (after - before - 1) * cluster_bytes, None)
-        for slot, changes in by_slot.items():
-            yield from _last_of_slot(slot * cluster_bytes, changes, cluster_bytes)
+
+def _last_changes(changes: Sequence[Change], written: Sequence[int], cluster_bytes: int) -> Iterator[Change]:
+    """Each byte once, as the last change left it; `written` are the clusters that writes touch. The storage may have
+    lost nothing, and we may die or be stopped half-way: then no byte may have an older value than the storage had."""
+    by_slot: dict[int, list[Change]] = {slot: [] for slot in written}
+    for change in changes:
+        start, stop = change.offset // cluster_bytes, -(-(change.offset + change.length) // cluster_bytes)
+        touched = written[bisect_left(written, start) : bisect_left(written, stop)]
+        for slot in touched:
+            by_slot[slot].append(change)
+        if change.data is None:
+            edges = [start - 1, *touched, stop]
+            for before, after in pairwise(edges):
+                if after - before > 1:
+                    yield Change((before + 1) * cluster_bytes, (after - before - 1) * cluster_bytes, None)
+    for slot, touching in by_slot.items():
+        yield from _last_of_slot(slot * cluster_bytes, touching, cluster_bytes)
 
 
 def _last_of_slot(start: int, changes: Sequence[Change], cluster_bytes: int) -> Iterator[Change]:

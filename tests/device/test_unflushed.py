@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import State
-from ploopfs.device.unflushed import CHANGE_BYTES, Change, Unflushed
+from ploopfs.device.unflushed import CHANGE_BYTES, Change, Unflushed, _last_changes
 from ploopfs.engine.inject.rule import Rule as Delay
 from tests.device.rig import (
     CLUSTER,
@@ -68,6 +68,22 @@ async def test_of_a_discard_the_clusters_that_became_zero_are_kept_and_no_others
     assert kept(rig) == [(2 * CLUSTER, 2 * CLUSTER, None)]
     await rig.device.discard(2 * CLUSTER + 1, CLUSTER)
     assert len(kept(rig)) == 1
+
+
+async def test_what_is_forgotten_while_it_is_written_again_keeps_nobody_in_standby(rig: Rig) -> None:
+    await rig.device.write(3 * CLUSTER, b"x")
+    await rig.device.flush()
+    for slot in (2, 3):
+        await rig.device.discard(slot * CLUSTER, CLUSTER)
+    rig.faults.remove(await rig.enter_standby(errno.ENOTCONN))
+    healed = rig.hang("punch hole", count=1)
+    async with trio.open_nursery() as nursery:
+        asked = Asked(nursery, rig.device.reopen())
+        await wait_all_tasks_blocked()
+        assert not asked.ended
+        rig.device.unflushed.forget()
+        healed.set()
+    assert (asked.errno, rig.state, kept(rig)) == (0, State.OFF, [])
 
 
 async def test_a_flush_that_failed_confirms_nothing(rig: Rig) -> None:
@@ -393,7 +409,9 @@ async def test_of_what_is_written_again_each_byte_is_as_the_last_of_many_changes
             else:
                 await rig.device.write(offset, random.randbytes(length))
         before = await rig.content()
-        changes = [change for change in rig.device.unflushed._last_changes(CLUSTER) if change.data is not None]
+        unflushed = rig.device.unflushed
+        last = _last_changes(tuple(unflushed._changes), sorted(unflushed.slots(CLUSTER)), CLUSTER)
+        changes = [change for change in last if change.data is not None]
         assert all(not set(span(one)) & set(span(other)) for one, other in combinations(changes, 2))
         await lose_and_reopen(rig)
         assert await rig.content() == before

@@ -291,7 +291,7 @@ MUTANTS = (
     ),
     _bug(
         "write older bytes again over newer ones", "device/unflushed.py",
-        "in self._last_changes(stack.cluster_bytes):", "in tuple(self._changes):", "device/test_unflushed.py",
+        "in _last_changes(changes, sorted(slots), stack.cluster_bytes):", "in changes:", "device/test_unflushed.py",
         "test_what_is_written_again_never_puts_an_older_byte_where_the_storage_had_a_newer_one",
     ),
     _bug(
