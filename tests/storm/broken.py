@@ -23,7 +23,7 @@ from ploopfs.image.plan import Barrier
 from tests.storm.run import TEMPERATE, Climate
 
 Patch = tuple[object, str, Any]
-_queue_quiesced, _queue_judge = RequestQueue.quiesced, RequestQueue.judge
+_queue_quiesced, _queue_judge, _queue_verdict = RequestQueue.quiesced, RequestQueue.judge, RequestQueue._verdict
 _writer_step, _delta_settle, _standby_lost, _allocate = (
     Writer._step,
     Delta.settle,
@@ -73,6 +73,10 @@ def _flushed_all(unflushed: Unflushed, _mark: int) -> None:
     unflushed.data_bytes = 0
 
 
+def _reads_pass(queue: RequestQueue, ticket: Ticket) -> Any:  # noqa: ANN401
+    return _queue_verdict(queue, ticket) if ticket.op.is_write else None
+
+
 def _unbounded(ticket: Ticket, _deadline_s: float) -> None:
     ticket._deadline_s = ticket._scope.deadline = math.inf
 
@@ -116,6 +120,7 @@ BROKEN: dict[str, Bug] = {
     ),
     "clear the mark unflushed": Bug(((Delta, "settle", _settle_unsynced),)),
     "forget what came during a flush": Bug(((Unflushed, "flushed", _flushed_all),), _RESTARTS),
+    "serve reads in standby": Bug(((RequestQueue, "_verdict", _reads_pass),)),
     "wait without a bound": Bug(((Ticket, "bound", _unbounded),)),
     "allocate a used cluster": Bug(((Allocator, "allocate", _allocate_and_keep),)),
     "log a transition twice": Bug(((Standby, "storage_lost", _lost_and_logged),)),

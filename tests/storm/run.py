@@ -168,12 +168,16 @@ class Story:
             async with trio.open_nursery() as nursery:
                 self.world = World(self.trace, self.random, nursery)
                 logging.getLogger("ploopfs").addHandler(self.world.log)
-                self._build()
-                await self.world.boot()
-                while self.step < self.plan.steps:
-                    self.step += 1
-                    await self._step()
-                await self._end()
+                try:
+                    self._build()
+                    await self.world.boot()
+                    while self.step < self.plan.steps:
+                        self.step += 1
+                        await self._step()
+                    await self._end()
+                except BaseException:
+                    self.world.stores.let_go()
+                    raise
                 nursery.cancel_scope.cancel()
         finally:
             self.simulated_s = self.trace.now_s

@@ -197,6 +197,13 @@ class Stores:
         for each in tuple(self.given_up):
             self._end(each, happens=self.random.random() < 0.5)
 
+    def let_go(self) -> None:
+        """The story ends in the middle: nobody is left who would end a hang, and some requests cannot be given up."""
+        self.kill()
+        for weather in self.weather.values():
+            if weather.hang is not None:
+                weather.hang.set()
+
     def bury(self) -> None:
         """Its tasks have ended, too: the kernel closes what it had open."""
         for file in self.open_files:
