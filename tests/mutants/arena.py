@@ -26,8 +26,9 @@ PRODUCT = "ploopfs"
 _PRELOADED = ["hypothesis", "hypothesis.stateful", "numpy", "pytest", "trio", "trio.testing", "yaml"]
 """What takes long to import, and is no part of the product: each process begins with it."""
 _NOT_OF_THE_PARENT = ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS")
-# What is preloaded cannot be rewritten any more, and needs not be.
-_QUIETLY = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+# What failed is all that counts. Beside it pytest explains a comparison that failed, and where CI is set it does so in
+# full: of two disks that takes minutes.
+_QUIETLY = ("-q", "-p", "no:cacheprovider", "--assert=plain")
 _NEVER_RIGHT = (AttributeError, ImportError, NameError, SyntaxError, TypeError)
 
 

@@ -295,8 +295,13 @@ MUTANTS = (
         "test_what_is_written_again_never_puts_an_older_byte_where_the_storage_had_a_newer_one",
     ),
     _bug(
+        "forget a discard", "device/unflushed.py",
+        "                await _make_zero(stack, change.offset, change.length)", "                pass",
+        "device/test_unflushed.py", "test_what_was_discarded_is_zero_on_an_image_that_never_had_the_cluster",
+    ),
+    _bug(
         "call what was written again durable without a flush", "device/unflushed.py",
-        "        if self._changes:\n"
+        "        if changes:\n"
         "            await stack.flush()\n",
         "", "device/test_unflushed.py", "test_after_recovery_it_is_on_stable_storage_and_nothing_is_kept",
     ),
@@ -326,10 +331,9 @@ MUTANTS = (
     ),
     _bug(
         "serve on without the mark after a replacement that failed", "device/handover.py",
-        "            await _mark_again(top, queue, limit_s)\n"
-        "        raise",
-        "            pass\n"
-        "        raise",
+        "        await _mark_again(top, queue, limit_s)\n"
+        "        raise\n\n\nasync def _stay",
+        "        raise\n\n\nasync def _stay",
         "device/test_replace_refused.py",
         "test_an_image_that_does_not_fit_is_refused_with_its_errno_and_nothing_changes",
     ),
