@@ -292,35 +292,36 @@ class Delta:
 
 async def open_delta(files: Files, spec: ImageSpec, *, writable: bool) -> Delta:
     """Open, lock, read and check one image; nothing is written yet. Raises as `load_delta`."""
-    return await load_delta(await files.open(spec.path, writable=writable), raw=spec.raw)
+    file = await files.open(spec.path, writable=writable)
+    try:
+        return await load_delta(file, raw=spec.raw)
+    except BaseException:
+        await dismiss(file)
+        raise
 
 
 async def load_delta(
     file: File, *, raw: bool, accept_mark: AcceptMark | None = None, locks_as_writer: bool = False
 ) -> Delta:
-    """Lock, read and check the image in an open file, which is closed again if that fails. `locks_as_writer`: the image
-    is written, through another open file of ours.
+    """Lock, read and check the image in an open file, which whoever opened it closes if that fails. `locks_as_writer`:
+    the image is written, through another open file of ours.
 
     Raises BackendError, ImageLocked, BadImage, ImageConverting, and ImageNotClosed for an image whose mark is set and
     that is to be written, unless `accept_mark` says that the mark is ours."""
     locks_as_writer |= file.writable
-    try:
-        await file.lock(as_writer=locks_as_writer)
-        size = await file.size()
-        if raw:
-            delta = Delta(file, header=None, bat=None, file_size=size, trusted_size=size)
-        else:
-            delta = await _read_image(file, size, accept_mark)
-    except BaseException:
-        await dismiss(file)
-        raise
+    await file.lock(as_writer=locks_as_writer)
+    size = await file.size()
+    if raw:
+        delta = Delta(file, header=None, bat=None, file_size=size, trusted_size=size)
+    else:
+        delta = await _read_image(file, size, accept_mark)
     delta.locks_as_writer = locks_as_writer
     return delta
 
 
 async def dismiss(file: File) -> None:
     """Close a file that comes into no use, also for who was cancelled. One with an operation that was given up stays
-    open, but not locked: nobody, ourselves included, could open the image again."""
+    open until that has ended, but not locked: nobody, ourselves included, could open the image meanwhile."""
     with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
         if file.abandoned:
             try:

@@ -145,10 +145,13 @@ class MemoryFile:
         self._image.writers.discard(id(self))
         self._image.readers.discard(id(self))
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         self._image.writers.discard(id(self))
         self._image.readers.discard(id(self))
         self.closed = True
+
+    async def aclose(self) -> None:
+        self.close()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _put(self, offset: int, data: Buffer) -> None:

@@ -231,6 +231,7 @@ class Stores:
             if happens and each.file.path in self.platter.images:
                 self.late += 1
                 each.happen()
+            each.file.close_if_over()
 
 
 class StormFile:
@@ -287,9 +288,15 @@ class StormFile:
         await self._inner.unlock()
 
     async def aclose(self) -> None:
-        if not self.abandoned and not self.severed:
-            self.is_closed = True
-            await self._inner.aclose()
+        """As in `OsFile`: not before what was given up on it has ended, and its lock stays as long."""
+        self.is_closed = self.is_closed or not self.severed
+        self.close_if_over()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def close_if_over(self) -> None:
+        under_way = any(each.file is self for each in self._stores.given_up)
+        if self.is_closed and not under_way and not self.severed:
+            self._inner.close()
             self._stores.open_files.pop(self, None)
 
     async def _change(self, operation: str, change: Change, offset: int, length: int) -> None:
