@@ -375,6 +375,8 @@ class World:
                 disk.doubts_at_begin = disk.model.doubts
             case "replace_end" if record.facts["result"] != "ok":
                 disk.doubts_at_begin = None
+            case "table_cleared":  # what comes into force next is not what was loaded
+                disk.doubts_at_begin = None
             case "standby_on":
                 if queue.stack.is_lost or disk.is_degraded:
                     disk.rules.condemned()
