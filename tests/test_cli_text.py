@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from ploopfs.bounds import MAX_LAST_EVENTS
-from ploopfs.cli import text, tree
+from ploopfs.cli import reload, text, tree
 from ploopfs.cli.events import EventFile, Record, as_text
 from ploopfs.cli.exits import Exit, failed
 from ploopfs.cli.logs import FORMAT, OneLine
@@ -376,3 +376,17 @@ def test_more_events_than_there_can_be_are_all_of_them(count: str) -> None:
 def test_a_size_beyond_every_number_is_usage(wrong: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         _parser().parse_args(["create", wrong, "x.hds"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"event": "config_reloaded", "added": "ploop1"},
+        {"event": "config_reloaded", **dict.fromkeys(("added", "removed", "changed", "kept", "remount")), "failed": 1},
+        {"event": "config_reload_failed", "text": None},
+    ],
+    ids=["some are missing", "one is no text", "no mistakes"],
+)
+def test_what_a_tree_says_of_a_reload_is_not_taken_for_granted(values: dict[str, object]) -> None:
+    with pytest.raises(BadTree, match="expected an event with the texts "):
+        reload._facts(Record("{}", values))

@@ -13,15 +13,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 
+from ploopfs.cli.exits import end_on_signals
+from ploopfs.cli.text import ProgressLine
 from tests.engine.crash import Run, assert_survives_any_power_failure
 from tests.engine.killing import Disk, Model, as_numbers, killer
 from tests.engine.power import LONG
 from tests.engine.test_crash import SHAPES
 from tests.mounted.killing import kill_daemon
 
+Progress = Callable[[int, int], None]
+"""How many are done, of how many."""
 DESCRIPTION = "Cut the power, kill -9 the engine, kill -9 the daemon: every acknowledged or flushed byte must be there."
 EPILOG = """\
 Power failures are simulated: stories of random operations on a disk in memory, each cut at every step, with every
@@ -32,7 +37,7 @@ exit codes:
   0  nothing was lost
   1  something was; the message says what, and with which seed it is shown again
   2  the command line is wrong
-  130  ended by Ctrl-C
+  128 + N  ended by signal N: 130 after Ctrl-C
 
 example:
   tools/crash --times 300 --daemon 20 --power 50 --seed 7
@@ -44,6 +49,8 @@ def main() -> int:
     options = parser.parse_args()
     if min(options.power, options.times, options.daemon) < 0 or not options.power + options.times + options.daemon:
         parser.error("--times, --daemon and --power are 0 or more, and not all 0: nothing would be shown")
+    end_on_signals()
+    line = ProgressLine()
     parts: dict[str, tuple[int, Callable[[int, int, Path, Progress], Mapping[str, int]]]] = {
         "power": (options.power, cut_power),
         "engine": (options.times, kill_engine),
@@ -56,15 +63,17 @@ def main() -> int:
         place = Path(tempfile.mkdtemp(prefix="ploopfs-crash-", dir=options.dir))
         started_s = time.monotonic()
         try:
-            numbers = run(times, options.seed, place, Progress(name, times))
+            numbers = run(times, options.seed, place, partial(line.show, name))
         except AssertionError as error:
+            line.clear()
             asked = " ".join(f"--{option} {count}" for option, count in _alone(name, times).items())
             print(f"crash: {name}: {error}\ncrash: shown again by tools/crash {asked} --seed {options.seed}; what was "
                   f"left is in {place}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
+        except BaseException:  # ended by a signal, too
             shutil.rmtree(place)
-            return 130
+            raise
+        line.clear()
         shutil.rmtree(place)
         figures = {**numbers, "seconds": round(time.monotonic() - started_s)}
         report[name] = figures
@@ -94,18 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Progress:
-    """One line on a terminal that overwrites itself; nothing where no terminal is."""
-
-    def __init__(self, name: str, times: int) -> None:
-        self._name, self._times, self._shown = name, times, sys.stderr.isatty()
-
-    def done(self, number: int) -> None:
-        if self._shown:
-            end = "\r\033[K" if number == self._times else ""
-            print(f"\r\033[K{self._name}: {number} of {self._times}{end}", end="", file=sys.stderr, flush=True)
-
-
 def cut_power(times: int, seed: int, _place: Path, progress: Progress) -> Mapping[str, int]:
     outcomes = 0
     for number in range(times):
@@ -115,7 +112,7 @@ def cut_power(times: int, seed: int, _place: Path, progress: Progress) -> Mappin
             outcomes += assert_survives_any_power_failure(run, LONG)
         except AssertionError as error:
             raise AssertionError(f"story {number} ({shape}): {error}") from error
-        progress.done(number + 1)
+        progress(number + 1, times)
     return {"stories": times, "outcomes": outcomes}
 
 
@@ -128,7 +125,7 @@ def kill_engine(times: int, seed: int, place: Path, progress: Progress) -> Mappi
             for number in range(first, min(first + 50, times)):
                 one.kill(disk, model)
                 disk.examine(model, closes=number % 10 == 9)
-                progress.done(number + 1)
+                progress(number + 1, times)
             for key, value in as_numbers(model).items():
                 total[key] = total.get(key, 0) + value
     return total
@@ -139,7 +136,7 @@ def kill_daemons(times: int, seed: int, place: Path, progress: Progress) -> Mapp
     for number in range(times):
         kill_daemon(place, disk, model, random)
         disk.examine(model, closes=number % 5 == 4)
-        progress.done(number + 1)
+        progress(number + 1, times)
     return as_numbers(model)
 
 

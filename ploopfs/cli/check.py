@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from ploopfs.bounds import SHOWN_CHANGES
-from ploopfs.cli.text import ProgressLine, size
+from ploopfs.cli.text import ProgressLine, say, size
 from ploopfs.engine.checking import Examined, Progress, examine
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.file import File, Files, OsFiles
@@ -129,9 +129,9 @@ def check(arguments: argparse.Namespace) -> int:
         print(json.dumps({"exit_code": code, "stack_problem": stack, "images": images}, indent=2))
         return code
     for one in reversed(results):
-        _say(one, written=writing)
+        say("\n".join(_lines(one, written=writing)))
     if reason is not None:
-        print(f"{reason}")
+        say(str(reason))
     return code
 
 
@@ -277,11 +277,6 @@ def _as_json(result: Result) -> dict[str, object]:
         "leaked_bytes": result.leaked_clusters * result.cluster_bytes,
         "original_codes": result.codes,
     }
-
-
-def _say(result: Result, *, written: bool) -> None:
-    for line in _lines(result, written=written):
-        print(line)
 
 
 def _lines(result: Result, *, written: bool) -> Iterator[str]:

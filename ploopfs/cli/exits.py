@@ -48,6 +48,19 @@ def interrupted(interrupt: KeyboardInterrupt) -> int:
     return 128 + number
 
 
+def end_on_signals() -> None:
+    """The first signal unwinds, which ends and unmounts everything; that is not to be cut short by a second one."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def end(number: int, _frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for each in signals:
+        signal.signal(each, end)
+
+
 def open_standard_streams() -> None:
     """Whoever was started with one of them closed would find the next file that is opened, an image perhaps, in its
     place, and write messages into it. Writing to a closed one fails as it should, since it is opened for reading."""

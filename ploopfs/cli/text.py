@@ -92,29 +92,42 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], styles: dic
         say("  ".join(painted(cell.ljust(width), style(cell)) for cell, width, style in cells).rstrip())
 
 
-class ProgressLine:
-    """One line on standard error that overwrites itself while something takes long; nothing where no terminal is."""
+class TerminalLine:
+    """One line on standard error that overwrites itself; nothing where no terminal is."""
+
+    def __init__(self) -> None:
+        self._shown = False
+
+    def say(self, text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+            self._shown = True
+
+    def clear(self) -> None:
+        if self._shown:
+            self.say("")
+            self._shown = False
+
+
+class ProgressLine(TerminalLine):
+    """How much is done of something that takes long."""
 
     SHOWN_AFTER_S = 0.5
     BETWEEN_S = 0.1
     WIDTH = 30
 
     def __init__(self) -> None:
+        super().__init__()
         self._next_s = time.monotonic() + self.SHOWN_AFTER_S
-        self._shown = False
 
     def show(self, what: str, done: int, whole: int) -> None:
         now_s = time.monotonic()
-        if now_s < self._next_s or not sys.stderr.isatty():
+        if now_s < self._next_s:
             return
-        self._next_s, self._shown = now_s + self.BETWEEN_S, True
+        self._next_s = now_s + self.BETWEEN_S
         part = min(1.0, done / whole) if whole else 1.0
         bar = "#" * int(part * self.WIDTH)
-        print(f"\r\033[K{what} [{bar:<{self.WIDTH}}] {part:4.0%}", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        if self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        self.say(f"{what} [{bar:<{self.WIDTH}}] {part:4.0%}")
 
 
 def size(size_bytes: int) -> str:

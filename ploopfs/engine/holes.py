@@ -8,15 +8,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ploopfs.engine.confined import ANYWHERE, open_image
 from ploopfs.errors import BackendError
 from ploopfs.image.repair import HasData
 
 
 @contextmanager
 def known_holes(path: str) -> Iterator[HasData]:
-    """Raises BackendError if the file cannot be opened."""
+    """Raises BackendError if the file cannot be opened, and BadImage if it is none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_image(path, os.O_RDONLY | os.O_NONBLOCK, ANYWHERE)
     except OSError as error:
         raise BackendError.of(error, "open", path) from error
 

@@ -82,9 +82,8 @@ async def open_stack(
     """Open every delta, lower ones read-only, and mark the top in use.
 
     A top that was not closed is checked first, and closed if it is sound (not without `closes_unclosed`); `on_closed`
-    is told. Raises BackendError,
-    ImageLocked, BadImage, ImageMismatch, ImageConverting; ImageNotClosed, with the command that repairs it, for an
-    image that was not closed and is to be written or built upon."""
+    is told. Raises BackendError, ImageLocked, BadImage, ImageMismatch, ImageConverting; ImageNotClosed, with the
+    command that repairs it, for an image that was not closed and is to be written or built upon."""
     try:
         if read_only:
             return await _open(files, spec, read_only=True, counters=counters)

@@ -5,7 +5,7 @@ device. Nothing is served. Knows nothing of the tree.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ploopfs.bounds import MAX_SCST_OBJECTS
 from ploopfs.errors import AlreadyExists, BadValue, NoSuchEntry, NotUnique
@@ -23,14 +23,7 @@ SG_TABLE_ENTRIES = 65535
 MASK = "***"
 """Stands in the log for what may be a secret."""
 
-ACTIONS = (
-    "add_target",
-    "del_target",
-    "add_attribute",
-    "del_attribute",
-    "add_target_attribute",
-    "del_target_attribute",
-)
+ACTIONS = frozenset(f"{verb}_{what}" for verb in ("add", "del") for what in ("target", "attribute", "target_attribute"))
 
 GROUPS_HELP = """Usage: echo "create GROUP_NAME" >mgmt
        echo "del GROUP_NAME" >mgmt"""
@@ -146,17 +139,18 @@ class IscsiDriver:
     def manage(self, text: str) -> None:
         """One command of `mgmt`."""
         action, rest = word(text)
-        commands: tuple[Callable[[str], None], ...] = (
-            self._add_target,
-            self._remove_target,
-            self.extras.add,
-            self.extras.remove,
-            lambda text: self._target(text).extras.add(word(text)[1]),
-            lambda text: self._target(text).extras.remove(word(text)[1]),
-        )
-        if action.lower() not in ACTIONS:
+        commands: Mapping[str, Callable[[str], None]] = {
+            "add_target": self._add_target,
+            "del_target": self._remove_target,
+            "add_attribute": self.extras.add,
+            "del_attribute": self.extras.remove,
+            "add_target_attribute": lambda text: self._target(text).extras.add(word(text)[1]),
+            "del_target_attribute": lambda text: self._target(text).extras.remove(word(text)[1]),
+        }
+        assert commands.keys() == ACTIONS
+        if action.lower() not in commands:
             raise BadValue(f"{action!r} is no action on targets")
-        commands[ACTIONS.index(action.lower())](rest)
+        commands[action.lower()](rest)
 
     def enable(self, target: Target, text: str) -> None:
         """Without a relative port number a target gets the next one that is free; one of its own must be its alone."""

@@ -250,7 +250,6 @@ OPENS = {
     "engine/confined.py": "the way in",
     "engine/create.py": "new files of the command line, which no daemon runs",
     "engine/holders.py": "/proc",
-    "engine/holes.py": "an image that the command line repairs, to be asked for its holes alone",
     "engine/storage.py": "the mount table",
     "engine/probe.py": "the directory of an image that was found, and a scratch file in it",
 }

@@ -63,6 +63,7 @@ WITHOUT: dict[str, str] = {
     "ploopfs/image/map.py:slots_of": OF_NUMBERS,
     "ploopfs/image/clusters.py:_end": OF_NUMBERS,
     "ploopfs/engine/inject/filter.py:_decided": "what it matches is an operation with a rule",
+    "ploopfs/cli/reload.py:reload": "what it splits was looked at, and is a text",
     "ploopfs/cli/configured.py:reload": "what it splits is the message of an error of ours",
     "ploopfs/sysfs/metrics.py:_text": "what it decodes was encoded by the library that made it",
     "ploopfs/fuse/mountpoint.py:_server_of": "what is no number is left out of the message",

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ploopfs.cli.text import TerminalLine
 from tests.mutants.arena import Arena, Mutant, MutantError, Verdict, each, mutated, source_of
 from tests.mutants.mutants import MUTANTS
 
@@ -68,15 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as directory:
         tests = UNIT_TESTS if given.all_tests else None
         verdicts = each(Arena(Path(directory)), mutants, tests, limit_s=given.limit, jobs=max(1, given.jobs))
-        _show_progress(0, len(mutants))
+        line = TerminalLine()
+        line.say(f"0 of {len(mutants)} bugs")
         for number, (mutant, verdict) in enumerate(verdicts, 1):
             survived += not verdict.is_killed
             told.append(_facts(mutant, verdict))
             if not given.json:
-                _clear_progress()
+                line.clear()
                 print(_row(mutant, verdict, show_tests=given.all_tests), flush=True)
-            _show_progress(number, len(mutants))
-    _clear_progress()
+            line.say(f"{number} of {len(mutants)} bugs")
+        line.clear()
     if given.json:
         print(json.dumps(told, indent=2))
     else:
@@ -117,13 +119,3 @@ def _row(mutant: Mutant, verdict: Verdict, *, show_tests: bool) -> str:
     if verdict.exit_code == 0:
         return f"SURVIVED  {mutant.name}: {verdict.passed} tests passed"
     return f"NOT RUN   {mutant.name}: pytest ended with {verdict.exit_code}\n{verdict.text}"
-
-
-def _show_progress(done: int, of: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{done} of {of} bugs", end="", file=sys.stderr, flush=True)
-
-
-def _clear_progress() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

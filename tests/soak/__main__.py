@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ploopfs.cli.text import ProgressLine
 from tests.soak.campaign import Finding, soak, soak_mounts
 from tests.soak.works import WORKS
 
@@ -67,7 +67,12 @@ class _Ending:
 
 
 def _one(name: str, count: int, traced: bool, ending: _Ending) -> Finding:
-    tell = _Teller(ending)
+    line = ProgressLine()
+
+    def tell(what: str, done: int, wanted: int) -> bool:
+        line.show(what, done, wanted)
+        return bool(ending.number)
+
     # In memory where the system has it: flushes to a disk measure the disk.
     with tempfile.TemporaryDirectory(prefix="soak.") as directory:
         place = Path(directory)
@@ -75,27 +80,8 @@ def _one(name: str, count: int, traced: bool, ending: _Ending) -> Finding:
             finding = soak_mounts(count, place, progress=tell)
         else:
             finding = soak(name, WORKS[name][1], count, place, traced=traced, progress=tell)
-    tell.clear()
+    line.clear()
     return finding
-
-
-class _Teller:
-    """One line of a terminal, overwritten."""
-
-    def __init__(self, ending: _Ending) -> None:
-        self._told_s = 0.0
-        self._ending = ending
-
-    def __call__(self, what: str, done: int, wanted: int) -> bool:
-        now_s = time.monotonic()
-        if sys.stderr.isatty() and now_s - self._told_s > TELL_EVERY_S:
-            self._told_s = now_s
-            print(f"\r\033[K{what}: {done} of {wanted}", end="", file=sys.stderr, flush=True)
-        return bool(self._ending.number)
-
-    def clear(self) -> None:
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _row(finding: Finding) -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, islice
 
+from ploopfs.cli.text import TerminalLine
 from tests.storm.broken import BROKEN, broken
 from tests.storm.figures import Figures
 from tests.storm.run import TEMPERATE, Outcome, Plan, simulate
@@ -76,18 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**9)
     climate = BROKEN[given.broken].climate if given.broken else TEMPERATE
     plan = Plan(seed, given.steps, given.devices, EVERYTHING if given.verbose else LAST_LINES, climate)
-    figures = Figures()
+    figures, line = Figures(), TerminalLine()
     with broken(given.broken), interruptible() as is_interrupted:
         for outcome in runs(plan, seeds=given.seeds, minutes=given.minutes):
             figures.add(outcome)
-            _show_progress(figures, outcome)
+            line.say(f"seed {outcome.plan.seed}: {figures}"[:200])
             if given.verbose and not given.json:
                 print("\n".join(outcome.lines))
             if outcome.violation:
+                line.clear()
                 _tell(shortened(outcome), given.broken, quiet=given.json or given.verbose)
             if is_interrupted():
                 break
-    _clear_progress()
+    line.clear()
     if given.json:
         failed = [
             {"seed": each.plan.seed, "step": each.at_step, "violation": each.violation} for each in figures.failed
@@ -141,7 +143,6 @@ def shortened(outcome: Outcome) -> Outcome:
 
 
 def _tell(outcome: Outcome, bug: str | None, *, quiet: bool) -> None:
-    _clear_progress()
     if not quiet:
         print("\n".join(outcome.lines))
     devices = f" --devices {outcome.plan.disks}" if outcome.plan.disks else ""
@@ -149,13 +150,3 @@ def _tell(outcome: Outcome, bug: str | None, *, quiet: bool) -> None:
     print(f"VIOLATION: {outcome.violation}", file=sys.stderr)
     run = f"--seed {outcome.plan.seed} --steps {outcome.plan.steps}{devices}{how}"
     print(f"again: tools/storm {run} -v", file=sys.stderr)
-
-
-def _show_progress(figures: Figures, outcome: Outcome) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[Kseed {outcome.plan.seed}: {figures}"[:200], end="", file=sys.stderr, flush=True)
-
-
-def _clear_progress() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -14,6 +13,8 @@ from itertools import count
 from pathlib import Path
 from random import Random, SystemRandom
 
+from ploopfs.cli.exits import end_on_signals
+from ploopfs.cli.text import TerminalLine
 from tests.torture.report import Report, table, total
 from tests.torture.stories import STORIES
 
@@ -45,25 +46,17 @@ examples:
 """
 
 
-class Progress:
-    """One line on a terminal, overwritten."""
-
-    def say(self, text: str = "") -> None:
-        if sys.stderr.isatty():
-            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    _end_on_signals()
-    progress, reports, began_s = Progress(), list[Report](), time.monotonic()
+    end_on_signals()
+    line, reports, began_s = TerminalLine(), list[Report](), time.monotonic()
     stories = arguments.stories or list(STORIES)
     times = arguments.times or (0 if arguments.hours else len(stories))
     seeds = _seeds(arguments.seed)
     while len(reports) < times or time.monotonic() - began_s < arguments.hours * 3600:
         name, seed = stories[len(reports) % len(stories)], next(seeds)
-        progress.say(f"[{len(reports) + 1}{f' of {times}' if times else ''}] {name} --seed {seed}")
-        report = _one(name, seed, arguments, progress)
+        line.say(f"[{len(reports) + 1}{f' of {times}' if times else ''}] {name} --seed {seed}")
+        report = _one(name, seed, arguments, line)
         if report is None:
             return 1
         reports.append(report)
@@ -71,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _one(name: str, seed: int, arguments: argparse.Namespace, progress: Progress) -> Report | None:
+def _one(name: str, seed: int, arguments: argparse.Namespace, line: TerminalLine) -> Report | None:
     began_s, place = time.monotonic(), Path(tempfile.mkdtemp(prefix="torture."))
     try:
         report = STORIES[name](place, Random(seed), arguments.troubles)
     except Exception:
-        progress.say()
+        line.clear()
         traceback.print_exc()
         again = f"tools/torture {name} --seed {seed} --troubles {arguments.troubles}"
         kept = f"; the images are kept in {place}" if arguments.keep else ""
@@ -85,7 +78,7 @@ def _one(name: str, seed: int, arguments: argparse.Namespace, progress: Progress
             shutil.rmtree(place, ignore_errors=True)
         return None
     shutil.rmtree(place)
-    progress.say()
+    line.clear()
     if not arguments.json:
         print(f"{name:<5} --seed {seed:<10} {time.monotonic() - began_s:5.1f} s  {report.line}", flush=True)
     return report
@@ -102,19 +95,6 @@ def _tell(reports: Sequence[Report], seconds: float, *, as_json: bool) -> None:
 def _seeds(first: int | None) -> Iterator[int]:
     """The one that was asked for and those after it, or fresh ones."""
     return count(first) if first is not None else iter(lambda: SystemRandom().randrange(1 << 31), None)
-
-
-def _end_on_signals() -> None:
-    """The first one unwinds, which unmounts and ends everything; that is not to be cut short by a second one."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def end(number: int, _frame: object) -> None:
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    for each in signals:
-        signal.signal(each, end)
 
 
 def _parser() -> argparse.ArgumentParser:
