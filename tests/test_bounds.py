@@ -15,7 +15,7 @@ from ploopfs.config import load
 from ploopfs.config.rules import ListOf, MapOf, Rule, Scalar
 from ploopfs.config.scenario_file import load_scenario
 from ploopfs.config.schema import FILE, DeviceConfig, Limits
-from ploopfs.device.queue import Bounds
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.waiting import HoldPolicy
 from ploopfs.errors import ConfigError, LimitReached
 

@@ -15,9 +15,9 @@ from ploopfs.bounds import MIB, RELOAD_TIMEOUT_S
 from ploopfs.config import Config, load
 from ploopfs.config.difference import Change, Difference, difference
 from ploopfs.config.schema import DeviceConfig
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.events import declare
 from ploopfs.device.flavour import FLAVOURS
-from ploopfs.device.queue import Bounds
 from ploopfs.device.registry import Registry
 from ploopfs.device.waiting import OnStandby
 from ploopfs.engine.confined import AllowedDirs

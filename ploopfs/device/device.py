@@ -10,12 +10,13 @@ from functools import partial
 
 from ploopfs.device.agent import Agent
 from ploopfs.device.agent_state import AgentState
+from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
 from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
 from ploopfs.device.mapper import Mapper
-from ploopfs.device.queue import DEFAULT_BOUNDS, Bounds, RequestQueue
+from ploopfs.device.queue import RequestQueue
 from ploopfs.device.replace import Replacement
 from ploopfs.device.standby import StandbyKey, State
 from ploopfs.device.stats import DiskStats, Op

@@ -10,18 +10,17 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
 
-from ploopfs import bounds
 from ploopfs.bounds import PACE
+from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
 from ploopfs.device.holding import HoldReport
 from ploopfs.device.signal import Signal
-from ploopfs.device.standby import Reason, Standby, StandbyKey, State
+from ploopfs.device.standby import Reason, Standby, StandbyKey, State, tells_of_loss
 from ploopfs.device.stats import DiskStats, Op
 from ploopfs.device.waiting import HoldPolicy, Kind, OnStandby, Ticket, WaitingRoom
 from ploopfs.engine.stack import Stack
@@ -44,21 +43,6 @@ T = TypeVar("T")
 
 _NO_FAULT = frozenset({errno.ENOSPC, errno.EOPNOTSUPP})
 """Answers of a sound storage, which is full or cannot make holes: they change nothing on the queue."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How many requests a queue holds (waiting and in flight), and how long a request or a quiesce may wait."""
-
-    requests: int = bounds.REQUESTS
-    park_timeout_s: float = bounds.PARK_TIMEOUT_S
-    quiesce_timeout_s: float = bounds.QUIESCE_TIMEOUT_S
-    held_requests: int = bounds.HELD_REQUESTS
-    held_bytes: int = bounds.HELD_MIB * bounds.MIB
-    unflushed_bytes: int = bounds.UNFLUSHED_MIB * bounds.MIB
-
-
-DEFAULT_BOUNDS = Bounds()
 
 
 class RequestQueue:
@@ -88,7 +72,7 @@ class RequestQueue:
         self.policy = HoldPolicy(requests=bounds.held_requests, data_bytes=bounds.held_bytes)
         self.room = WaitingRoom(self.policy, bounds.park_timeout_s)
         self._name, self._flavour = device_name, flavour
-        self._told = 0
+        self._failed_generation = 0
         self._quiescing = False
         self._closing = False
         self._has_stopped_some = False
@@ -100,9 +84,9 @@ class RequestQueue:
 
     @property
     def loss(self) -> Reason | None:
-        """What the storage of the stack in force failed with for good: what meant standby, or any answer to an fsync,
-        after which it is not believed any more. It stays when the target lets go of the device in standby, which clears
-        standby and heals nothing."""
+        """What the storage of the stack in force failed with for good: what meant standby, any answer to an fsync, or
+        the loss of a top with something unconfirmed, after which it is not believed any more. It stays when the target
+        lets go of the device in standby, which clears standby and heals nothing."""
         generation, reason = self._loss
         return reason if generation == self.generation else None
 
@@ -110,6 +94,11 @@ class RequestQueue:
     def is_lost(self) -> bool:
         """Nothing is written to the stack in force any more but by requests: who stole its lease may be writing it."""
         return self.standby.refuses or self.aborted or self.stack.is_lost or self.loss is not None
+
+    @property
+    def has_failed(self) -> bool:
+        """A request has met a fault of some storage of the stack in force, and nothing but its caller was told."""
+        return self._failed_generation == self.generation
 
     @property
     def parked(self) -> int:
@@ -260,15 +249,19 @@ class RequestQueue:
             if isinstance(error, BackendError):
                 reason = Reason.of(error, self.stack.level_of(error.path))
                 means_standby = is_fault and self.standby.storage_lost(reason)
-                if means_standby or (is_fsync and self.loss is None):
+                if means_standby or (self.loss is None and (is_fsync or self._has_lost(error))):
                     self._loss = (generation, self.standby.reason or reason)
                     self.stack.note_loss(error)
             if is_fault and not means_standby and self._flavour.aborts:
                 self.set_aborted(True, reason)
-            elif is_fault and not means_standby and self._told != generation:
-                self._told = generation
+            elif is_fault and not means_standby and not self.has_failed:
+                self._failed_generation = generation
                 log.info("%s: a request failed: %s", self._name, error)
         return RequestFailed(request_errno, str(error))
+
+    def _has_lost(self, error: BackendError) -> bool:
+        """With a fuse out, too, a storage that was gone may be back without what no fsync has confirmed."""
+        return tells_of_loss(error) and self.stack.is_unconfirmed and error.path == self.stack.top.path
 
     # --- the check at the start -----------------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ from functools import partial
 import trio
 
 from ploopfs.bounds import MAX_DEVICES, RELOAD_TIMEOUT_S, SHUTDOWN_DEADLINE_S
+from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.events import Events, declare
 from ploopfs.device.flavour import Flavour
-from ploopfs.device.queue import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.signal import Signal
 from ploopfs.device.standby import StandbyKey
 from ploopfs.engine.counters import Counters

@@ -195,7 +195,7 @@ class Replacement:
     @asynccontextmanager
     async def _with_lower_opened_again(self, old: Stack, deltas: list[Delta], replaced: int) -> AsyncIterator[None]:
         try:
-            for level, delta in enumerate(old.deltas[:-1] if self._was_lost else ()):
+            for level, delta in enumerate(old.deltas[:-1] if self._was_lost or self._queue.has_failed else ()):
                 if level == replaced:
                     continue
                 try:

@@ -20,6 +20,11 @@ STANDBY_ERRNOS = frozenset({errno.EBUSY, errno.ENOTCONN, errno.EIO})
 """The storage's answers that mean standby: the lease was stolen, the mount is gone, the store failed."""
 
 
+def tells_of_loss(error: BackendError) -> bool:
+    """Whether the storage was gone, or has failed to take something. EIO of a read is a bad sector."""
+    return error.errno in STANDBY_ERRNOS and (error.errno, error.operation) != (errno.EIO, "read")
+
+
 class State(Enum):
     """The value is the text of `queue/standby`."""
 

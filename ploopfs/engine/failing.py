@@ -40,6 +40,10 @@ class Failing(Stack):
     def is_lost(self) -> bool:
         return bool(self.deltas)
 
+    @property
+    def is_unconfirmed(self) -> bool:
+        return False
+
     def note_loss(self, error: BackendError) -> None:
         """It writes nothing."""
 

@@ -40,6 +40,11 @@ class Stack:
         """Its storage has failed and another stack was made from it: it must not be written to again."""
         return False
 
+    @property
+    def is_unconfirmed(self) -> bool:
+        """The storage has taken something, or may have, that no fsync has confirmed yet."""
+        return bool(self._writer.unconfirmed) or bool(self.top.unconfirmed_slots)
+
     def note_loss(self, error: BackendError) -> None:
         """Somebody was told that the storage is lost: what was written before may be gone, whatever an fsync says."""
         self._writer.loss = error
@@ -103,10 +108,15 @@ class Stack:
     async def write(self, offset: int, data: bytes, *, fua: bool = False, check_zeros: bool = True) -> None:
         """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""
         epoch = self._epochs.enter()
+        self._writer.unconfirmed.begun()
         try:
             await self._writer.write(offset, data, check_zeros=check_zeros)
+        except BaseException:
+            self._writer.unconfirmed.failed()
+            raise
         finally:
             self._epochs.leave(epoch)
+        self._writer.unconfirmed.ended()
         if fua:
             self._counters.bio_fua_out += 1
             await self.flush()
@@ -114,7 +124,14 @@ class Stack:
     async def discard(self, offset: int, length: int) -> tuple[int, ...]:
         """Whole clusters that the top owns read as zeroes afterwards: the result. Anything else succeeds without
         effect."""
-        return await self._writer.discard(offset, length)
+        self._writer.unconfirmed.begun()
+        try:
+            slots = await self._writer.discard(offset, length)
+        except BaseException:
+            self._writer.unconfirmed.failed()
+            raise
+        self._writer.unconfirmed.ended()
+        return slots
 
     async def flush(self) -> None:
         """Every write acknowledged before the call is on stable storage. A read-only stack has nothing to flush."""

@@ -15,6 +15,7 @@ from ploopfs.engine.combine import Combiner
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import SURELY_NOT_WRITTEN, Delta
 from ploopfs.engine.epochs import Epochs
+from ploopfs.engine.unconfirmed import Unconfirmed
 from ploopfs.errors import BackendError
 from ploopfs.image.map import Map
 from ploopfs.image.plan import (
@@ -54,6 +55,7 @@ class Writer:
         """slot -> cluster of what is being allocated or freed: the map does not name it yet, or any more."""
         self.loss: BackendError | None = None
         """The last answer that meant the loss of the storage."""
+        self.unconfirmed = Unconfirmed()
         self._claimed: dict[int, trio.Event] = {}
         self._growing = trio.Lock()
         self._syncer: Combiner[None] = Combiner(self._sync_once)
@@ -224,10 +226,11 @@ class Writer:
 
     async def _sync_once(self, _waiting: list[None]) -> None:
         self._counters.bio_fsync += 1
-        map_writes, loss = self._top.map_writes, self.loss
+        map_writes, mark, loss = self._top.map_writes, self.unconfirmed.mark(), self.loss
         await self._top.sync()
         if self.loss is loss:
             self._top.confirmed(map_writes)
+            self.unconfirmed.confirmed(mark)
 
     def _count(self, plan: WritePlan) -> None:
         self._counters.bio_wzero += plan.zero_clusters

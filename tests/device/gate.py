@@ -11,7 +11,8 @@ from functools import partial
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ploopfs.device.queue import Bounds, RequestQueue
+from ploopfs.device.bounds import Bounds
+from ploopfs.device.queue import RequestQueue
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
 from ploopfs.device.waiting import OnStandby

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.flavour import VZ9
 from ploopfs.device.mapper import Mapper
-from ploopfs.device.queue import Bounds
 from tests.device.rig import DISK_BYTES, STACK, Rig, rig_of, three_deltas
 
 SECTORS = DISK_BYTES // 512

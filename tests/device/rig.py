@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import trio
 
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7, Flavour
-from ploopfs.device.queue import Bounds, RequestQueue
+from ploopfs.device.queue import RequestQueue
 from ploopfs.device.registry import Registry
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op

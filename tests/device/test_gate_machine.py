@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device import queue as queue_module
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.flavour import VZ7
-from ploopfs.device.queue import Bounds, RequestQueue
+from ploopfs.device.queue import RequestQueue
 from ploopfs.device.standby import STANDBY_ERRNOS
 from ploopfs.device.stats import Op
 from ploopfs.device.waiting import Kind, OnStandby

@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.bounds import PACE
 from ploopfs.device import queue as queue_module
-from ploopfs.device.queue import Bounds
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.standby import STANDBY_ERRNOS, Reason, State
 from ploopfs.device.stats import Op
 from ploopfs.device.waiting import Kind, OnStandby, Ticket

@@ -10,10 +10,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
-from ploopfs.device.flavour import VZ7, VZ9
+from ploopfs.device.flavour import VZ7, VZ9, Flavour
 from ploopfs.device.messages import answer
-from ploopfs.device.queue import Bounds
 from ploopfs.device.registry import Registry
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
@@ -75,19 +75,24 @@ async def test_an_operation_that_waited_for_the_request_which_met_the_loss_does_
     assert await rig.device.read(3 * CLUSTER, 12) == b"acknowledged"
 
 
+async def forgetful(name: str, flavour: Flavour) -> tuple[ForgetfulFiles, Faults, Device]:
+    """A device of three deltas, attached, on a store that crashes when it is told to; `faults` come before it."""
+    store, faults, registry = ForgetfulFiles(), Faults(), Registry()
+    for path, content in three_deltas().items():
+        store.put(path, content)
+    device = await registry.add(name, flavour=flavour, image=list(STACK), files=FaultyFiles(store, faults))
+    scst = Scst(registry)
+    scst.load()
+    scst.attach(device)
+    return store, faults, device
+
+
 @pytest.mark.parametrize("fua", [False, True], ids=["flush", "fua"])
 @pytest.mark.parametrize("on_standby", OnStandby)
 async def test_a_flush_that_ends_after_the_loss_is_not_believed(
     fua: bool, on_standby: OnStandby, nursery: trio.Nursery
 ) -> None:
-    store, faults = ForgetfulFiles(), Faults()
-    for path, content in three_deltas().items():
-        store.put(path, content)
-    registry = Registry()
-    device: Device = await registry.add("ploop0", flavour=VZ7, image=list(STACK), files=FaultyFiles(store, faults))
-    scst = Scst(registry)
-    scst.load()
-    scst.attach(device)
+    store, faults, device = await forgetful("ploop0", VZ7)
     device.queue.set_on_standby(on_standby)
     await device.write(2 * CLUSTER, b"acknowledged")
     hung = faults.on(TOP, faults.pause("fsync", count=1))
@@ -220,14 +225,7 @@ async def test_nobody_writes_to_an_image_whose_lock_somebody_else_took_during_a_
 async def test_a_barrier_that_ends_after_the_loss_is_not_believed_and_no_entry_names_what_is_gone(
     on_standby: OnStandby, nursery: trio.Nursery
 ) -> None:
-    store, faults = ForgetfulFiles(), Faults()
-    for path, content in three_deltas().items():
-        store.put(path, content)
-    registry = Registry()
-    device: Device = await registry.add("ploop0", flavour=VZ7, image=list(STACK), files=FaultyFiles(store, faults))
-    scst = Scst(registry)
-    scst.load()
-    scst.attach(device)
+    store, faults, device = await forgetful("ploop0", VZ7)
     device.queue.set_on_standby(on_standby)
     hung = faults.on(TOP, faults.pause("fsync", count=1))
     write = Asked(nursery, device.write(3 * CLUSTER, b"new"))
@@ -256,15 +254,8 @@ async def test_wherever_in_a_resize_the_store_is_lost_a_table_recovers_the_devic
 
 async def _resize_lost_before(crash: int, *, survives: bool, copied: bool) -> bool:
     """Before that operation of the storage; whether there was one."""
-    store = ForgetfulFiles()
+    store, _faults, device = await forgetful("dm-0", VZ9)
     store.survives = lambda: survives
-    for path, content in three_deltas().items():
-        store.put(path, content)
-    registry = Registry()
-    device = await registry.add("dm-0", flavour=VZ9, image=list(STACK), files=store)
-    scst = Scst(registry)
-    scst.load()
-    scst.attach(device)
     mapper = device.mapper
     assert mapper is not None
     await device.write(2 * CLUSTER, b"acknowledged")
@@ -288,14 +279,7 @@ async def _resize_lost_before(crash: int, *, survives: bool, copied: bool) -> bo
 
 
 async def test_a_store_that_tells_of_its_loss_when_the_lock_is_handed_over_is_lost() -> None:
-    store = ForgetfulFiles()
-    for path, content in three_deltas().items():
-        store.put(path, content)
-    registry = Registry()
-    device = await registry.add("dm-0", flavour=VZ9, image=list(STACK), files=store)
-    scst = Scst(registry)
-    scst.load()
-    scst.attach(device)
+    store, _faults, device = await forgetful("dm-0", VZ9)
     mapper = device.mapper
     assert mapper is not None
     await device.write(2 * CLUSTER, b"acknowledged")
@@ -324,14 +308,7 @@ async def test_a_top_that_was_settled_is_not_marked_again_when_its_storage_tells
 
 
 async def test_a_store_that_tells_of_its_loss_when_the_lock_is_taken_back_is_lost(nursery: trio.Nursery) -> None:
-    store, faults = ForgetfulFiles(), Faults()
-    for path, content in three_deltas().items():
-        store.put(path, content)
-    registry = Registry()
-    device = await registry.add("dm-0", flavour=VZ9, image=list(STACK), files=FaultyFiles(store, faults))
-    scst = Scst(registry)
-    scst.load()
-    scst.attach(device)
+    store, faults, device = await forgetful("dm-0", VZ9)
     mapper = device.mapper
     assert mapper is not None
     await device.write(3 * CLUSTER, b"acknowledged")

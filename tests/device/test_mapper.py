@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ploopfs.device.queue import Bounds
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.standby import State
 from ploopfs.errors import Busy, NoResume, PloopError, QuiesceTimeout
 from ploopfs.image.header import IN_USE, V1

@@ -7,8 +7,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.messages import answer
-from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
 from ploopfs.device.waiting import OnStandby

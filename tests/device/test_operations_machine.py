@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7, VZ9
 from ploopfs.device.messages import answer
-from ploopfs.device.queue import Bounds
 from ploopfs.device.registry import Registry
 from ploopfs.device.waiting import OnStandby
 from ploopfs.engine.inject.rule import Rule

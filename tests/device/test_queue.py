@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ploopfs.device.queue import Bounds
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
 from ploopfs.errors import Busy, DeviceAborted, InStandby, ParkTimeout, QueueFull, QuiesceTimeout

@@ -7,8 +7,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.flavour import VZ9
-from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
 from ploopfs.engine.inject.filter import FilteredFile
@@ -281,6 +281,19 @@ async def test_after_an_outage_the_lower_deltas_are_opened_again(rig: Rig) -> No
     assert [len(rig.store.images[path].readers) for path in (BASE, MIDDLE)] == [1, 1]
     assert rig.device.stack.lower is before.lower
     assert await rig.content() == REPLACED
+
+
+async def test_with_a_fuse_out_a_lower_delta_whose_store_was_gone_is_opened_again_too() -> None:
+    """Nothing on the queue tells of it: the request failed, and that was all."""
+    rig = await rig_of(three_deltas(), name="dm-0", flavour=VZ9, armed=False)
+    before = rig.device.stack.deltas
+    await rig.device.reopen()
+    assert rig.device.stack.deltas[:-1] == before[:-1]
+    rig.lose(errno.ENOTCONN, "read", path=BASE, count=1)
+    assert await errno_of(rig.device.read(0, 512)) == errno.EIO
+    await rig.device.reopen()
+    assert not set(rig.device.stack.deltas) & set(before)
+    assert await rig.content() == CONTENT
 
 
 @pytest.mark.expects_warnings

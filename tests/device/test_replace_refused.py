@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.flavour import VZ9
-from ploopfs.device.queue import Bounds
 from ploopfs.device.standby import State
 from ploopfs.engine.file import File
 from ploopfs.engine.stack import Stack

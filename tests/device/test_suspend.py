@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ploopfs.device.queue import Bounds
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.stats import Op
 from ploopfs.errors import Busy, ParkTimeout, QuiesceTimeout
 from tests.device.gate import Gate, after, gate_of

@@ -10,11 +10,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ploopfs.device.queue import Bounds
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.standby import State
 from ploopfs.device.unflushed import CHANGE_BYTES, Change, Unflushed, _last_changes
 from ploopfs.engine.inject.rule import Rule as Delay
 from tests.device.rig import (
+    BASE,
     CLUSTER,
     DISK_BYTES,
     NEW,
@@ -215,6 +216,63 @@ async def test_on_a_device_without_standby_en_a_failed_flush_stays_failed_until_
         rig.queue.set_aborted(False)
     await rig.device.reopen()
     await rig.device.write(2 * CLUSTER, b"x")
+    await rig.device.flush()
+
+
+LOSSES = [
+    (errno.ENOTCONN, "read"), (errno.EBUSY, "read"), (errno.EIO, "write"), (errno.ENOTCONN, "write"),
+    (errno.EBUSY, "write"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "operation"), LOSSES)
+async def test_on_a_device_without_standby_en_a_store_that_was_gone_is_not_believed_by_a_flush_until_reopen(
+    number: int, operation: str
+) -> None:
+    """It may be back without what it had acknowledged, and its next fsync says nothing of that."""
+    rig = await rig_of(three_deltas(), armed=False)
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    rig.lose(number, operation, count=1)
+    request = rig.device.read(2 * CLUSTER, 5) if operation == "read" else rig.device.write(2 * CLUSTER, b"other")
+    assert await errno_of(request) == number
+    rig.queue.set_aborted(False)
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    for _ in range(2):
+        assert await errno_of(rig.device.flush()) == errno.EIO
+        rig.queue.set_aborted(False)
+    await rig.device.reopen()
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    await rig.device.flush()
+
+
+@pytest.mark.parametrize(("number", "operation"), [*LOSSES, (errno.EIO, "read")])
+async def test_a_store_that_was_gone_when_nothing_was_unconfirmed_serves_on(number: int, operation: str) -> None:
+    rig = await rig_of(three_deltas(), armed=False)
+    await rig.device.write(2 * CLUSTER, b"confirmed")
+    await rig.device.flush()
+    rig.lose(number, operation, count=1)
+    request = rig.device.read(2 * CLUSTER, 5) if operation == "read" else rig.device.write(2 * CLUSTER, b"other")
+    assert await errno_of(request) == number
+    rig.queue.set_aborted(False)
+    await rig.device.write(2 * CLUSTER, b"then")
+    await rig.device.flush()
+
+
+async def test_a_bad_sector_of_a_device_without_standby_en_says_nothing_of_what_was_written() -> None:
+    rig = await rig_of(three_deltas(), armed=False)
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    rig.lose(errno.EIO, "read", count=1)
+    assert await errno_of(rig.device.read(2 * CLUSTER, 5)) == errno.EIO
+    rig.queue.set_aborted(False)
+    await rig.device.flush()
+
+
+async def test_a_lower_delta_that_was_gone_says_nothing_of_what_was_written() -> None:
+    rig = await rig_of(three_deltas(), armed=False)
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    rig.lose(errno.ENOTCONN, "read", count=1, path=BASE)
+    assert await errno_of(rig.device.read(0, 5)) == errno.ENOTCONN
+    rig.queue.set_aborted(False)
     await rig.device.flush()
 
 

@@ -17,9 +17,9 @@ import trio
 import trio.testing
 
 from ploopfs.bounds import PAGE_BYTES
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import FLAVOURS
-from ploopfs.device.queue import Bounds
 from ploopfs.device.registry import Registry
 from ploopfs.errors import PloopError
 from ploopfs.fuse.operations import NAME_MAX

@@ -223,6 +223,18 @@ MUTANTS = (
     ),
     # device
     _bug(
+        "believe a store that was gone while a fuse was out", "device/queue.py",
+        "return tells_of_loss(error) and self.stack.is_unconfirmed and", "return False and",
+        "device/test_unflushed.py",
+        "test_on_a_device_without_standby_en_a_store_that_was_gone_is_not_believed_by_a_flush_until_reopen",
+    ),
+    _bug(
+        "confirm with a sync what began while it ran", "engine/writer.py",
+        "mark, loss = self._top.map_writes, self.unconfirmed.mark(), self.loss",
+        "mark, loss = self._top.map_writes, 1 << 60, self.loss", "engine/test_unconfirmed.py",
+        "test_a_write_that_ends_during_a_sync_is_not_confirmed_by_it",
+    ),
+    _bug(
         "judge a stale generation", "device/queue.py",
         "        if generation == self.generation:\n"
         "            is_fault",

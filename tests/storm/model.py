@@ -21,7 +21,8 @@ Bytes = npt.NDArray[np.uint8]
 @dataclass(eq=False, slots=True)
 class Write:
     """`begun` and `ended` count all beginnings and ends of the model; `data` of a discard are zeroes, which may stay
-    undone. `is_kept`: it is written again after an outage. `is_broken`: what it promised may be gone."""
+    undone. `is_kept`: it is written again after an outage. `is_broken`: what it promised may be gone, and `is_gone`
+    that nobody can promise it again."""
 
     offset: int
     data: Bytes
@@ -32,6 +33,7 @@ class Write:
     is_durable: bool = False
     is_kept: bool = False
     is_broken: bool = False
+    is_gone: bool = False
 
     @property
     def end(self) -> int:
@@ -97,16 +99,15 @@ class Model:
             del self._reads[mark]
 
     def flushed(self, mark: Mark) -> None:
-        """All that was acknowledged before `mark` is durable."""
+        """All that was acknowledged before `mark` is durable, though the store has lost something meanwhile."""
         for write in self._writes:
-            if write.is_acknowledged and write.ended < mark.begun and not write.is_broken:
-                write.is_durable = True
+            if write.is_acknowledged and write.ended < mark.begun and not write.is_gone:
+                write.is_durable, write.is_broken = True, False
         self._fold()
 
     def flushed_alone(self, write: Write) -> None:
         """A write that was acknowledged with FUA."""
-        if not write.is_broken:
-            write.is_durable = True
+        write.is_durable, write.is_broken = True, False
 
     def grow(self, size: int) -> None:
         """What is new reads as zeroes."""
@@ -136,6 +137,7 @@ class Model:
         for write in self._writes:
             if write.is_acknowledged and write.is_kept and not write.is_broken:
                 write.is_durable = True
+            write.is_gone |= write.is_broken
         if is_sure:
             self.in_doubt = False
 
@@ -143,7 +145,7 @@ class Model:
         """The daemon has ended, and what it kept with it; `lost_all`: the store has lost what was not durable, too."""
         for write in self._writes:
             if write.is_acknowledged and not write.is_durable and (lost_all or self.in_doubt):
-                write.is_broken = True
+                write.is_broken = write.is_gone = True
             write.is_kept = False
             write.ended = min(write.ended, next(self._clock))
         self.in_doubt = False

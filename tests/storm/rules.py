@@ -4,6 +4,7 @@ Fed with what the store has answered, what the operators did, and what the devic
 machine but its state. Invariant: `must` implies `may`.
 """
 
+import errno
 from dataclasses import dataclass
 
 from ploopfs.device.standby import STANDBY_ERRNOS, State
@@ -16,7 +17,8 @@ class Rules:
     three errnos with both fuses in, and nobody has recovered the device or let go of it since. `may`: anything has.
     `fsync_answer` is what an fsync of this generation has failed with: it fails every later one, too.
     `is_loss_known`: it has met one of the three errnos with both fuses in. Whatever became of the fuses since, no flush
-    of it is confirmed, so one that is asked for with both in again leads into standby. `times_on` and `times_left`
+    of it is confirmed, so one that is asked for with both in again leads into standby. `is_loss_possible`: it has met
+    one with a fuse out, which means the same if something was unconfirmed then. `times_on` and `times_left`
     count the transitions, `times_detached` those out of standby without a recovery."""
 
     device: str
@@ -26,6 +28,7 @@ class Rules:
     may: bool = False
     fsync_answer: int = 0
     is_loss_known: bool = False
+    is_loss_possible: bool = False
     is_on: bool = False
     generation_at_on: int = 0
     times_on: int = 0
@@ -60,6 +63,8 @@ class Rules:
         if self.is_armed and number in STANDBY_ERRNOS:
             self.may = self.is_loss_known = True
             self.must |= is_request
+        elif is_request and number in STANDBY_ERRNOS and (operation, number) != ("read", errno.EIO):
+            self.is_loss_possible = True
 
     def condemned(self) -> None:
         """A stack that was lost is in force again, since the table that was to take its place is gone."""
@@ -68,7 +73,8 @@ class Rules:
     def switched_on(self, generation: int) -> None:
         if not self.is_armed:
             raise Violation(f"{self.device}: standby with a fuse out")
-        if not self.may and not self.is_loss_known and self.fsync_answer not in STANDBY_ERRNOS:
+        is_lost = self.is_loss_known or self.is_loss_possible or self.fsync_answer in STANDBY_ERRNOS
+        if not self.may and not is_lost:
             raise Violation(f"{self.device}: standby, and the present generation has met no such answer")
         if self.is_on:
             raise Violation(f"{self.device}: switched into standby twice")
@@ -92,7 +98,7 @@ class Rules:
         """Another stack is in force: what the old one has met does not count, unless an error target only covers it."""
         self.must = self.may = False
         if not is_degraded:
-            self.fsync_answer, self.is_loss_known = 0, False
+            self.fsync_answer, self.is_loss_known, self.is_loss_possible = 0, False, False
 
     def check(self, state: State) -> None:
         """When nobody can go on by himself."""

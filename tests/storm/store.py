@@ -362,7 +362,7 @@ class StormFile:
         drops = operation == "fsync" and self.dead is None and stores.random.random() < 0.5
         if drops and stores.platter.fail_sync(self.path):
             stores.watch.forgot(self.path)
-        if operation in CHANGES | {"fsync"}:
+        if operation in CHANGES | {"fsync"} and number == self.untold:
             self.untold = None
         await trio.lowlevel.checkpoint_if_cancelled()
         stores.watch.answered(self, number, operation)

@@ -16,10 +16,10 @@ from random import Random
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.events import Record
 from ploopfs.device.flavour import Flavour
-from ploopfs.device.queue import Bounds
 from ploopfs.device.recovery import Patience, Recovery, Reopen
 from ploopfs.device.registry import Registry
 from ploopfs.device.waiting import OnStandby
