@@ -55,13 +55,15 @@ class Surroundings:
 class Instance:
     """`recovers`: it was made from a lost one, and has all that was acknowledged. `shares`: the top in force is one of
     its files, so what it knows of that file is out of date when it takes over. `owns_top`: nobody else writes its
-    top."""
+    top. `has_lost_top`: that is the image which the device has lost, and has again if this instance does not take over;
+    what was acknowledged and nobody kept may be missing there."""
 
     table: Table
     stack: Stack
     recovers: bool = False
     shares: bool = False
     owns_top: bool = True
+    has_lost_top: bool = False
 
     @property
     def is_error(self) -> bool:
@@ -76,6 +78,10 @@ class Instance:
         """Somebody else may write its top by now."""
         return any(delta.lock_lost for delta in self.stack.deltas if delta.writable)
 
+    @property
+    def _may_settle(self) -> bool:
+        return self.owns_top and not self.has_lost_top and not self.lost_its_lock
+
     async def aclose(self, queue: RequestQueue, *, clean: bool, relocked: Sequence[Delta]) -> None:
         """It will not take over. `clean`: the top that it owns is closed as it was found. `relocked` are open images of
         ours which get their locks back. What fails is logged, as nobody can do anything about it."""
@@ -83,7 +89,7 @@ class Instance:
         with trio.CancelScope(shield=True):
             try:
                 async with bounded(files[-1].path if files else "", queue.bounds.quiesce_timeout_s):
-                    await self.stack.aclose(clean=clean and self.owns_top and not self.lost_its_lock)
+                    await self.stack.aclose(clean=clean and self._may_settle)
             except PloopError as error:
                 log.error("%s", error)
             for other in relocked:
@@ -151,6 +157,7 @@ async def _open(
             recovers=around.lost is not None,
             shares=any(delta.file.identity == written for delta in deltas),
             owns_top=stack.top.file.identity != written,
+            has_lost_top=around.lost is not None and stack.top.file.identity == around.lost.file.identity,
         )
         if instance.owns_top:
             await undo.enter_async_context(marked(stack.top, around.limit_s))

@@ -244,6 +244,24 @@ async def test_clear_brings_standby_back_and_the_old_images_stay_untouched(rig: 
     assert await rig.device.read(3 * CLUSTER, 1) == b"w"
 
 
+@pytest.mark.parametrize("is_armed", [True, False], ids=["both fuses", "a fuse out"])
+async def test_a_lost_image_that_was_loaded_again_and_cleared_keeps_its_mark(is_armed: bool) -> None:
+    """With a fuse out nobody has kept what was acknowledged, and it may be missing there."""
+    rig = await mapped_rig(armed=is_armed)
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    rig.lose(errno.ENOTCONN, "write", count=1)
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"x")) == errno.EIO
+    mapper = mapper_of(rig)
+    for _ in range(2):
+        await mapper.load(line(*STACK))
+        await mapper.clear()
+        assert rig.is_marked(TOP)
+    await reload(rig, *STACK)
+    await rig.device.write(2 * CLUSTER, b"then")
+    assert await rig.device.aclose()
+    assert not rig.is_marked(TOP)
+
+
 async def test_a_device_that_was_cleared_and_detached_still_does_not_use_the_lost_images(rig: Rig) -> None:
     await lost_copy(rig)
     rig.faults.rules.clear()

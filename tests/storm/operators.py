@@ -33,10 +33,7 @@ async def replace(world: World, disk: Disk, random: Random) -> str:
         return await _replace_lost(world, disk, random)
     if disk.flavour.mapped or disk.rules.is_on:
         return ""
-    disk.is_silent = True
-    try:
-        while disk.requests:
-            await passes(0.1)
+    async with silenced(disk):
         error = await users.ask(world, disk, users.Request("flush"))
         if error is not None:
             return f"not flushed: {_told(error)}"
@@ -44,18 +41,28 @@ async def replace(world: World, disk: Disk, random: Random) -> str:
         with disk.may_write(path), disk.may_write(disk.top):
             verify = random.choice(("", "verify=map ", "verify=full "))
             return f"{path} {_told(await world.tell(disk, 'ploopfs/replace_delta', f'{verify}{path}'))}"
-    finally:
-        disk.is_silent = False
 
 
 async def _replace_lost(world: World, disk: Disk, random: Random) -> str:
     """A copy is for the outage in which it was made: nobody else recovers meanwhile."""
-    async with agent_paused(world, disk):
+    async with agent_paused(world, disk), silenced(disk):
         if not disk.device.queue.is_lost or disk.is_degraded:
             return ""
         path = _copy_of_lost(world, disk, random)
         with disk.may_write(path), disk.may_write(disk.top):
             return f"{path} {_told(await world.tell(disk, 'ploopfs/replace_delta', path))}"
+
+
+@asynccontextmanager
+async def silenced(disk: Disk) -> AsyncIterator[None]:
+    """Nobody asks it anything, unless it refuses every change: a copy of a disk that is written is none."""
+    disk.is_silent = not (disk.rules.is_on or disk.device.queue.aborted)
+    try:
+        while disk.is_silent and disk.requests:
+            await passes(0.1)
+        yield
+    finally:
+        disk.is_silent = False
 
 
 @asynccontextmanager
@@ -158,12 +165,15 @@ async def reload(world: World, disk: Disk, random: Random) -> str:
     if not disk.flavour.mapped:
         return ""
     async with agent_paused(world, disk):
-        return await _reload(world, disk, random)
+        if disk.device.queue.is_lost and random.random() < 0.5:
+            async with silenced(disk):
+                return await _reload(world, disk, random, by_copy=True)
+        return await _reload(world, disk, random, by_copy=False)
 
 
-async def _reload(world: World, disk: Disk, random: Random) -> str:
+async def _reload(world: World, disk: Disk, random: Random, *, by_copy: bool) -> str:
     images = disk.images
-    if disk.device.queue.is_lost and disk.device.stack.deltas and random.random() < 0.5:
+    if by_copy and disk.device.queue.is_lost and disk.device.stack.deltas:
         images[-1] = _copy_of_lost(world, disk, random)
     length = disk.model.size if random.random() < 0.5 else _image_bytes(disk)
     told = []
