@@ -79,8 +79,8 @@ def _partitions_line(device: Device) -> str:
 
 def _mountinfo_line(device: Device, line: str) -> str:
     """With our numbers and our name in the place of the loop device's: in a kernel nothing would lie between."""
-    place, _, kind = line.partition(" - ")
-    mount, parent, _, rest = place.split(" ", 3)
+    mount, parent, _, others = line.split(" ", 3)
+    rest, _, kind = others.partition(" - ")
     fstype, _, options = kind.split(" ", 2)
     return f"{mount} {parent} {device.major}:{device.minor} {rest} - {fstype} /dev/{device.name} {options}"
 

@@ -63,6 +63,7 @@ def test_what_grows_with_each_operation_is_a_leak() -> None:
     steady = [sample(number, 5000, 1 << 25, fds=7) for number in range(0, 100_000, 10_000)]
     assert judge("steady", steady).leaks == []
     assert judge("one", [*steady, sample(100_000, 5000, 1 << 25, fds=8)]).leaks == ["fds: +1"]
+    assert judge("fewer", [*steady, sample(100_000, 5000, 1 << 25, fds=6)]).leaks == []
     blocks = [sample(number, 5000 + number // 10, 1 << 25) for number in range(0, 100_000, 10_000)]
     assert judge("blocks", blocks).leaks == ["0.100 blocks of memory per operation"]
     memory = [sample(number, 5000, (1 << 25) + 100 * number) for number in range(0, 100_000, 10_000)]

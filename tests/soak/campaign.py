@@ -51,7 +51,7 @@ Progress = Callable[[str, int, int], bool]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Of one work. `grown` is what the daemon holds more or less of than before; `leaks` says in words what is wrong,
+    """Of one work. `grown` is what the daemon holds more of than before; `leaks` says in words what is wrong,
     and is empty if nothing is."""
 
     work: str
@@ -141,7 +141,8 @@ def soak(
 
 def judge(name: str, samples: list[Sample]) -> Finding:
     first, last = samples[0], samples[-1]
-    grown = differences(first.holds, last.holds)
+    # A thread or a task that was idle when it began may be gone: that is no leak.
+    grown = {what: change for what, change in differences(first.holds, last.holds).items() if change > 0}
     blocks = slope(samples, lambda sample: sample.blocks)
     memory = slope(samples, lambda sample: sample.private_bytes)
     leaks = [f"{what}: {change:+}" for what, change in grown.items()]

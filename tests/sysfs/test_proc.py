@@ -85,6 +85,13 @@ def test_a_mount_of_a_loop_device_over_a_disk_stands_there_with_the_disks_number
     )
 
 
+def test_a_line_with_the_separators_look_in_its_beginning_is_taken_apart_all_the_same(
+    root: Directory, host: FakeHost
+) -> None:
+    host.mounted = [Use("ploop3", "23 22 7:2 - /x rw - ext4 /dev/loop0 rw")]
+    assert text_of(root, "proc/self/mountinfo") == "23 22 182:48 - /x rw - ext4 /dev/ploop3 rw\n"
+
+
 def test_a_swap_area_on_a_disk_stands_there_in_the_kernels_columns(root: Directory, host: FakeHost) -> None:
     host.swapped = [Use("ploop0", LOOP_SWAP)]
     assert text_of(root, "proc/swaps") == EMPTY_SWAPS + LOOP_SWAP.replace("/dev/loop1 ", "/dev/ploop0") + "\n"
