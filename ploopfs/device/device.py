@@ -13,9 +13,11 @@ from ploopfs.device.agent_state import AgentState
 from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
+from ploopfs.device.handover import marked_again
 from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
 from ploopfs.device.mapper import Mapper
+from ploopfs.device.nowait import run_nowait
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.replace import Replacement
 from ploopfs.device.standby import StandbyKey, State
@@ -97,6 +99,28 @@ class Device:
     def released(self) -> None:
         self.open_count -= 1
 
+    def read_nowait(self, offset: int, length: int) -> Buffer | None:
+        """As `read` if the gate is open and everything is at hand, else None: what is in the way, `read` meets."""
+        length = self._clipped(offset, length)
+        work = partial(self._read_nowait, self._in_stack(offset), length)
+        data = run_nowait(self.queue, Op.READ, length, work)
+        if data is not None:
+            self.counters.bio_in += 1
+            self.counters.bio_out += 1
+        return data
+
+    def write_nowait(self, offset: int, data: Buffer, *, fua: bool = False) -> int | None:
+        """As `write` if the gate is open, all of it lies in clusters of the top, and the storage takes it without
+        waiting, else None: then `write` writes it again, whatever was written, and meets what is in the way."""
+        if self.read_only or fua or not 0 < len(data) <= self.size_bytes - offset:
+            return None
+        work = partial(self._write_nowait, self._in_stack(offset), data)
+        written = run_nowait(self.queue, Op.WRITE, len(data), work)
+        if written is not None:
+            self.counters.bio_in += 1
+            self.counters.bio_out += 1
+        return written
+
     async def read(self, offset: int, length: int) -> Buffer:
         """The bytes of the range that exist: short or empty at the end of the device."""
         length = self._clipped(offset, length)
@@ -105,8 +129,9 @@ class Device:
         self.counters.bio_out += 1
         return data
 
-    async def write(self, offset: int, data: bytes, *, fua: bool = False) -> int:
-        """The number of bytes written: short where the device ends. Raises BeyondEnd at or past the end."""
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> int:
+        """The number of bytes written: short where the device ends. Raises BeyondEnd at or past the end. What
+        `data` holds stays as it is until then."""
         if self.read_only:
             raise ReadOnly(f"{self.name} is read-only")
         if offset >= self.size_bytes and data:
@@ -151,21 +176,37 @@ class Device:
         length = self._clipped(offset, length)
         return await stack.read(self._in_stack(offset), length) if length else b""
 
-    async def _write(self, offset: int, data: bytes, fua: bool, stack: Stack) -> None:
+    @staticmethod
+    def _read_nowait(start: int, length: int, stack: Stack) -> Buffer | None:
+        return stack.read_nowait(start, length) if length else b""
+
+    async def _write(self, offset: int, data: Buffer, fua: bool, stack: Stack) -> None:
         if self._clipped(offset, len(data)) < len(data):
             raise BeyondEnd(f"{self.name}: a write at {offset} waited, and the device now ends at {self.size_bytes}")
         if not data:
             return
         start = self._in_stack(offset)
         await stack.write(start, data, check_zeros=bool(self.tune.check_zeros))
-        if self._keeps_unflushed:
-            self.unflushed.wrote(start, data)
-        else:
-            self.unflushed.forget()
+        self._wrote(start, data)
         if fua:
             # Recorded before it is flushed: if that fails, the map in memory has the cluster and a copy may have not.
             self.counters.bio_fua_out += 1
             await self._flush_stack(stack)
+
+    def _write_nowait(self, start: int, data: Buffer, stack: Stack) -> int | None:
+        # Who fills what may be kept waits for a flush before he is answered.
+        if self._keeps_unflushed and self.unflushed.is_filled_by(len(data)):
+            return None
+        if not stack.write_nowait(start, data):
+            return None
+        self._wrote(start, data)
+        return len(data)
+
+    def _wrote(self, start: int, data: Buffer) -> None:
+        if self._keeps_unflushed:
+            self.unflushed.wrote(start, data)
+        else:
+            self.unflushed.forget()
 
     async def _discard(self, offset: int, length: int, stack: Stack) -> None:
         slots = await stack.discard(self._in_stack(offset), self._clipped(offset, length))
@@ -222,6 +263,12 @@ class Device:
     def replace_results(self) -> dict[tuple[str, str], int]:
         """How often each operation ended with each result (`ok`, or an errno's name)."""
         return self._replacement.results | (self.mapper.results if self.mapper else {})
+
+    async def set_aborted(self, aborted: bool) -> None:
+        """By hand. Raises as `marked_again`, still aborted."""
+        if not aborted and self.queue.aborted:
+            await marked_again(self.queue)
+        self.queue.set_aborted(aborted)
 
     async def replace(self, path: str, *, level: int | None = None, verify: Verify = Verify.NONE) -> None:
         """Put the image at `path` in the place of a delta (of the top, if no level is given), and leave standby."""

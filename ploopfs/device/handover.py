@@ -148,6 +148,17 @@ async def settled(top: Delta, queue: RequestQueue, unflushed: Unflushed) -> Asyn
         raise
 
 
+async def marked_again(queue: RequestQueue) -> None:
+    """Before requests may write to the top again that were kept from it because its mark could not be put back.
+
+    Raises Busy and QuiesceTimeout of the queue, BackendError and StorageTimeout of the mark."""
+    stack = queue.stack
+    if not stack.deltas or stack.is_lost or stack.read_only or stack.top.header is None or stack.top.marked:
+        return
+    async with queue.quiesced(), bounded(stack.top.path, queue.bounds.quiesce_timeout_s):
+        await stack.top.mark_in_use()
+
+
 async def _stay_marked(top: Delta, queue: RequestQueue, limit_s: float) -> None:
     """Settling has failed, and requests go on unless the gate is shut by now."""
     if top.file.abandoned and not queue.standby.refuses:

@@ -102,7 +102,6 @@ class RequestQueue:
 
     @property
     def parked(self) -> int:
-        """Requests that wait for another reason than standby."""
         return self.room.parked
 
     @property
@@ -119,11 +118,10 @@ class RequestQueue:
         Raises RequestFailed for an answer of the storage, and what the gate refuses with. With `may_be_held` false it
         does so in standby whatever the policy: for requests of our own, on which a recovery may have to wait.
         """
-        waiting = len(self.room)
-        if self.stats.in_flight + waiting >= self.bounds.requests:
+        if self._is_full:
             raise QueueFull(f"{self.bounds.requests} requests are already in the queue")
         ticket: Ticket | None = None
-        if waiting or self._is_shut:
+        if self.room or self._is_shut:
             ticket = Ticket(op, time.monotonic_ns(), length_bytes if op is Op.WRITE else 0, may_be_held)
             await self._wait_turn(ticket)
         while True:
@@ -266,8 +264,17 @@ class RequestQueue:
     # --- the check at the start -----------------------------------------------------------------------------------
 
     @property
+    def _is_full(self) -> bool:
+        return self.stats.in_flight + len(self.room) >= self.bounds.requests
+
+    @property
     def _is_shut(self) -> bool:
         return self.suspended or self._quiescing or self.aborted or self._closing or self.standby.refuses
+
+    @property
+    def is_free(self) -> bool:
+        """Whether any request that came now would pass at once."""
+        return not (self.room or self._is_shut or self._is_full)
 
     def _verdict(self, ticket: Ticket) -> Kind | PloopError | None:
         """What the gate says to a request now: wait, an error, or nothing in the way.

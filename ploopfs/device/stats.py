@@ -69,12 +69,21 @@ class DiskStats:
         self._leave(op)
         self.count(op, length_bytes, started_ns)
 
+    def passed(self, op: Op, length_bytes: int, started_ns: int) -> None:
+        """A request has ended during which nothing else has happened: nobody has seen it in flight."""
+        now_ns = time.monotonic_ns()
+        if not self.in_flight:
+            self._busy_ns += now_ns - started_ns
+        self._count(op, length_bytes, now_ns - started_ns)
+
     def count(self, op: Op, length_bytes: int, started_ns: int) -> None:
         """A request has ended that is no longer in flight."""
+        self._count(op, length_bytes, time.monotonic_ns() - started_ns)
+
+    def _count(self, op: Op, length_bytes: int, duration_ns: int) -> None:
         stats = self.by_op[op]
         stats.ios += 1
         stats.length_bytes += length_bytes
-        duration_ns = time.monotonic_ns() - started_ns
         stats.duration_ns += duration_ns
         stats.buckets[bisect_left(BUCKET_BOUNDS_NS, duration_ns)] += 1
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
+from ploopfs.engine.file import Buffer
 from ploopfs.engine.stack import Stack
 
 CHANGE_BYTES = 200
@@ -43,15 +44,24 @@ class Unflushed:
 
     @property
     def is_full(self) -> bool:
-        return self.data_bytes + len(self._changes) * CHANGE_BYTES >= self.limit_bytes
+        return self.memory_bytes >= self.limit_bytes
+
+    def is_filled_by(self, length: int) -> bool:
+        """Whether it is full when one more write, of so many bytes, is kept."""
+        return self.memory_bytes + length + CHANGE_BYTES >= self.limit_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.data_bytes + len(self._changes) * CHANGE_BYTES
 
     @property
     def end(self) -> int:
         """The first byte of the disk that lies past all of them."""
         return max((change.offset + change.length for change in self._changes), default=0)
 
-    def wrote(self, offset: int, data: bytes) -> None:
-        self._changes.append(Change(offset, len(data), data))
+    def wrote(self, offset: int, data: Buffer) -> None:
+        """No copy is made of bytes; whatever else it is, its owner may change when he has his answer."""
+        self._changes.append(Change(offset, len(data), bytes(data)))
         self.data_bytes += len(data)
 
     def discarded(self, slots: Iterable[int], cluster_bytes: int) -> None:

@@ -2,8 +2,8 @@
 
 Invariants. The mark is on stable storage before the first write and is cleared only by a close that has flushed. A
 sync that failed once fails for ever: the kernel may have dropped the pages, so a later success would be a lie. Only a
-delta that was opened for writing ever writes, and whatever it writes passes `write` or `punch`. Several stacks may
-share a delta, one after the other: what is known of its file stays with it."""
+delta that was opened for writing ever writes, and whatever it writes passes `write`, `write_nowait` or `punch`.
+Several stacks may share a delta, one after the other: what is known of its file stays with it."""
 
 import errno
 import logging
@@ -172,8 +172,19 @@ class Delta:
             self._sync_error = BackendError(errno.ETIMEDOUT, "fsync", self.path)
             raise
 
+    def write_nowait(self, offset: int, data: Buffer) -> int:
+        """How many bytes could be written without waiting."""
+        try:
+            return self.file.write_nowait(offset, data)
+        except BackendError as error:
+            self._note_doubtful(error, offset, len(data))
+            raise
+        finally:
+            if self.tracker is not None:
+                self.tracker.mark(offset, len(data))
+
     async def write(self, offset: int, data: Buffer) -> None:
-        """Everything that is written to the file passes here or `punch`."""
+        """Everything that is written to the file passes here, `write_nowait` or `punch`."""
         try:
             done = self.file.write_nowait(offset, data)
             if done < len(data):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ploopfs.engine.delta import Delta
+from ploopfs.engine.file import Buffer
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, NoSuchEntry, PloopError, TargetFailed
 from ploopfs.image.map import Map
@@ -58,11 +59,17 @@ class Failing(Stack):
     def serves(self, wanted: range, level: int, offset: int, length: int) -> bool:  # noqa: ARG002 -- of a stack
         return False
 
+    def read_nowait(self, offset: int, length: int) -> None:
+        """Nothing is at hand."""
+
+    def write_nowait(self, offset: int, data: Buffer) -> bool:  # noqa: ARG002 -- as above
+        return False
+
     async def read(self, offset: int, length: int) -> NoReturn:  # noqa: ARG002 -- the signature of a stack
         raise self._failure()
 
     async def write(
-        self, offset: int, data: bytes, *, fua: bool = False, check_zeros: bool = True  # noqa: ARG002 -- as above
+        self, offset: int, data: Buffer, *, fua: bool = False, check_zeros: bool = True  # noqa: ARG002 -- as above
     ) -> NoReturn:
         raise self._failure()
 

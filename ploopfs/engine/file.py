@@ -3,8 +3,8 @@
 `File` is what the engine needs; `OsFile` is the real one, and ploopfs.testing ships the fakes. Knows nothing of image
 formats. Invariant: nothing above this module sees OSError. On a local file system the page cache answers at once where
 it can (RWF_NOWAIT); a remote store is always asked, so that the next read sees that it is lost. Everything else is one
-hop to a worker thread of this device's own limiter, so a hung mount holds up nobody else. A hop is abandoned only when
-the process gives up on its storage, and a file is not closed before its last hop has ended, given up or not: the number
+hop to one of this device's own worker threads, so a hung mount holds up nobody else. A hop is abandoned only when the
+process gives up on its storage, and a file is not closed before its last hop has ended, given up or not: the number
 could be reused under it.
 """
 
@@ -28,6 +28,7 @@ from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.late import Hop, Opening
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.engine.storage import storage_of
+from ploopfs.engine.workers import Lane, Workers
 from ploopfs.errors import BackendError, PloopError
 
 T = TypeVar("T")
@@ -127,15 +128,15 @@ class OsFiles:
 
     def __init__(self, threads: int = THREADS, allowed: AllowedDirs = ANYWHERE) -> None:
         self._allowed = allowed
-        self._limiter = trio.CapacityLimiter(threads)
+        self._workers = Workers(threads)
         # A probe that was given up keeps its thread until the storage lets go of it, and the next one waits for that.
         self._probes = trio.CapacityLimiter(1)
         self._scratch = probe.scratch_name()
 
     async def open(self, path: str, *, writable: bool) -> "OsFile":
-        opening = Opening(partial(OsFile, path, writable, self._limiter, self._allowed))
+        opening = Opening(partial(OsFile, path, writable, self._workers, self._allowed))
         try:
-            file = await _hop(opening, self._limiter, "open", path)
+            file = await _hop(opening, self._workers, "open", path)
         except trio.Cancelled:
             late = opening.give_up()
             if late is not None:
@@ -150,10 +151,10 @@ class OsFiles:
         return file
 
     async def is_directory(self, path: str) -> bool:
-        return stat.S_ISDIR((await _hop(partial(os.stat, path), self._limiter, "stat", path)).st_mode)
+        return stat.S_ISDIR((await _hop(partial(os.stat, path), self._workers, "stat", path)).st_mode)
 
     async def real_path(self, path: str) -> str:
-        return await _hop(partial(os.path.realpath, path), self._limiter, "stat", path)
+        return await _hop(partial(os.path.realpath, path), self._workers, "stat", path)
 
     async def probe(self, images: Sequence[ProbedImage]) -> None:
         work = partial(probe.probe, images, self._scratch, self._allowed)
@@ -163,12 +164,10 @@ class OsFiles:
 class OsFile:
     """A regular file through a descriptor. The constructor blocks: it runs in a worker thread."""
 
-    def __init__(
-        self, path: str, writable: bool, limiter: trio.CapacityLimiter, allowed: AllowedDirs = ANYWHERE
-    ) -> None:
+    def __init__(self, path: str, writable: bool, workers: Workers, allowed: AllowedDirs = ANYWHERE) -> None:
         self.path = path
         self.writable = writable
-        self._limiter = limiter
+        self._workers = workers
         self.abandoned = False
         self._hops = 0
         self._is_done_with = False
@@ -193,6 +192,8 @@ class OsFile:
         self._read = _read_from_storage if storage.is_remote else _read_fully
         self._read_nowait = self._read is _read_fully
         self._write_nowait = True
+        # The kernel lets one write at a time into a local file, so a thread for each would only wait for its lock.
+        self._write_lane = None if storage.is_remote else Lane()
 
     def read_nowait(self, offset: int, length: int) -> bytearray | None:
         if not self._read_nowait:
@@ -218,7 +219,8 @@ class OsFile:
             return 0
 
     async def write(self, offset: int, data: Buffer) -> None:
-        await self._hop(partial(_write_fully, self._fd, offset, data), "write", offset, len(data))
+        work = partial(_write_fully, self._fd, offset, data)
+        await self._hop(work, "write", offset, len(data), self._write_lane)
 
     async def sync(self) -> None:
         await self._hop(partial(os.fdatasync, self._fd), "fsync")
@@ -261,16 +263,18 @@ class OsFile:
         is_given_up = trio.current_effective_deadline() <= trio.current_time()
         limit_s = CLOSE_GRACE_MS / 1000 if is_given_up else CLOSE_TIMEOUT_S
         with trio.CancelScope(shield=True, deadline=trio.current_time() + limit_s), suppress(OSError):
-            await trio.to_thread.run_sync(os.close, fd, limiter=self._limiter, abandon_on_cancel=True)
+            await self._workers.run(partial(os.close, fd))
 
-    async def _hop(self, work: Callable[[], T], operation: str, offset: int = 0, length: int = 0) -> T:
+    async def _hop(
+        self, work: Callable[[], T], operation: str, offset: int = 0, length: int = 0, lane: Lane | None = None
+    ) -> T:
         if self._is_done_with:
             raise BackendError(errno.EBADF, operation, self.path, offset=offset, length=length)
         with self._closing:
             self._hops += 1
         hop = Hop(work, self._hop_ended)
         try:
-            return cast("T", await _hop(hop, self._limiter, operation, self.path, offset, length))
+            return cast("T", await _hop(hop, self._workers, operation, self.path, offset, length, lane))
         except BaseException as error:
             hop.give_up()
             if isinstance(error, trio.Cancelled):
@@ -297,10 +301,16 @@ class OsFile:
 
 
 async def _hop(
-    work: Callable[[], T], limiter: trio.CapacityLimiter, operation: str, path: str, offset: int = 0, length: int = 0
+    work: Callable[[], T],
+    workers: Workers,
+    operation: str,
+    path: str,
+    offset: int = 0,
+    length: int = 0,
+    lane: Lane | None = None,
 ) -> T:
     try:
-        return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
+        return await workers.run(work, lane)
     except OSError as error:
         raise BackendError.of(error, operation, path, offset=offset, length=length) from error
 

@@ -93,6 +93,31 @@ class Stack:
                 return True
         return False
 
+    def read_nowait(self, offset: int, length: int) -> Buffer | None:
+        """Exactly `length` bytes if all of them are at hand, else None: an error of the storage is left for `read` to
+        meet again."""
+        # No epoch: nothing that this reads can be given to anybody else before it has ended.
+        parts: list[Buffer] = []
+        holes = 0
+        try:
+            for segment in plan_read(self.map, offset, length):
+                match segment:
+                    case Hole(part):
+                        holes += 1
+                        parts.append(bytes(part))
+                    case Run(level, start, part):
+                        data = self.deltas[level].file.read_nowait(start, part)
+                        if data is None:
+                            return None
+                        parts.append(data)
+        except BackendError:
+            return None
+        self._counters.bio_rzero += holes
+        if len(parts) == 1:
+            return parts[0]
+        self._counters.bio_splits += 1
+        return bytearray().join(parts)
+
     async def read(self, offset: int, length: int) -> Buffer:
         """Exactly `length` bytes."""
         plan = plan_read(self.map, offset, length)
@@ -105,7 +130,16 @@ class Stack:
         finally:
             self._epochs.leave(epoch)
 
-    async def write(self, offset: int, data: bytes, *, fua: bool = False, check_zeros: bool = True) -> None:
+    def write_nowait(self, offset: int, data: Buffer) -> bool:
+        """Whether all of it was written: only in place, and where the storage takes it without waiting. If not, some
+        may have been written, and `write` writes it again; an error of the storage is left for that, too."""
+        if not self._writer.write_nowait(offset, data):
+            return False
+        self._writer.unconfirmed.begun()
+        self._writer.unconfirmed.ended()
+        return True
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False, check_zeros: bool = True) -> None:
         """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""
         epoch = self._epochs.enter()
         self._writer.unconfirmed.begun()

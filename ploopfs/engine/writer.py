@@ -15,6 +15,7 @@ from ploopfs.engine.combine import Combiner
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import SURELY_NOT_WRITTEN, Delta
 from ploopfs.engine.epochs import Epochs
+from ploopfs.engine.file import Buffer
 from ploopfs.engine.unconfirmed import Unconfirmed
 from ploopfs.errors import BackendError
 from ploopfs.image.map import Map
@@ -61,7 +62,7 @@ class Writer:
         self._syncer: Combiner[None] = Combiner(self._sync_once)
         self._map_writer: Combiner[dict[int, int]] = Combiner(self._write_map_once)
 
-    async def write(self, offset: int, data: bytes, *, check_zeros: bool) -> None:
+    async def write(self, offset: int, data: Buffer, *, check_zeros: bool) -> None:
         self._top.note_modified()
         while await self._wait_unclaimed(slots_to_allocate(self._map, offset, len(data))):
             self._counters.bio_lockouts += 1
@@ -71,6 +72,22 @@ class Writer:
             return
         self._counters.bio_wzero += plan.zero_clusters
         await self.run(plan.steps, data)
+
+    def write_nowait(self, offset: int, data: Buffer) -> bool:
+        """Whether all of it was written in place without waiting."""
+        if slots_to_allocate(self._map, offset, len(data)):
+            return False
+        self._top.note_modified()
+        plan = plan_write(self._map, self._allocator, offset, data)
+        try:
+            for step in plan.steps:
+                assert isinstance(step, Write), step
+                at, part = _placed(step, data)
+                if self._top.write_nowait(at, part) < len(part):
+                    return False
+        except BackendError:
+            return False
+        return True
 
     async def copy_up(self, slot: int, level: int) -> None:
         """Give the top its own copy of a cluster that this lower level owns. Whoever holds it may have done so when he
@@ -108,7 +125,7 @@ class Writer:
 
     # --- the interpreter of write plans ---------------------------------------------------------------------------
 
-    async def run(self, steps: Iterable[Step], data: bytes = b"") -> None:
+    async def run(self, steps: Iterable[Step], data: Buffer = b"") -> None:
         loss = self.loss
         for step in steps:
             await self._step(step, data)
@@ -121,7 +138,7 @@ class Writer:
         if self.loss is not loss and self.loss is not None:
             raise BackendError(self.loss.errno, "fsync", self._top.path) from self.loss
 
-    async def _allocate(self, plan: WritePlan, data: bytes = b"") -> None:
+    async def _allocate(self, plan: WritePlan, data: Buffer = b"") -> None:
         """Run a plan that gives the top new clusters, with their slots claimed."""
         self._count(plan)
         new_clusters = plan.new_clusters
@@ -137,10 +154,10 @@ class Writer:
                     self._top.doubtful_clusters.update(new_clusters.values())
                 raise
 
-    async def _step(self, step: Step, data: bytes) -> None:
+    async def _step(self, step: Step, data: Buffer) -> None:
         match step:
-            case Write(offset, start, stop):
-                await self._top.write(offset, data if stop - start == len(data) else memoryview(data)[start:stop])
+            case Write():
+                await self._top.write(*_placed(step, data))
             case CopyUp(offset, source, within, start, stop):
                 cluster = await self._read_segments(source)
                 cluster[within : within + stop - start] = memoryview(data)[start:stop]
@@ -243,3 +260,9 @@ class Writer:
                     self._counters.bio_cows += 1
                 case Write(offset, start, stop) if stop - start == cluster_bytes and offset in new:
                     self._counters.bio_alloc_whole += 1
+
+
+def _placed(write: Write, data: Buffer) -> tuple[int, Buffer]:
+    """Where in the file, and what of the request."""
+    part = write.stop - write.start
+    return write.offset, data if part == len(data) else memoryview(data)[write.start : write.stop]

@@ -149,7 +149,7 @@ def slots_to_allocate(stack_map: Map, offset: int, length: int) -> list[int]:
 
 
 def plan_write(
-    stack_map: Map, allocator: Allocator, offset: int, data: bytes, *, check_zeros: bool = True
+    stack_map: Map, allocator: Allocator, offset: int, data: bytes | bytearray | memoryview, *, check_zeros: bool = True
 ) -> WritePlan:
     """The ordered steps of one write; allocates the clusters that it names.
 
@@ -201,8 +201,9 @@ def plan_copy_up(stack_map: Map, allocator: Allocator, slot: int) -> WritePlan:
     return WritePlan((*steps, Barrier(), WriteMap({slot: cluster})))
 
 
-def _is_zero(data: bytes, start: int, stop: int) -> bool:
-    return not data[start] and data[start:stop] == bytes(stop - start)
+def _is_zero(data: bytes | bytearray | memoryview, start: int, stop: int) -> bool:
+    # Two memoryviews, or one and bytes, are compared byte by byte.
+    return not data[start] and bytes(data[start:stop]) == bytes(stop - start)
 
 
 def _append_write(steps: list[Step], write: Write) -> None:

@@ -27,6 +27,10 @@ ALWAYS_ZERO = (
 """Of `pstate/`: stages and pools that requests here do not pass."""
 
 
+async def _set_aborted(device: Device, text: str) -> None:
+    await device.set_aborted(lax_value(text) != 0)
+
+
 def _in_flight(name: str, op: Op) -> Row[Device]:
     return Row(name, lambda device: str(device.stats.by_op[op].in_flight))
 
@@ -43,7 +47,7 @@ PSTATE: tuple[Row[Device], ...] = (
     Row(
         "aborted",
         lambda device: str(int(device.queue.aborted)),
-        storing(lax_value, lambda device, value: device.queue.set_aborted(value != 0)),
+        _set_aborted,
         signal=lambda device: device.queue.changed,
     ),
     # Without a delta -1 as an unsigned number, as the kernel prints it.

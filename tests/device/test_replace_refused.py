@@ -440,6 +440,23 @@ async def test_where_the_mark_cannot_be_put_back_nobody_writes_any_more(
     assert not rig.is_marked(TOP)
 
 
+async def test_who_clears_aborted_by_hand_puts_the_mark_back_first(autojump_clock: MockClock) -> None:
+    """Else writes would go to an image that says it was closed."""
+    rig = await rig_in(lost=False)
+    hung = rig.hang("write", skip=1, count=1)
+    assert await errno_of(rig.device.replace_top(NEW)) == errno.ENOENT
+    hung.set()
+    assert (rig.queue.aborted, rig.is_marked(TOP)) == (True, False)
+    refusal = rig.lose(errno.EROFS, "write")
+    assert await errno_of(rig.device.set_aborted(False)) == errno.EROFS
+    assert rig.queue.aborted
+    rig.faults.remove(refusal)
+    await rig.device.set_aborted(False)
+    assert (rig.queue.aborted, rig.is_marked(TOP)) == (False, True)
+    await rig.device.write(2 * CLUSTER, b"w")
+    assert autojump_clock.current_time() < NEVER_S
+
+
 async def test_nor_does_a_device_that_no_failed_request_aborts() -> None:
     rig = await rig_of(three_deltas(), stack=STACK, armed=False, name="dm-0", flavour=VZ9)
     rig.lose(errno.ENOTCONN, "write", skip=1, count=1)

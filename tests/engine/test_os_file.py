@@ -287,3 +287,33 @@ async def test_who_opens_an_image_for_writing_sees_what_is_on_the_storage_and_no
         assert is_cached(path) is not writable
         assert await file.read(0, len(CONTENT)) == CONTENT
         await file.aclose()
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+async def test_writes_to_a_local_file_are_handed_to_one_thread_as_the_kernel_lets_one_in_at_a_time(
+    path: str, monkeypatch: pytest.MonkeyPatch, is_remote: bool
+) -> None:
+    """And a read, or an fsync, does not wait for them. Of a remote store each may be on its way."""
+    monkeypatch.setattr("ploopfs.engine.storage.Storage.is_remote", is_remote)
+    file = await OsFiles().open(path, writable=True)
+    began, go_on, really = threading.Semaphore(0), threading.Semaphore(0), os.pwrite
+
+    def hanging(fd: int, data: bytes, offset: int) -> int:
+        began.release()
+        assert go_on.acquire(timeout=60)
+        return really(fd, data, offset)
+
+    def arrivals(count: int) -> bool:
+        return all(began.acquire(timeout=60) for _ in range(count))
+
+    monkeypatch.setattr(os, "pwrite", hanging)
+    async with trio.open_nursery() as nursery:
+        for offset in (0, 10, 20):
+            nursery.start_soon(file.write, offset, b"new")
+        assert await trio.to_thread.run_sync(arrivals, 3 if is_remote else 1)
+        await file.sync()
+        assert len(await file.read(0, 10)) == 10
+        assert not began.acquire(blocking=False)
+        go_on.release(3)
+    assert (await file.read(0, 23))[::10][:3] == b"nnn"
+    await file.aclose()

@@ -25,7 +25,7 @@ MUTANTS = (
     ),
     _bug(
         "take a cluster for zero when its last byte is not looked at", "image/plan.py",
-        "data[start:stop] == bytes(stop - start)", "data[start : stop - 1] == bytes(stop - start - 1)",
+        "bytes(data[start:stop]) == bytes(stop - start)", "bytes(data[start : stop - 1]) == bytes(stop - start - 1)",
         "image/test_plan.py", "test_one_byte_that_is_not_zero_takes_a_cluster",
     ),
     _bug(

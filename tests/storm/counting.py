@@ -66,6 +66,10 @@ class Counted:
         shown = {name: columns[column] for name, column in {**_COLUMNS, "flushes": _FLUSHES}.items()}
         return "" if shown == expected else f"stat shows {shown}, and {expected} have ended"
 
+    def passed(self, op: Op, length_bytes: int) -> None:
+        """One was answered without `run`."""
+        self._count(op, length_bytes)
+
     def _count(self, op: Op, length_bytes: int) -> None:
         self.ios[op] += 1
         self._bytes[op] += length_bytes

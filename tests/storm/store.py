@@ -245,11 +245,28 @@ class StormFile:
         self.severed = self.is_closed = False
         self._stores, self._inner = stores, inner
 
-    def read_nowait(self, offset: int, length: int) -> None:  # noqa: ARG002 -- the File protocol's signature
-        return None
+    def read_nowait(self, offset: int, length: int) -> bytearray | None:
+        data = self._stores.platter.seen(self.path)[offset : offset + length] if self._is_ready("read") else b""
+        return bytearray(data) if len(data) == length else None
 
-    def write_nowait(self, offset: int, data: Buffer) -> int:  # noqa: ARG002 -- the File protocol's signature
-        return 0
+    def write_nowait(self, offset: int, data: Buffer) -> int:
+        """All, nothing, or the first half."""
+        if not self.writable or not self._is_ready("write"):
+            return 0
+        self._stores.watch.changing(self, "write")
+        count = self._stores.random.choice((len(data), len(data), len(data) // 2))
+        self._stores.platter.write(self.path, offset, bytes(data[:count]))
+        return count
+
+    def _is_ready(self, operation: str) -> bool:
+        """Whether it can answer at once. Its errors are heard by who waits."""
+        stores, weather = self._stores, self._stores.weather_at(self.path)
+        self._raise_if_severed(operation)
+        is_sound = not weather.rate and weather.hang is None and self._fate(operation, 0, 0)[1] is Happens.YES
+        if not is_sound or weather.is_full or stores.random.random() < 0.5:
+            return False
+        stores.operations += 1
+        return True
 
     async def read(self, offset: int, length: int) -> bytearray:
         def happen() -> bytearray:

@@ -161,6 +161,9 @@ class FakeDevice:
     def __post_init__(self) -> None:
         self.agent = Agent(cast(Device, self), MemoryFiles())
 
+    async def set_aborted(self, aborted: bool) -> None:
+        self.queue.set_aborted(aborted)
+
     @property
     def last_error(self) -> str:
         return self.why.text

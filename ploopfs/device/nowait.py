@@ -1,0 +1,26 @@
+"""The gate for requests that wait for nothing: everything that they need is at hand, or they are not for here.
+
+Such a request begins and ends between two turns of the others: it sees one stack, nobody sees it in flight, and it
+costs no turn of its own. Knows nothing of what it does. Invariant: the gate decides as for any request (queue.py), and
+whoever gets no answer here has changed nothing that is counted."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ploopfs.device.queue import RequestQueue
+from ploopfs.device.stats import Op
+from ploopfs.engine.stack import Stack
+
+T = TypeVar("T")
+
+
+def run_nowait(queue: RequestQueue, op: Op, length_bytes: int, work: Callable[[Stack], T]) -> T | None:
+    """As `RequestQueue.run`; None where that would wait or refuse, or the work answers None: then it is for that."""
+    if not queue.is_free:
+        return None
+    started_ns = time.monotonic_ns()
+    result = work(queue.stack)
+    if result is not None:
+        queue.stats.passed(op, length_bytes, started_ns)
+    return result
