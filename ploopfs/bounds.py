@@ -196,6 +196,9 @@ MAX_LAST_EVENTS = Bound(1 << 20, "of `watch --last`, more than a tree keeps", "a
 MAX_RECORD_BYTES = Bound(MIB, "bytes of an event that `watch` takes from a tree", "it ends with a message")
 MAX_FILE_BYTES = Bound(64 * MIB, "bytes that a command reads of a file of a tree", "it ends with a message")
 SHOWN_CHANGES = Bound(1000, "changes to an image that `check` shows", "the others are counted")
+INTERRUPT_GRACE_MS = Bound(
+    1000, "ms that a command which works on images takes to put in order what it had begun, after Ctrl-C", "it ends"
+)
 READ_TIMEOUT_S = Bound(10, "s that `umount` looks for the mark of an image", "the image counts as not closed")
 SCENARIO_DEVICES = Bound(8, "devices of a scenario", "a mistake of the scenario")
 SCENARIO_STEPS = Bound(1000, "steps of a scenario, or of a `repeat` in it", "a mistake of the scenario")

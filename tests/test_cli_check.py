@@ -319,3 +319,24 @@ def test_what_is_over_soon_shows_no_progress(
     line.show("reading", 1, 2)
     line.clear()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["image.hds", "link.hds"])
+def test_one_image_named_twice_is_no_stack_and_nothing_of_it_is_repaired(
+    check: Checking, tmp_path: Path, name: str
+) -> None:
+    path = put(tmp_path / "image.hds", {1: 99}, in_use=IN_USE)
+    (tmp_path / "link.hds").hardlink_to(path)
+    before = path.read_bytes()
+    code, out = check("-r", path, tmp_path / name)
+    assert (code, path.read_bytes() == before) == (38, True)
+    assert f"{tmp_path / name}: is the same image as {path}" in out
+
+
+def test_a_loss_is_told_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever ends the repair then has read it."""
+    path = put(tmp_path / "image.hds", {1: 99})
+    assert main(["check", "-r", os.fspath(path)]) == 0
+    told = capsys.readouterr()
+    assert "1 clusters of the disk will be cleared" in told.err
+    assert "LOST: 1 clusters of the disk are cleared" in told.out

@@ -8,14 +8,15 @@ import argparse
 import errno
 import json
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Final
 
-import trio
-
 from ploopfs.bounds import SHOWN_CHANGES
+from ploopfs.cli import interrupt
 from ploopfs.cli.text import ProgressLine, say, size
 from ploopfs.engine.checking import Examined, Progress, examine
 from ploopfs.engine.delta import ImageSpec
@@ -117,7 +118,8 @@ def check(arguments: argparse.Namespace) -> int:
     writing = arguments.repair and not arguments.dry_run
     line = ProgressLine()
     try:
-        results, reason = trio.run(_check, image, arguments.repair or arguments.dry_run, writing, line.show)
+        planning = arguments.repair or arguments.dry_run
+        results, reason = interrupt.run(partial(_check, image, planning, writing, line.show))
     finally:
         line.clear()
     code = next((one.exit_code for one in results if one.exit_code), 0)
@@ -169,6 +171,9 @@ async def _check(
         spec = await resolve(files, image)
     except PloopError as error:
         return [], error
+    twice = await _named_twice(files, spec)
+    if twice is not None:
+        return [], twice
     results, layers = [], []
     for level, one in enumerate(spec.images):
         is_top = level == len(spec.images) - 1
@@ -178,6 +183,22 @@ async def _check(
         results.append(result)
         layers.append(layer)
     return results, _stack_problem(spec, [layer for layer in layers if layer is not None])
+
+
+async def _named_twice(files: Files, spec: StackSpec) -> PloopError | None:
+    """One image at two levels, under whatever names. Whoever wants two images checked is not told of a stack first."""
+    seen: dict[tuple[int, int], str] = {}
+    for image in spec.images:
+        try:
+            file = await files.open(image.path, writable=False)
+        except PloopError:  # its own check says so
+            continue
+        identity = (file.identity.device_number, file.identity.inode)
+        await file.aclose()
+        if identity in seen:
+            return ImageMismatch(f"{image.path}: is the same image as {seen[identity]}, which is a level of its own")
+        seen[identity] = image.path
+    return None
 
 
 def _stack_problem(spec: StackSpec, layers: list[Layer]) -> PloopError | None:
@@ -230,6 +251,9 @@ async def _repair(result: Result, file: File, plan: Plan | None, progress: Progr
         return
     _foresee(result, plan)
     if progress is not None and result.change_count:
+        if result.lost_clusters:
+            # Before anything is written: whoever ends us knows what there was to be lost.
+            print(f"ploopfs: {_loss(result, 'will be')}", file=sys.stderr)
         await carry_out(file, plan, progress)
         result.repaired, result.exit_code = True, 0
 
@@ -271,6 +295,10 @@ def in_words(change: Change, cluster_bytes: int) -> str:
             return "clear the in-use mark, if a second check finds nothing"
 
 
+def _loss(result: Result, verb: str) -> str:
+    return f"{result.lost_clusters} clusters of the disk {verb} cleared, their data cannot be reached"
+
+
 def _as_json(result: Result) -> dict[str, object]:
     names = [name for name in Result.__slots__ if name != "codes"]
     return {name: getattr(result, name) for name in names} | {
@@ -295,8 +323,7 @@ def _lines(result: Result, *, written: bool) -> Iterator[str]:
     if written and result.changes and not result.repaired:
         yield "  the repair was cut off: some of these changes are made, and it can be begun again"
     if result.lost_clusters:
-        did = "are" if written else "would be"
-        yield f"  LOST: {result.lost_clusters} clusters of the disk {did} cleared, their data cannot be reached"
+        yield f"  LOST: {_loss(result, 'are' if written else 'would be')}"
     yield from (f"  {'' if written else 'would '}{change}" for change in result.changes)
     if result.change_count > len(result.changes):
         yield f"  and {result.change_count - len(result.changes)} changes more"

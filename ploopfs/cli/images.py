@@ -5,10 +5,12 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import trio
 
 from ploopfs.bounds import READ_TIMEOUT_S
+from ploopfs.cli import interrupt
 from ploopfs.cli.exits import Exit
 from ploopfs.cli.text import say
 from ploopfs.engine.counters import Counters
@@ -51,32 +53,38 @@ def sectors(text: str) -> int:
 
 def create(arguments: argparse.Namespace) -> int:
     """A directory with a disk; or one image file, if PATH has a suffix."""
+    _print_result(arguments, interrupt.run_sync(partial(_create, arguments)))
+    return Exit.OK
+
+
+def _create(arguments: argparse.Namespace) -> dict[str, str]:
     path, version = arguments.path, VERSIONS[arguments.format_version]
     cluster_sectors = arguments.cluster_size
     if os.path.basename(path) == DESCRIPTOR_NAME:
         path = os.path.dirname(path) or "."
     elif os.path.splitext(path)[1] and not os.path.isdir(path) and not path.endswith("/"):
         create_image(path, size_sectors=arguments.size, cluster_sectors=cluster_sectors, version=version)
-        _print_result(arguments, {"image": os.path.abspath(path)})
-        return Exit.OK
+        return {"image": os.path.abspath(path)}
     made = create_disk(path, size_sectors=arguments.size, cluster_sectors=cluster_sectors, version=version)
-    _print_result(arguments, {"descriptor": os.path.abspath(made)})
-    return Exit.OK
+    return {"descriptor": os.path.abspath(made)}
 
 
 def snapshot(arguments: argparse.Namespace) -> int:
-    path = arguments.path
-    if os.path.isdir(path):
-        path = os.path.join(path, DESCRIPTOR_NAME)
-    if not path.endswith(".xml"):
-        raise BadValue(f"{path}: a snapshot is taken of a disk, expected its {DESCRIPTOR_NAME} or its directory")
-    guid, new_top = snapshot_disk(os.path.realpath(path))
+    guid, new_top = interrupt.run_sync(partial(_snapshot, arguments.path))
     _print_result(arguments, {"snapshot": guid, "top": new_top})
     return Exit.OK
 
 
+def _snapshot(path: str) -> tuple[str, str]:
+    if os.path.isdir(path):
+        path = os.path.join(path, DESCRIPTOR_NAME)
+    if not path.endswith(".xml"):
+        raise BadValue(f"{path}: a snapshot is taken of a disk, expected its {DESCRIPTOR_NAME} or its directory")
+    return snapshot_disk(os.path.realpath(path))
+
+
 def resize(arguments: argparse.Namespace) -> int:
-    size_bytes = trio.run(_resize, arguments.path, arguments.size)
+    size_bytes = interrupt.run(partial(_resize, arguments.path, arguments.size))
     _print_result(arguments, {"image": arguments.path, "size": str(size_bytes)})
     return Exit.OK
 
@@ -89,13 +97,14 @@ async def _resize(path: str, size_sectors: int) -> int:
     try:
         return (await grown(stack, size_sectors)).size_bytes
     finally:
-        await stack.aclose(clean=True)
+        with trio.CancelScope(shield=True):  # the mark goes, also when it was interrupted
+            await stack.aclose(clean=True)
 
 
 def info(arguments: argparse.Namespace) -> int:
     """The stack that PATHs make up, top first."""
     image = arguments.paths[0] if len(arguments.paths) == 1 else arguments.paths
-    layers = trio.run(_inspect, image)
+    layers = interrupt.run(partial(_inspect, image))
     shown = [_layer(one) for one in layers]
     if arguments.json:
         print(json.dumps([asdict(one) for one in shown], indent=2))

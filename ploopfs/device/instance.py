@@ -82,6 +82,11 @@ class Instance:
     def _may_settle(self) -> bool:
         return self.owns_top and not self.has_lost_top and not self.lost_its_lock
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """What was given up may yet reach its top, and whoever hears the answer is nobody."""
+        return any(delta.file.abandoned for delta in self.stack.deltas if delta.writable)
+
     async def aclose(self, queue: RequestQueue, *, clean: bool, relocked: Sequence[Delta]) -> None:
         """It will not take over. `clean`: the top that it owns is closed as it was found. `relocked` are open images of
         ours which get their locks back. What fails is logged, as nobody can do anything about it."""

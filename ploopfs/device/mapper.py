@@ -87,11 +87,12 @@ class Mapper:
 
     @property
     def waiting_is_outdated(self) -> bool:
-        """It was loaded before the storage was lost, or has lost its lock since, and cannot be resumed any more."""
+        """It was loaded before the storage was lost, or has lost its lock since, or something was given up on it: it
+        cannot be resumed any more."""
         waiting = self._waiting
         if waiting is None or waiting.is_error:
             return False
-        return waiting.lost_its_lock or (self.is_lost and not waiting.recovers)
+        return waiting.lost_its_lock or waiting.is_in_doubt or (self.is_lost and not waiting.recovers)
 
     @property
     def inactive_status(self) -> str | None:
@@ -322,8 +323,7 @@ class Mapper:
         await queue.suspend()
         try:
             if self.waiting_is_outdated:
-                what = "its lock" if new.lost_its_lock else "the storage"
-                raise Busy(f"{what} was lost after the inactive table was loaded: load it again")
+                raise Busy(f"{_outdated_by(new)} after the inactive table was loaded: load it again")
             async with AsyncExitStack() as undo:
                 if not self.is_lost and old.deltas and old.top.writable:
                     await self._settle(undo, old.top, new)
@@ -364,6 +364,12 @@ class Mapper:
     def _emit_end(self, facts: dict[str, str | None], result: str, error: str) -> None:
         self.results["load", result] = self.results.get(("load", result), 0) + 1
         self.queue.events.emit("replace_end", **facts, result=result, error=error, generation=self.queue.generation)
+
+
+def _outdated_by(new: Instance) -> str:
+    if new.is_in_doubt:
+        return "an operation on its top was given up"
+    return f"{'its lock' if new.lost_its_lock else 'the storage'} was lost"
 
 
 def _path_of(table: Table) -> str:

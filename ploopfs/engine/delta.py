@@ -15,6 +15,7 @@ import numpy as np
 import trio
 
 from ploopfs.bounds import CLOSE_TIMEOUT_S, MAX_MAP_BYTES
+from ploopfs.engine.answers import SURELY_NOT_WRITTEN, Answers
 from ploopfs.engine.file import Buffer, File, Files
 from ploopfs.errors import BackendError, BadImage, ImageNotClosed, PloopError, StorageTimeout
 from ploopfs.image.allocator import Allocator
@@ -27,9 +28,6 @@ from ploopfs.image.stacking import Layer
 from ploopfs.image.tracker import Tracker
 
 log = logging.getLogger(__name__)
-
-SURELY_NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EOPNOTSUPP, errno.ENOSYS})
-"""Answers that exclude that the bytes arrive late."""
 
 _KERNEL_IO_ENGINES = {"nfs": "nfs", "nfs4": "nfs"}
 
@@ -77,6 +75,7 @@ class Delta:
         """Its lock keeps readers out, too: it is written, if not through this open file."""
         self._size_uncertain = False
         self._sync_error: BackendError | None = None
+        self._answers = Answers()
 
     @property
     def path(self) -> str:
@@ -162,6 +161,7 @@ class Delta:
         failed = self._sync_error
         if failed is not None:
             raise BackendError(failed.errno, failed.operation, failed.path) from failed
+        mark = self._answers.mark()
         try:
             await self.file.sync()
         except BackendError as error:
@@ -171,6 +171,7 @@ class Delta:
             # Nobody hears its answer, and if it fails the next one says nothing of that.
             self._sync_error = BackendError(errno.ETIMEDOUT, "fsync", self.path)
             raise
+        await self._answers.heard(mark, self.path)
 
     def write_nowait(self, offset: int, data: Buffer) -> int:
         """How many bytes could be written without waiting."""
@@ -188,7 +189,7 @@ class Delta:
         try:
             done = self.file.write_nowait(offset, data)
             if done < len(data):
-                await self.file.write(offset + done, memoryview(data)[done:] if done else data)
+                await self._answers.change(self.file.write(offset + done, memoryview(data)[done:] if done else data))
         except BackendError as error:
             self._note_doubtful(error, offset, len(data))
             raise
@@ -198,7 +199,7 @@ class Delta:
 
     async def punch(self, offset: int, length: int) -> None:
         try:
-            await self.file.punch(offset, length)
+            await self._answers.change(self.file.punch(offset, length))
         except BackendError as error:
             self._note_doubtful(error, offset, length)
             raise
@@ -211,9 +212,9 @@ class Delta:
         if size > self.file_size:
             self._size_uncertain = True
             if self.preallocates:
-                await self.file.allocate(self.file_size, size - self.file_size)
+                await self._answers.change(self.file.allocate(self.file_size, size - self.file_size))
             else:
-                await self.file.truncate(size)
+                await self._answers.change(self.file.truncate(size))
             self.file_size = size
             self._size_uncertain = False
 
@@ -334,11 +335,10 @@ async def dismiss(file: File) -> None:
     """Close a file that comes into no use, also for who was cancelled. One with an operation that was given up stays
     open until that has ended, but not locked: nobody, ourselves included, could open the image meanwhile."""
     with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
-        if file.abandoned:
-            try:
-                await file.unlock()
-            except BackendError as error:
-                log.info("%s", error)
+        try:
+            await file.unlock()
+        except BackendError as error:
+            log.info("%s", error)
         await file.aclose()
 
 

@@ -42,6 +42,9 @@ _NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 CHANGES = frozenset({"write", "truncate", "fallocate", "punch hole"})
 """Operations that change what a file holds."""
 
+VOUCHING = CHANGES | {"fsync"}
+"""Those that must have ended for anybody to say what a file holds."""
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -64,8 +67,8 @@ class File(Protocol):
     writable: bool
     identity: Identity
     abandoned: bool
-    """An operation was given up while the storage still had it: it may yet happen, so nothing here can be vouched
-    for."""
+    """A change or an fsync was given up while the storage still had it: it may yet happen, so nothing here can be
+    vouched for."""
 
     def read_nowait(self, offset: int, length: int) -> bytearray | None:
         """All `length` bytes if they are at hand without waiting, else None."""
@@ -96,7 +99,8 @@ class File(Protocol):
         """Claim the image against other processes, for writing if the file is open for writing, unless `as_writer` says
         what for; a weaker claim than before leaves no gap between the two. Raises ImageLocked."""
 
-    async def unlock(self) -> None: ...
+    async def unlock(self) -> None:
+        """What is asked of the lock afterwards is done afterwards, also when this was given up."""
 
     async def aclose(self) -> None:
         """Close without flushing; never fails, and is done though the caller was given up: the lock goes with it."""
@@ -172,6 +176,7 @@ class OsFile:
         self._hops = 0
         self._is_done_with = False
         self._closing = threading.Lock()
+        self._locking = threading.Lock()
         # O_NONBLOCK: nobody is waited for who has a lease on the file.
         self._fd = open_image(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK, allowed)
         try:
@@ -239,10 +244,10 @@ class OsFile:
 
     async def lock(self, *, as_writer: bool | None = None) -> None:
         writable = self.writable if as_writer is None else as_writer
-        await self._hop(partial(lock.claim, self._fd, self.path, writable=writable), "lock")
+        await self._hop(self._in_order(partial(lock.claim, self._fd, self.path, writable=writable)), "lock")
 
     async def unlock(self) -> None:
-        await self._hop(partial(lock.release, self._fd), "unlock")
+        await self._hop(self._in_order(partial(lock.release, self._fd)), "unlock")
 
     def close(self) -> None:
         """Blocking."""
@@ -265,6 +270,15 @@ class OsFile:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + limit_s), suppress(OSError):
             await self._workers.run(partial(os.close, fd))
 
+    def _in_order(self, work: Callable[[], None]) -> Callable[[], None]:
+        """An unlock that was given up must not take away the lock that was taken back since."""
+
+        def locked() -> None:
+            with self._locking:
+                work()
+
+        return locked
+
     async def _hop(
         self, work: Callable[[], T], operation: str, offset: int = 0, length: int = 0, lane: Lane | None = None
     ) -> T:
@@ -278,7 +292,7 @@ class OsFile:
         except BaseException as error:
             hop.give_up()
             if isinstance(error, trio.Cancelled):
-                self.abandoned = True
+                self.abandoned |= operation in VOUCHING
                 if operation in CHANGES:
                     _GIVEN_UP.add(Change(self.real_path, self.identity, hop.is_under_way))
             raise

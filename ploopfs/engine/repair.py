@@ -15,6 +15,7 @@ from ploopfs.image.bat import Entries
 from ploopfs.image.check import Verdict, judge
 from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, IN_USE, MUTABLE_START, Header
 from ploopfs.image.repair import HasData, Plan, all_data, plan_repair
+from ploopfs.image.survey import NEVER_ON_DISK
 
 _PAGE_WORDS = 16 << 10
 _CANNOT_PUNCH = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
@@ -43,22 +44,23 @@ async def carry_out(file: File, plan: Plan, progress: Progress = no_progress) ->
     if plan.is_marking:
         marked = plan.header.changed(in_use=IN_USE, flags=plan.header.flags, extension_sectors=0)
         await _write_header(file, marked)
-    await _clear(file, plan, slice(0, plan.losses))
+    lost = plan.cleared_slots[: plan.losses]
+    await _put(file, plan, lost, NEVER_ON_DISK)
     if plan.end_bytes > size:
         await file.truncate(plan.end_bytes)
     await _copy(file, plan, progress)
-    await _clear(file, plan, slice(plan.losses, None))
+    await _put(file, plan, plan.cleared_slots[plan.losses :], 0)
     await _give_back(file, plan, progress)
     await file.sync()
-    await _verify(file, plan, progress)
+    await _verify(file, plan, lost, progress)
+    await _put(file, plan, lost, 0)
     if plan.is_marking:
         await _write_header(file, plan.closed_header)
 
 
-async def _clear(file: File, plan: Plan, which: slice) -> None:
-    slots = plan.cleared_slots[which]
+async def _put(file: File, plan: Plan, slots: Entries, value: int) -> None:
     if len(slots):
-        await _write_entries(file, plan.header, slots, np.zeros(len(slots), np.uint32))
+        await _write_entries(file, plan.header, slots, np.full(len(slots), value, np.uint32))
         await file.sync()
 
 
@@ -90,10 +92,12 @@ async def _give_back(file: File, plan: Plan, progress: Progress) -> None:
         await file.truncate(plan.end_bytes)
 
 
-async def _verify(file: File, plan: Plan, progress: Progress) -> None:
-    """The image as it is going to be, with the mark cleared, must be clean."""
+async def _verify(file: File, plan: Plan, lost: Entries, progress: Progress) -> None:
+    """The image as it is going to be, with the mark and the lost entries cleared, must be clean."""
     again = await examine(file, progress)
     verdict = again.report
+    if again.survey is not None and len(lost):
+        again.survey.absolve(lost)
     if plan.is_marking and again.survey is not None:
         again.survey.header = plan.closed_header
         verdict = judge(again.survey, file.path, b"")

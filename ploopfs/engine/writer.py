@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from ploopfs.engine.answers import SURELY_NOT_WRITTEN
 from ploopfs.engine.combine import Combiner
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.delta import SURELY_NOT_WRITTEN, Delta
+from ploopfs.engine.delta import Delta
 from ploopfs.engine.epochs import Epochs
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.unconfirmed import Unconfirmed

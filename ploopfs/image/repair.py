@@ -7,10 +7,11 @@ because it lies past the end of the file, inside header and map, or not at a clu
 and whoever does not want to look for it there repairs once more. Entries past the disk's end are nobody's data and go
 where they break a rule.
 
-The order, in which a repair that is cut off anywhere can be begun again: the mark is set; entries of the disk are
-cleared, since what lies past the end of the file today may be a copy tomorrow; copies are written; then the entries
-that name them; then entries past the disk's end are cleared, which may be bytes of a cluster that was copied; then
-leaks are given back; the mark is cleared last. Each waits until what came before is on stable storage.
+The order, in which a repair that is cut off anywhere can be begun again: the mark is set; entries of the disk that are
+to be cleared become such as no file makes right, since what lies past the end of the file today may be a copy tomorrow;
+copies are written; then the entries that name them; then entries past the disk's end are cleared, which may be bytes of
+a cluster that was copied; then leaks are given back; then the entries of the disk are cleared, so that whoever begins
+again is told of the loss again; the mark is cleared last. Each waits until what came before is on stable storage.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -16,7 +16,8 @@ from ploopfs.image.clusters import ClusterSet
 from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, Header
 
 PIECE_BYTES = 1 << 20
-_NEVER_ON_DISK = 0xFFFFFFFF
+NEVER_ON_DISK = 0xFFFFFFFF
+"""Of an entry: it breaks a rule in whatever large a file, in either version of the format."""
 
 
 class Fault(Enum):
@@ -61,7 +62,7 @@ class Survey:
         self.file_size_bytes = file_size_bytes
         self.file_clusters = -(-file_size_bytes // header.cluster_bytes)
         # What the last number would name cannot be named, in whatever large a file.
-        self._limit = min(self.file_clusters, _NEVER_ON_DISK)
+        self._limit = min(self.file_clusters, NEVER_ON_DISK)
         self.used = ClusterSet(self._limit)
         self.first: dict[Fault, tuple[int, int]] = {}
         self._bad: list[BadEntries] = []
@@ -76,6 +77,12 @@ class Survey:
         """All entries that have a fault. Once: they may be many, and are not kept."""
         parts, self._bad = self._bad, []
         return BadEntries.joined(parts)
+
+    def absolve(self, slots: Entries) -> None:
+        """As if these entries, which name nothing, were 0, if they are all that have a fault."""
+        bad = self.take_bad()
+        if np.array_equal(bad.slots, slots):
+            self.first.clear()
 
     def feed(self, entries: Entries) -> None:
         """The next entries of the map."""

@@ -169,3 +169,18 @@ async def test_a_lock_that_cannot_be_weakened_after_the_table_came_into_force_is
     await mapper_of(rig).resume()
     await rig.device.write(2 * CLUSTER, b"w")
     assert not await is_open_to_a_reader(rig, TOP)
+
+
+@pytest.mark.parametrize("operation", ["unlock", "stat", "read"])
+async def test_a_top_of_which_only_an_unlock_or_a_look_was_given_up_is_closed_cleanly(
+    autojump_clock: MockClock, operation: str  # noqa: ARG001 -- pytest-trio runs a test with the clock that it is given
+) -> None:
+    """It changes nothing that the image holds."""
+    rig = await mapped_rig()
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    rig.hang(operation, path=TOP, count=1)
+    assert await errno_of(rig.device.reopen()) == errno.ETIMEDOUT
+    assert rig.store.images[TOP].writers
+    await rig.device.write(2 * CLUSTER, b"again")
+    assert await rig.device.aclose()
+    assert not rig.is_marked(TOP)

@@ -10,12 +10,14 @@ from unittest.mock import Mock
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.device.handover import lock_handed_over
+from ploopfs.engine import lock
 from ploopfs.engine.delta import dismiss
 from ploopfs.engine.file import File, OsFiles
 from ploopfs.engine.late import Hop, Opening
-from ploopfs.errors import BackendError, BadImage, StorageTimeout
+from ploopfs.errors import BackendError, BadImage, ImageLocked, StorageTimeout
 from tests.realparts import real_or_skip
 
 CONTENT = bytes(range(256)) * 64
@@ -316,4 +318,36 @@ async def test_writes_to_a_local_file_are_handed_to_one_thread_as_the_kernel_let
         assert not began.acquire(blocking=False)
         go_on.release(3)
     assert (await file.read(0, 23))[::10][:3] == b"nnn"
+    await file.aclose()
+
+
+async def test_a_lock_is_taken_back_after_the_unlock_that_was_given_up_and_is_kept(
+    path: str, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    began, go_on, really = trio.Event(), threading.Event(), lock.release
+    token = trio.lowlevel.current_trio_token()
+
+    def hanging(fd: int) -> None:
+        token.run_sync_soon(began.set)
+        go_on.wait()
+        really(fd)
+
+    file = await OsFiles().open(path, writable=True)
+    await file.lock()
+    with monkeypatch.context() as patched, trio.CancelScope() as scope:
+        patched.setattr(lock, "release", hanging)
+        async with trio.open_nursery() as inner:
+            inner.start_soon(file.unlock)
+            await began.wait()
+            scope.cancel()
+    nursery.start_soon(file.lock)
+    await wait_all_tasks_blocked(0.05)
+    go_on.set()
+    while nursery.child_tasks:
+        await wait_all_tasks_blocked(0.01)
+    assert not file.abandoned
+    another = await OsFiles().open(path, writable=True)
+    with pytest.raises(ImageLocked):
+        await another.lock()
+    await another.aclose()
     await file.aclose()

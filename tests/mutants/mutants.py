@@ -221,12 +221,27 @@ MUTANTS = (
         "place.startswith(f\"{root.rstrip('/')}/\")", "place.startswith(root)", "engine/test_confined.py",
         "test_a_directory_whose_name_only_begins_like_an_allowed_one_is_another",
     ),
+    _bug(
+        "forget a loss before the repair has ended", "engine/repair.py",
+        "await _put(file, plan, lost, NEVER_ON_DISK)", "await _put(file, plan, lost, 0)", "engine/test_repair.py",
+        "test_a_repair_that_was_cut_off_tells_of_the_same_loss_when_it_is_begun_again",
+    ),
+    _bug(
+        "let an unlock that was given up take away a later lock", "engine/file.py",
+        "            with self._locking:\n", "            if self._locking:\n", "engine/test_os_file.py",
+        "test_a_lock_is_taken_back_after_the_unlock_that_was_given_up_and_is_kept",
+    ),
     # device
     _bug(
         "believe a store that was gone while a fuse was out", "device/queue.py",
         "return tells_of_loss(error) and self.stack.is_unconfirmed and", "return False and",
         "device/test_unflushed.py",
         "test_on_a_device_without_standby_en_a_store_that_was_gone_is_not_believed_by_a_flush_until_reopen",
+    ),
+    _bug(
+        "believe a sync beside the news of a loss", "engine/answers.py",
+        "if self._failure is not None and self._failure is not mark:", "if False:", "engine/test_answers.py",
+        "test_a_sync_is_not_believed_when_a_change_beside_it_was_told_that_the_storage_is_lost",
     ),
     _bug(
         "confirm with a sync what began while it ran", "engine/writer.py",

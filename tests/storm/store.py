@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from ploopfs.engine.file import Buffer
+from ploopfs.engine.file import VOUCHING, Buffer
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.errors import BackendError, ImageMismatch, StorageTimeout
 from ploopfs.testing.files import MemoryFile
@@ -357,7 +357,7 @@ class StormFile:
                 if number is None:  # on its way when the store crashed
                     number = self._died(operation)
         except trio.Cancelled:
-            self.abandoned = True
+            self.abandoned |= operation in VOUCHING
             if operation in CHANGES and not happened:
                 stores.give_up(self, happen)
             if operation == "fsync" and not happened and not self.severed:

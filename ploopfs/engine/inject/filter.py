@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from ploopfs.engine.file import CHANGES, Buffer, File, Files
+from ploopfs.engine.file import CHANGES, VOUCHING, Buffer, File, Files
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.probe import READ_BYTES, ProbedImage
 from ploopfs.errors import BackendError, PloopError
@@ -194,7 +194,7 @@ class FilteredFile:
             return await _met(fate, operation, work)
         except trio.Cancelled:
             # As in a real file: who asked has given up, and nobody can say what the storage would still have done.
-            self._abandoned = True
+            self._abandoned |= name in VOUCHING
             if fate is not None and fate.late and fate.released is not None and not fate.released.is_set():
                 self._let_happen(operation, fate, fate.released, work)
             raise
