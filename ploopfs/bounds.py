@@ -104,6 +104,9 @@ PACE = Bound(
 # --- devices and images -------------------------------------------------------------------------------------------
 
 MAX_DEVICES = Bound(1024, "devices of a daemon", "a mistake of the configuration; ENOSPC")
+OPENING = Bound(
+    32, "devices that are opened at the same time when a tree is mounted", "the next one waits for one of them"
+)
 SPARE_DEVICES = Bound(
     16, "devices that may come while a tree is mounted, beyond those at its start", "ENOSPC: it needs a new mount"
 )

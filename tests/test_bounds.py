@@ -155,6 +155,7 @@ REACHED = {
     "THREADS": "engine/test_bounds.py::test_with_every_thread_in_the_storage_the_next_operation_waits_for_one",
     "PACE": "device/test_hold.py::test_no_more_than_the_pace_are_in_flight_while_others_wait",
     "MAX_DEVICES": "test_config.py::test_1024_devices_are_accepted_and_one_more_is_not",
+    "OPENING": "test_start.py::test_no_more_images_than_the_bound_are_opened_at_the_same_time",
     "SPARE_DEVICES": "test_configured.py::test_more_devices_than_the_mount_has_room_for_are_refused",
     "MAX_DELTAS": "engine/test_opening.py::test_a_stack_of_too_many_images_or_of_none_is_refused",
     "MAX_MAP_BYTES": "engine/test_create.py::test_a_disk_whose_map_nobody_would_open_is_not_made",

@@ -489,6 +489,19 @@ async def test_the_nodes_of_a_device_that_went_are_gone_and_those_of_one_that_co
     assert all(daemon.node(path) is not old for path, old in zip(paths, before, strict=True))
 
 
+async def test_a_device_is_out_of_the_tree_as_soon_as_it_begins_to_go(daemon: Daemon, nursery: trio.Nursery) -> None:
+    await daemon.start(PLOOP0, PLOOP1)
+    directories = [daemon.node(path) for path in ("sys/block", "sys/devices/virtual/block", "dev")]
+    listed = [list(each.children()) for each in directories if isinstance(each, Directory)]
+    assert listed == 3 * [["ploop0", "ploop1"]]
+    pause = daemon.faults.on(FIRST, daemon.faults.pause("fsync"))
+    nursery.start_soon(daemon.registry.aclose)
+    await wait_all_tasks_blocked()
+    assert [list(each.children()) for each in directories if isinstance(each, Directory)] == 3 * [[]]
+    assert pause.released is not None
+    pause.released.set()
+
+
 async def test_a_disk_that_was_looked_up_and_went_cannot_be_opened(daemon: Daemon) -> None:
     """The kernel has its inode still: the open comes after the name is gone."""
     await daemon.start(PLOOP0, PLOOP1)

@@ -244,14 +244,20 @@ OF_EVERY_TEXT: tuple[Rule, ...] = (no_path_of_one_machine, nothing_is_marked_unf
 
 
 @cache
-def repository() -> dict[str, str]:
-    """Path and text of every file of the repository that is text; what git ignores is not of the repository."""
+def listed() -> list[str]:
+    """Every file of the repository; what git ignores is not of the repository."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     found = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=False) if which("git") else None
     paths = set(found.stdout.split("\0")) - {""} if found else set()
     if "pyproject.toml" not in paths:
         paths = set(_walk())
-    return {path: text for path in sorted(paths) if (text := _text(ROOT / path)) is not None}
+    return sorted(path for path in paths if (ROOT / path).is_file())
+
+
+@cache
+def repository() -> dict[str, str]:
+    """Path and text of every file of the repository that is text."""
+    return {path: text for path in listed() if (text := _text(ROOT / path)) is not None}
 
 
 def _walk() -> Iterator[str]:
@@ -263,8 +269,8 @@ def _walk() -> Iterator[str]:
 
 
 def _text(path: Path) -> str | None:
-    """None for an image, and for a file that git still lists and that is gone."""
-    if not path.is_file() or path.stat().st_size > TEXT_LIMIT_BYTES:
+    """None for an image."""
+    if path.stat().st_size > TEXT_LIMIT_BYTES:
         return None
     content = path.read_bytes()
     return None if b"\0" in content else content.decode(errors="replace")
@@ -309,7 +315,7 @@ def test_every_text_keeps_the_rule(rule: Rule) -> None:
 
 
 def test_nothing_lies_about_at_the_top_level() -> None:
-    assert_none(top_level_is_as_designed(repository()))
+    assert_none(top_level_is_as_designed(listed()))
 
 
 def test_every_package_is_worth_a_directory() -> None:

@@ -10,7 +10,7 @@ TOOLS = Path(__file__).parent.parent / "tools"
 SETUP = '#!/bin/sh\ncd "$(dirname "$0")/.." && mkdir -p .venv/bin && ln -s /bin/echo .venv/bin/python\n'
 
 
-@pytest.mark.parametrize("name", ["soak", "torture", "storm", "crash", "mutants"])
+@pytest.mark.parametrize("name", ["soak", "torture", "storm", "crash", "mutants", "bench", "scale"])
 def test_help_is_there_before_anything_is_installed(tmp_path: Path, name: str) -> None:
     (tmp_path / "tools").mkdir()
     for script, text in ((name, (TOOLS / name).read_text()), ("setup", SETUP)):

@@ -11,7 +11,7 @@ from functools import partial
 
 import trio
 
-from ploopfs.bounds import MIB, RELOAD_TIMEOUT_S
+from ploopfs.bounds import MIB, OPENING, RELOAD_TIMEOUT_S
 from ploopfs.config import Config, load
 from ploopfs.config.difference import Change, Difference, difference
 from ploopfs.config.schema import DeviceConfig
@@ -68,14 +68,40 @@ class Configured:
         self._asked = trio.Event()
 
     async def start(self) -> None:
-        """Add every device. Raises ConfigError for the first that cannot be."""
+        """Add every device, in the order of the file. Raises ConfigError for the first that cannot be."""
         if self.config.scst.loaded:
             self._scst.load()
-        for index, wanted in enumerate(self.config.devices):
+        added = await self._add_together()
+        # The first that failed fails again alone: of two devices with one image, say, the mistake is the second.
+        for index, wanted in enumerate(self.config.devices[added:], added):
             try:
                 await self._add(wanted)
             except PloopError as error:
                 raise ConfigError(f"{self.config.path}: devices[{index}] ({wanted.name}): {error}") from error
+
+    async def _add_together(self) -> int:
+        """Several images are opened at the same time; a device comes after all before it. How many came, from the first
+        on: as soon as one fails, none comes any more."""
+        devices = self.config.devices
+        room = trio.Semaphore(OPENING)
+        turns = [trio.Event() for _ in range(len(devices) + 1)]
+        turns[0].set()
+
+        async def add(index: int, alone: trio.CancelScope) -> None:
+            try:
+                await self._add(devices[index], turns[index].wait)
+                turns[index + 1].set()
+            except PloopError as error:
+                log.info("devices[%d] (%s) failed beside others: %s", index, devices[index].name, error)
+                alone.cancel()
+            finally:
+                room.release()
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(devices)):
+                await room.acquire()
+                nursery.start_soon(add, index, nursery.cancel_scope)
+        return sum(turn.is_set() for turn in turns) - 1
 
     def ask_reload(self) -> None:
         """Soon; several that ask before it begins get one."""
@@ -143,7 +169,9 @@ class Configured:
 
     # --- the steps ------------------------------------------------------------------------------------------------
 
-    async def _add(self, wanted: DeviceConfig) -> None:
+    async def _add(
+        self, wanted: DeviceConfig, wait_turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    ) -> None:
         limits = self.config.limits
         device = await self._registry.add(
             wanted.name,
@@ -162,6 +190,7 @@ class Configured:
             ),
             dm_name=wanted.dm_name,
             dm_uuid=wanted.dm_uuid,
+            wait_turn=wait_turn,
         )
         device.queue.set_on_standby(OnStandby(wanted.on_standby))
         device.queue.set_hold_timeout(wanted.hold_timeout_ms)

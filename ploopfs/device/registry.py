@@ -4,12 +4,12 @@ Owns the devices' lifetimes and the global standby key. Knows nothing of the tre
 `devices` is open; `aclose` ends every one, and says which it could not close."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import trio
 
-from ploopfs.bounds import MAX_DEVICES, RELOAD_TIMEOUT_S, SHUTDOWN_DEADLINE_S
+from ploopfs.bounds import CLOSE_TIMEOUT_S, MAX_DEVICES, RELOAD_TIMEOUT_S, SHUTDOWN_DEADLINE_S
 from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.events import Events, declare
@@ -36,13 +36,15 @@ IMAGE_CHECKED = declare(
 
 
 class Registry:
-    """`devices` maps names to devices in the order in which they were added; `changed` fires when one comes or goes.
-    `pid` is the process that serves them, `capacity` how many there may be."""
+    """`devices` maps names to devices in the order in which they were added; `changed` fires when one comes or goes,
+    and `census` grows in the very moment in which `devices` has one more or less. `pid` is the process that serves
+    them, `capacity` how many there may be."""
 
     def __init__(self, *, pid: int = 0, capacity: int = MAX_DEVICES) -> None:
         self.pid = pid
         self.capacity = capacity
         self.devices: dict[str, Device] = {}
+        self.census = 0
         self.key = StandbyKey()
         self.events = Events()
         self.changed = Signal()
@@ -59,10 +61,12 @@ class Registry:
         bounds: Bounds = DEFAULT_BOUNDS,
         dm_name: str | None = None,
         dm_uuid: str = "",
+        wait_turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> Device:
         """Open an image (as `engine.opening.resolve` takes it) as a device. Raises PloopError, nothing left open.
 
-        `dm_name` and `dm_uuid` are of a mapped device; without a name dm-N is ploopN."""
+        `dm_name` and `dm_uuid` are of a mapped device; without a name dm-N is ploopN. `wait_turn` is for who opens
+        several at once: the image is open when it is called, and the device comes when it returns."""
         if flavour.device_name.fullmatch(name) is None:
             raise BadValue(f"{name!r} is not a {flavour.name} device name, expected {flavour.device_name.pattern}")
         dm_name = dm_name or f"ploop{flavour.minor(name)}"
@@ -75,11 +79,13 @@ class Registry:
         closed = partial(self._closed, name)
         stack = await open_stack(files, spec, read_only=read_only, counters=counters, on_closed=closed)
         try:
-            self._check_names(name, flavour, dm_name, dm_uuid)  # somebody else's may have been opened meanwhile
             if flavour.mapped:
                 _check_mapped(stack)
-        except PloopError:
-            await stack.aclose(clean=True)
+            await wait_turn()
+            self._check_names(name, flavour, dm_name, dm_uuid)  # somebody else's may have been opened meanwhile
+        except BaseException:
+            with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
+                await stack.aclose(clean=True)
             raise
         device = Device(
             name,
@@ -95,6 +101,7 @@ class Registry:
             dm_uuid=dm_uuid,
         )
         self.devices[name] = device
+        self.census += 1
         self.events.emit(name, "device_added", flavour=flavour.name, image=stack.top.path, bytes=device.size_bytes)
         self.changed.fire()
         log.info("%s: %d bytes, %d deltas, top %s", name, device.size_bytes, len(stack.deltas), stack.top.path)
@@ -170,6 +177,7 @@ class Registry:
 
     async def _close(self, name: str, deadline_s: float, results: dict[str, bool]) -> None:
         device = self.devices.pop(name)
+        self.census += 1
         image = device.stack.deltas[-1].path if device.stack.deltas else "an error target"
         results[name] = False
         with trio.move_on_after(deadline_s) as deadline:

@@ -170,12 +170,12 @@ class DirectoryHandle:
     """A listing, taken when reading starts at its beginning, so that one pass neither skips a name nor repeats one."""
 
     def __init__(self, directory: Directory) -> None:
-        self._directory = directory
+        self.directory = directory
         self._entries: list[tuple[str, Node]] = []
 
     def entries(self, start: int) -> list[tuple[str, Node]]:
         if start == 0:
-            self._entries = list(self._directory.children().items())
+            self._entries = list(self.directory.children().items())
         return self._entries[start:]
 
 

@@ -68,7 +68,7 @@ class Operations(pyfuse3.Operations):
         if node is None:
             raise NoSuchEntry(os.fsdecode(name))
         inode = self._inodes.of(node)
-        entry = self._describe(inode)
+        entry = self._describe(inode, parent)
         inode.lookups += 1
         return entry
 
@@ -117,9 +117,10 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        for next_id, (name, node) in enumerate(self._directories[fh].entries(start_id), start_id + 1):
+        listing = self._directories[fh]
+        for next_id, (name, node) in enumerate(listing.entries(start_id), start_id + 1):
             inode = self._inodes.of(node)
-            if not pyfuse3.readdir_reply(token, os.fsencode(name), self._describe(inode), next_id):
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), self._describe(inode, listing.directory), next_id):
                 return
             inode.lookups += 1
 
@@ -196,8 +197,8 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.ENOTDIR)
         return node
 
-    def _describe(self, inode: Inode) -> EntryAttributes:
-        return describe(inode, self._mounted_ns)
+    def _describe(self, inode: Inode, parent: Directory | None = None) -> EntryAttributes:
+        return describe(inode, self._mounted_ns, parent)
 
 
 def _truncate(node: Node, size_bytes: int) -> None:

@@ -45,7 +45,9 @@ class Bat:
     def __init__(self, header: Header, area: bytes) -> None:
         """`area` has passed the check, so every entry is a whole number of units."""
         self._unit = header.entry_unit
-        numbers = (decode_area(area) // np.uint32(self._unit)).astype(np.uint32)
+        numbers = decode_area(area).astype(np.uint32, copy=False)
+        if self._unit > 1:
+            numbers = numbers // np.uint32(self._unit)
         self.clusters = array("I", numbers[: header.disk_clusters].tobytes())
         past_end = numbers[header.disk_clusters :]
         self._past_end: Entries = past_end[past_end != 0]

@@ -24,8 +24,12 @@ class Backings:
         if not filename.startswith("/"):
             raise BadValue(f"file name {filename!r} is not absolute")
         path = posixpath.normpath("/" + filename.lstrip("/"))
+        devices = self._registry.devices
         for name in self._names_in_dev(path):
-            for device in self._registry.devices.values():
+            # By its own name without a look at the others: a thousand that are attached one after the other have it.
+            if name in devices:
+                return devices[name]
+            for device in devices.values():
                 if name in names_of(device):
                     return device
         raise NoSuchEntry(f"{filename}: there is no such disk in the tree")

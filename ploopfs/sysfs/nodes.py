@@ -21,11 +21,23 @@ def _never() -> bool:
     return False
 
 
+class Names(dict[str, "Node"]):
+    """What a directory of many names answers: it is counted once, and never changed but by another in its place."""
+
+    __slots__ = ("subdirectories",)
+
+    def __init__(self, names: Mapping[str, "Node"]) -> None:
+        super().__init__(names)
+        self.subdirectories = sum(isinstance(node, Directory) for node in names.values())
+
+
 @dataclass(eq=False, slots=True)
 class Directory:
-    """`children()` maps names to nodes, in listing order; it never waits."""
+    """`children()` maps names to nodes, in listing order; it never waits. `is_fixed`: its answer is the same for as
+    long as this directory exists, so that whoever has it need not ask for it again."""
 
     children: Callable[[], Mapping[str, "Node"]]
+    is_fixed: bool = False
 
     mode = 0o755
 

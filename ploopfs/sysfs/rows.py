@@ -65,7 +65,7 @@ def directory(
     def children() -> Mapping[str, Node]:
         return {row.name: attribute(row, subject, removed) for row in rows} | dict(others())
 
-    return Directory(children)
+    return Directory(children, is_fixed=True)
 
 
 def attribute(row: Row[S], subject: S, removed: Removed) -> Attribute:

@@ -16,7 +16,7 @@ from ploopfs.sysfs.agent import AGENT
 from ploopfs.sysfs.block import BLOCK
 from ploopfs.sysfs.control import CONTROL
 from ploopfs.sysfs.debug import DEBUG
-from ploopfs.sysfs.nodes import Directory, Disk, Link, Node, Report, Stream
+from ploopfs.sysfs.nodes import Directory, Disk, Link, Names, Node, Report, Stream
 from ploopfs.sysfs.proc import ABSENT, Host, System, proc_directory
 from ploopfs.sysfs.queue import QUEUE
 from ploopfs.sysfs.rows import Kept, Removed, Row, directory
@@ -60,7 +60,7 @@ def build(registry: Registry, scst: Scst, host: Host = ABSENT) -> Directory:
     kept: Kept[Device, DeviceNodes] = Kept(make)
 
     def per_device(entry: Callable[[DeviceNodes], tuple[str, Node]]) -> Directory:
-        return Directory(lambda: dict(map(entry, kept.of(registry.devices).values())))
+        return _counted(registry, lambda: dict(map(entry, kept.of(registry.devices).values())))
 
     def by_dm_name() -> dict[str, Node]:
         devices = kept.of(registry.devices).values()
@@ -79,7 +79,7 @@ def build(registry: Registry, scst: Scst, host: Host = ABSENT) -> Directory:
         "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False, lambda: of_module)}),
         "module": Directory(modules(scst)),
     }
-    dev = Directory(lambda: _dev(kept.of(registry.devices).values(), mapper_directory))
+    dev = _counted(registry, lambda: _dev(kept.of(registry.devices).values(), mapper_directory))
     return _fixed({"sys": _fixed(sys), "dev": dev, "proc": proc_directory(System(registry, host))})
 
 
@@ -128,8 +128,21 @@ def _of_module(registry: Registry, scst: Scst) -> dict[str, Node]:
     return {"events": Stream(registry.events), "metrics": metrics, **control(scst)}
 
 
+def _counted(registry: Registry, children: Callable[[], Mapping[str, Node]]) -> Directory:
+    """Made anew only when a device has come or gone: one name of a thousand is looked up as fast as one of two."""
+    known, census = Names({}), -1
+
+    def names() -> Names:
+        nonlocal known, census
+        if census != registry.census:
+            known, census = Names(children()), registry.census
+        return known
+
+    return Directory(names)
+
+
 def _fixed(children: Mapping[str, Node]) -> Directory:
-    return Directory(lambda: children)
+    return Directory(lambda: children, is_fixed=True)
 
 
 def _numbers(device: Device) -> str:

@@ -178,7 +178,7 @@ def test_stat_of_every_kind_of_node(tree: Path) -> None:
     assert said("write_only") == (stat.S_IFREG | 0o200, 4096, 1, 0)
     assert said("link") == (stat.S_IFLNK | 0o777, 0, 1, 0)
     assert said("dev") == (stat.S_IFDIR | 0o755, 0, 2, 0)
-    assert said("") == (stat.S_IFDIR | 0o755, 0, 5, 0)
+    assert said("") == (stat.S_IFDIR | 0o755, 0, 6, 0)
     assert said("dev/disk") == (stat.S_IFREG | 0o660, DISK_BYTES, 1, DISK_BYTES // 512)
     assert said("dev/read_only")[0] == stat.S_IFREG | 0o440
 
@@ -229,6 +229,23 @@ def test_a_file_removed_and_added_again_is_another_file(tree: Path) -> None:
     (tree / "names").write_text("a kept")
     assert (tree / "changing/a").stat().st_ino != old
     assert (tree / "changing/kept").stat().st_ino == kept
+
+
+def test_what_the_kernel_keeps_of_a_fixed_directory_hides_no_change(tree: Path) -> None:
+    fixed, changing = tree / "fixed", tree / "fixed" / "changing"
+    (tree / "names").write_text("a")
+    before = (changing / "a").stat().st_ino
+    (tree / "names").write_text("b")
+    assert (errno_of(os.stat, changing / "a"), os.listdir(changing)) == ("ENOENT", ["b"])
+    (tree / "names").write_text("a b")
+    assert (changing / "a").stat().st_ino != before
+    for text in ("once", "and again"):
+        (fixed / "value").write_text(text)
+        assert (fixed / "value").read_text() == (tree / "text").read_text() == f"{len(text)}:{text}\n"
+    for mode in (0o600, 0o644):
+        os.chmod(fixed / "value", mode)
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in (fixed / "value", tree / "text")]
+        assert modes == [mode, mode]
 
 
 def test_an_open_file_outlives_its_name(tree: Path) -> None:

@@ -8,8 +8,9 @@ import pyfuse3
 import pytest
 from pyfuse3 import ROOT_INODE, ReaddirToken, RequestContext
 
+from ploopfs.fuse.entry import KEPT_S
 from ploopfs.fuse.operations import Operations
-from ploopfs.sysfs.nodes import Directory, Disk, Link, Node
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node
 from tests.fuse.toy import MemoryDisk
 
 CALLER = cast(RequestContext, SimpleNamespace(uid=0))
@@ -37,6 +38,40 @@ async def test_each_lookup_counts(operations: Operations) -> None:
     assert operations._inodes[number].lookups == 2
     await operations.forget([(number, 2)])
     assert operations._inodes[number].lookups == 0
+
+
+async def test_the_kernel_keeps_a_name_that_cannot_change_and_asks_for_every_other(
+    device: MemoryDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below: dict[str, Node] = {
+        "value": Attribute(str),
+        "fixed": Directory(dict, is_fixed=True),
+        "changing": Directory(dict),
+        "disk": Disk(device),
+    }
+    root: dict[str, Node] = {"fixed": Directory(lambda: below, is_fixed=True), "changing": Directory(lambda: below)}
+    kept: dict[bytes, tuple[float, float]] = {}
+
+    def reply(_token: object, name: bytes, entry: pyfuse3.EntryAttributes, _next_id: int) -> bool:
+        kept[name] = (entry.entry_timeout, entry.attr_timeout)
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    operations = Operations(Directory(lambda: root))
+    for parent, name_s in ((b"fixed", KEPT_S), (b"changing", 0)):
+        found = await operations.lookup(ROOT_INODE, parent, CALLER)
+        assert (found.entry_timeout, found.attr_timeout) == (0, name_s), "the root is none that is fixed"
+        expected = {b"value": (name_s, KEPT_S), b"fixed": (name_s, KEPT_S), b"changing": (name_s, 0)}
+        expected[b"disk"] = (name_s, 0)
+        looked_up = {}
+        for name in expected:
+            entry = await operations.lookup(found.st_ino, name, CALLER)
+            looked_up[name] = (entry.entry_timeout, entry.attr_timeout)
+            assert (await operations.getattr(entry.st_ino, CALLER)).attr_timeout == entry.attr_timeout
+        kept.clear()
+        handle = await operations.opendir(found.st_ino, CALLER)
+        await operations.readdir(handle, 0, TOKEN)
+        assert looked_up == kept == expected
 
 
 async def test_a_listing_counts_only_the_entries_that_the_kernel_took(

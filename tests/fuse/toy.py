@@ -94,6 +94,7 @@ class Toy:
         }
         for name, children in {"dev": devices, "many": self.many, "changing": self.names}.items():
             self.nodes[name] = Directory(lambda children=children: children)  # type: ignore[misc]
+        self.nodes["fixed"] = Directory(lambda: {"value": self.nodes["text"], "changing": self.nodes["changing"]}, True)
         self.root = Directory(self._root)
 
     def _root(self) -> Mapping[str, Node]:

@@ -1,8 +1,9 @@
 """Which cluster comes next, and may it hold somebody's bytes."""
 
+import time
 import tracemalloc
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -28,6 +29,24 @@ def take(source: Allocator, count: int) -> list[tuple[int, bool]]:
 
 def test_a_fresh_image_is_filled_from_its_first_data_cluster_with_clean_space() -> None:
     assert take(allocator(first_cluster=5, file_clusters=5), 3) == [(5, False), (6, False), (7, False)]
+
+
+def test_a_map_of_a_million_costs_no_more_than_some_sorts_of_it() -> None:
+    """Requests wait for it while a top is replaced. Both are measured at once, so that a busy machine is slow for both;
+    a table of hashes is 300 times as slow."""
+    used = np.random.default_rng(1).permutation(1 << 20).astype(np.uint32)
+
+    def taken_s(work: Callable[[], object]) -> float:
+        started_s = time.perf_counter()
+        work()
+        return time.perf_counter() - started_s
+
+    sorting_s = min(taken_s(lambda: np.sort(used)) for _ in range(5))
+    end = len(used) + 1
+    making_s = min(
+        taken_s(lambda: Allocator(used + 1, first_cluster=1, file_clusters=end, entry_unit=1)) for _ in range(5)
+    )
+    assert making_s < 60 * sorting_s
 
 
 def test_a_file_that_ends_before_its_first_data_cluster_is_filled_from_there() -> None:

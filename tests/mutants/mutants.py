@@ -41,8 +41,8 @@ MUTANTS = (
         "test_a_part_of_a_cluster_that_nobody_has_is_scrubbed_where_old_bytes_may_be",
     ),
     _bug(
-        "allocate a used cluster", "image/allocator.py", "taken = np.unique(used).astype(np.int64)",
-        "taken = np.unique(used[:0]).astype(np.int64)", "image/test_allocator.py",
+        "allocate a used cluster", "image/allocator.py", "taken = np.sort(used).astype(np.int64)",
+        "taken = np.sort(used[:0]).astype(np.int64)", "image/test_allocator.py",
         "test_gaps_come_first_from_the_lowest_and_may_hold_old_bytes",
     ),
     _bug(
@@ -422,5 +422,28 @@ MUTANTS = (
     _bug(
         "keep a file that was closed", "fuse/operations.py", "self._files.pop(fh).release()",
         "self._files[fh].release()", "fuse/test_operations.py", "test_a_file_that_was_released_is_released_once",
+    ),
+    # many devices, and large ones
+    _bug(
+        "let devices come as their storages answer", "cli/configured.py", "turns[index].wait)",
+        "trio.lowlevel.checkpoint)", "test_start.py",
+        "test_devices_come_in_the_order_of_the_file_whatever_storage_answers_first",
+    ),
+    _bug(
+        "leave an image open that waited for its turn", "device/registry.py",
+        "        except BaseException:\n            with trio.CancelScope(deadline",
+        "        except PloopError:\n            with trio.CancelScope(deadline", "test_start.py",
+        "test_a_start_that_is_cancelled_leaves_no_image_open",
+    ),
+    _bug(
+        "list a device that is on its way out", "device/registry.py",
+        "        device = self.devices.pop(name)\n        self.census += 1\n",
+        "        device = self.devices.pop(name)\n", "test_configured.py",
+        "test_a_device_is_out_of_the_tree_as_soon_as_it_begins_to_go",
+    ),
+    _bug(
+        "let the kernel keep a name that changes", "fuse/entry.py", "if parent is not None and parent.is_fixed else 0",
+        "if parent is not None else 0", "fuse/test_operations.py",
+        "test_the_kernel_keeps_a_name_that_cannot_change_and_asks_for_every_other",
     ),
 )

@@ -5,7 +5,7 @@ import posixpath
 import pytest
 
 from ploopfs.errors import NoSuchDevice, PloopError
-from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Report, Stream
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Names, Report, Stream
 from ploopfs.sysfs.openfile import CHANGED, READY, opening
 from tests.sysfs.fakes import DEVICE, FakeDevice, FakeRegistry, node_at, opened, text_of, walk
 
@@ -89,6 +89,29 @@ def test_a_removed_device_is_gone_and_its_open_files_answer_enodev(root: Directo
         with pytest.raises(NoSuchDevice):
             file.read(0, 4096)
     assert not [path for path, _ in walk(root) if "ploop0" in path or "182" in path]
+
+
+@pytest.mark.parametrize("path", ["sys/block", "sys/class/block", "sys/dev/block", "sys/devices/virtual/block", "dev"])
+def test_names_are_listed_anew_only_when_a_device_has_come_or_gone(
+    root: Directory, registry: FakeRegistry, path: str
+) -> None:
+    """Or one of a thousand would take as long to find as a thousand."""
+    directory = node_at(root, path)
+    assert isinstance(directory, Directory)
+    names = directory.children()
+    assert directory.children() is names
+    registry.add(name="ploop7")
+    more = directory.children()
+    assert directory.children() is more
+    assert len(more) == len(names) + 1
+    del registry.devices["ploop7"]
+    assert dict(directory.children()) == dict(names)
+
+
+def test_a_directory_knows_how_many_directories_it_has(root: Directory, registry: FakeRegistry) -> None:
+    registry.add(name="ploop7")
+    counts = [node_at(root, path).children() for path in ("sys/devices/virtual/block", "sys/block")]  # type: ignore[union-attr]
+    assert [names.subdirectories for names in counts if isinstance(names, Names)] == [2, 0]
 
 
 def test_a_device_that_came_back_under_its_name_has_new_nodes(root: Directory, registry: FakeRegistry) -> None:
