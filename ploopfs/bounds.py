@@ -101,6 +101,17 @@ PACE = Bound(
     "the others wait for one of them: a store that has just come back is not stormed",
 )
 
+ZEROES_MAX_BYTES = Bound(
+    1 << 30, "bytes of a range that one request makes zero", "the rest are further requests: a replace comes in between"
+)
+MAX_TRANSFER_BYTES = Bound(MIB, "bytes of one request to a disk's own connection", "the kernel sends several")
+DISK_BACKGROUND = Bound(
+    512, "asynchronous requests that the kernel sends to a disk's own connection at a time", "it sends them later"
+)
+BURST_REQUESTS = Bound(
+    32, "requests of a disk's own connection that are served in a turn", "the tree and the other disks have their turn"
+)
+
 # --- devices and images -------------------------------------------------------------------------------------------
 
 MAX_DEVICES = Bound(1024, "devices of a daemon", "a mistake of the configuration; ENOSPC")
@@ -187,6 +198,11 @@ RELOAD_TIMEOUT_S = Bound(
 )
 SHUTDOWN_DEADLINE_S = Bound(
     30, "s that an ending daemon waits for requests, and then for images", "images stay marked in use; exit code 6"
+)
+CONNECTION_TIMEOUT_S = Bound(
+    10,
+    "s that an operation on a disk's own connection waits for the mount, and for requests of the connection before",
+    "EBUSY, and `connection` says what it is now",
 )
 MAX_BACKGROUND = Bound(
     65535, "asynchronous requests that the kernel sends to a tree: its own limit", "it sends them later"

@@ -8,11 +8,20 @@ import errno as _errno
 import os
 from collections.abc import Sequence
 
+# The kernel takes only these from a FUSE server and leaves a request with any other for ever without an answer. Network
+# file systems do leak numbers above it (524), which arrive as a backend's errno.
+_ANSWERS = range(1, 512)
+
 
 class PloopError(Exception):
     """Base of every failure that this project expects."""
 
     errno: int = _errno.EIO
+
+    @property
+    def answer(self) -> int:
+        """`errno`, as far as FUSE can carry it."""
+        return self.errno if self.errno in _ANSWERS else _errno.EIO
 
 
 # --- images and descriptors ---------------------------------------------------------------------------------------
@@ -252,6 +261,35 @@ class NoResume(PloopError):
     """A resume that a message has forbidden."""
 
     errno = _errno.EAGAIN
+
+
+class BadRequest(PloopError):
+    """The bytes of a connection to the kernel are no request that it could have sent; `unique` is the one to answer, 0
+    if not even that is known."""
+
+    def __init__(self, unique: int, reason: str) -> None:
+        super().__init__(reason)
+        self.unique = unique
+
+
+class NoSuchFile(PloopError):
+    """A request for an open file that is none."""
+
+    errno = _errno.EBADF
+
+
+class NotForDisks(PloopError):
+    """A request that a disk does not know; ENOSYS where the kernel then does it by itself and asks no second time."""
+
+    def __init__(self, errno: int, reason: str) -> None:
+        super().__init__(reason)
+        self.errno = errno
+
+
+class NoDataBeyond(PloopError):
+    """From here to the end of the device there is neither data nor a hole to find."""
+
+    errno = _errno.ENXIO
 
 
 class NoSuchDevice(PloopError):

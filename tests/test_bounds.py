@@ -27,6 +27,7 @@ OF_FORMATS = {
     "fuse/operations.py": {"NAME_MAX"},
     "device/limits.py": {"MAX_HW_SECTORS_KB"},
     "device/table.py": {"MAX_SECTORS"},
+    "blockfuse/replies.py": {"MAX_PAGES", "_NAME_MAX"},
     "image/allocator.py": {"MAX_ENTRY"},
     "image/growth.py": {"_CLUSTERS_LIMIT"},
     "image/header.py": {"MAX_CLUSTER_SECTORS"},
@@ -154,6 +155,10 @@ REACHED = {
     "QUIESCE_TIMEOUT_S": "device/test_replace.py::test_while_a_request_hangs_a_replacement_gives_up_and_requests_go_on",
     "THREADS": "engine/test_bounds.py::test_with_every_thread_in_the_storage_the_next_operation_waits_for_one",
     "PACE": "device/test_hold.py::test_no_more_than_the_pace_are_in_flight_while_others_wait",
+    "MAX_TRANSFER_BYTES": "blockfuse/test_protocol.py::test_both_sides_do_what_both_can",
+    "DISK_BACKGROUND": "blockfuse/test_protocol.py::test_both_sides_do_what_both_can",
+    "BURST_REQUESTS": "blockfuse/test_connection.py::test_a_busy_disk_leaves_others_their_turn",
+    "ZEROES_MAX_BYTES": "device/test_sparse.py::test_a_long_range_is_several_requests_and_a_replace_comes_in_between",
     "MAX_DEVICES": "test_config.py::test_1024_devices_are_accepted_and_one_more_is_not",
     "OPENING": "test_start.py::test_no_more_images_than_the_bound_are_opened_at_the_same_time",
     "SPARE_DEVICES": "test_configured.py::test_more_devices_than_the_mount_has_room_for_are_refused",
@@ -221,6 +226,9 @@ REACHED = {
     ),
     "RELOAD_TIMEOUT_S": "test_configured.py::test_a_storage_that_does_not_answer_an_open_is_waited_for_in_bounds",
     "SHUTDOWN_DEADLINE_S": "mounted/test_lifetime.py::test_a_store_that_hangs_is_given_up_at_the_deadline",
+    "CONNECTION_TIMEOUT_S": (
+        "blockfuse/test_planes.py::test_what_an_aborted_connection_still_writes_is_waited_for_in_bounds"
+    ),
     "MAX_BACKGROUND": (
         "fuse/test_bounds.py::test_the_kernel_is_asked_for_no_more_background_requests_than_it_knows"
     ),

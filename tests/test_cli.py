@@ -322,6 +322,8 @@ def test_status_shows_every_device(scene: Scene, run: Run) -> None:
         "unflushed_bytes": int(scene.daemon.value("ploopfs/unflushed_bytes")),
         "recovery": first["recovery"],
         "agent": first["agent"],
+        "data_plane": "own",
+        "connection": "attached",
     }
     assert (second["device"], second["standby"], second["read_only"]) == ("ploop11", "not supported", True)
     heads, *rows = run("status", *scene.mount).out.splitlines()

@@ -44,6 +44,8 @@ WELL = DeviceStatus(
     unflushed_bytes=0,
     recovery="",
     agent="",
+    data_plane="own",
+    connection="attached",
 )
 
 
@@ -218,6 +220,12 @@ def test_an_agent_is_resumed_or_hurried(agent: str, told: str | None) -> None:
     lost = replace(WELL, standby="on", since_s=1.0, reason=str(reason), recovery="reopen", agent=agent)
     words = [step.command.split()[1] for step in steps(Tree("/mnt/ploop"), lost) if step.command.endswith("/agent")]
     assert words == ([] if told is None else [told])
+
+
+def test_a_disk_that_is_cut_off_is_told_how_to_open_it_again() -> None:
+    [step] = steps(Tree("/mnt/ploop"), replace(WELL, connection="aborted"))
+    assert step.command == "echo attach > /mnt/ploop/sys/block/ploop0/ploopfs/connection"
+    assert list(steps(Tree("/mnt/ploop"), replace(WELL, connection="detached", data_plane="pyfuse3"))) == []
 
 
 @pytest.mark.parametrize("has_pstate", [True, False])

@@ -20,6 +20,10 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "ploopfs.yaml"
 
 
+KEYS = "scst, devices, limits, allowed_dirs, data_plane"
+"""Of a whole file."""
+
+
 def load_text(file: Path, text: str) -> Config:
     file.write_text(text, encoding="utf-8")
     return schema.load(file)
@@ -227,6 +231,12 @@ def test_a_stack_of_127_files_is_accepted(file: Path) -> None:
     assert len(device(file, f"image: [{'a,' * 127}]").image) == 127
 
 
+def test_what_serves_the_disks_is_one_of_two(file: Path) -> None:
+    planes = [load_text(file, text).data_plane for text in ("", "data_plane: own", "data_plane: pyfuse3")]
+    assert planes == ["own", "own", "pyfuse3"]
+    assert mistakes(file, "data_plane: tree") == ["1: data_plane: is 'tree', expected own or pyfuse3"]
+
+
 @pytest.mark.parametrize("name", ["ploop0", "ploop7", "ploop10", "ploop65535"])
 def test_a_name_of_the_flavour_is_accepted(file: Path, name: str) -> None:
     assert load_text(file, f"devices: [{{name: {name}, image: a}}]").devices[0].name == name
@@ -283,14 +293,14 @@ def test_1024_devices_are_accepted_and_one_more_is_not(file: Path) -> None:
     [
         (
             "device: []",
-            "1: device: is no known key, expected one of scst, devices, limits, allowed_dirs (did you mean devices?)",
+            f"1: device: is no known key, expected one of {KEYS} (did you mean devices?)",
         ),
         ("scst: {\nlaoded: on}", "2: scst.laoded: is no known key, expected one of loaded (did you mean loaded?)"),
-        ("zebra: 1", "1: zebra: is no known key, expected one of scst, devices, limits, allowed_dirs"),
-        ('"a\\nb": 1', r"1: 'a\nb': is no known key, expected one of scst, devices, limits, allowed_dirs"),
-        ("1: 2", "1: the file: a key is 1, expected one of scst, devices, limits, allowed_dirs"),
-        ("<<: {a: 1}", "1: the file: a key is <<, expected one of scst, devices, limits, allowed_dirs"),
-        ("? [a]\n: 1", "1: the file: a key is a list of 1, expected one of scst, devices, limits, allowed_dirs"),
+        ("zebra: 1", f"1: zebra: is no known key, expected one of {KEYS}"),
+        ('"a\\nb": 1', rf"1: 'a\nb': is no known key, expected one of {KEYS}"),
+        ("1: 2", f"1: the file: a key is 1, expected one of {KEYS}"),
+        ("<<: {a: 1}", f"1: the file: a key is <<, expected one of {KEYS}"),
+        ("? [a]\n: 1", f"1: the file: a key is a list of 1, expected one of {KEYS}"),
         ("scst: {}\nscst: {}", "2: scst: is given twice, first in line 1"),
     ],
 )
@@ -301,7 +311,7 @@ def test_a_key_that_is_unknown_or_given_twice_is_refused(file: Path, text: str, 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[]", "1: the file: is a list of 0, expected a mapping with scst, devices, limits and allowed_dirs"),
+        ("[]", "1: the file: is a list of 0, expected a mapping of scst, devices, limits, allowed_dirs, data_plane"),
         ("scst: on", "1: scst: is on, expected a mapping with loaded"),
         ("scst: !!set {loaded}", "1: scst: is a mapping, expected a mapping with loaded"),
         ("devices:", "1: devices: is empty, expected a list of at most 1024 devices"),

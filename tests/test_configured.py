@@ -348,6 +348,28 @@ async def test_limits_need_a_remount_and_a_device_that_comes_has_those_of_the_mo
     assert daemon["ploop1"].queue.bounds.requests == 7
 
 
+@pytest.mark.expects_warnings
+async def test_what_serves_the_disks_needs_a_remount(daemon: Daemon) -> None:
+    await daemon.start(PLOOP0)
+    assert await daemon.reload(PLOOP0, data_plane="pyfuse3") == {"remount": "data_plane"}
+
+
+async def test_a_device_that_comes_is_told_of_when_it_is_served_as_all_others_are(daemon: Daemon) -> None:
+    await daemon.start(PLOOP0)
+    served: list[str] = []
+
+    async def wait_served(device: Device) -> None:
+        await trio.lowlevel.checkpoint()
+        assert daemon.registry.devices[device.name] is device
+        served.append(device.name)
+
+    daemon.configured = Configured(
+        daemon.registry, daemon.scst, daemon.configured.config, daemon._files, wait_served=wait_served
+    )
+    assert await daemon.reload(PLOOP0, PLOOP1) == {"added": "ploop1"}
+    assert served == ["ploop1"]
+
+
 async def test_scst_is_loaded_before_a_device_is_attached_and_unloaded_when_none_is_any_more(daemon: Daemon) -> None:
     await daemon.start(PLOOP0, loaded=False)
     armed = device("ploop0", FIRST, standby=True)

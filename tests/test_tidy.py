@@ -22,7 +22,9 @@ Rule = Callable[[str, str], Iterator[str]]
 ORDER = ("errors", "bounds", "image", "engine", "device", "scst", "sysfs", "fuse", "cli")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **{part: ORDER[: place + 1] for place, part in enumerate(ORDER)},
-    "cli": (*ORDER, "config"),
+    # Another front beside fuse: neither knows the other.
+    "blockfuse": (*ORDER[: ORDER.index("fuse")], "blockfuse"),
+    "cli": (*ORDER, "blockfuse", "config"),
     "__main__": ("cli",),
     "config": (*ORDER[: ORDER.index("fuse")], "config"),
     "testing": (*ORDER[: ORDER.index("device") + 1], "testing"),

@@ -139,6 +139,8 @@ def _why(one: DeviceStatus) -> str:
     first = failure(one.reason)
     if first is not None:
         return f"{first.errno} on {first.operation} of {first.file}"
+    if one.connection == "aborted":
+        return "its connection was aborted"
     if one.aborted:
         return "aborted: writes are refused"
     return f"suspended: {one.parked} requests wait" if one.suspended else ""

@@ -16,6 +16,7 @@ from ploopfs.config import Config, load
 from ploopfs.config.difference import Change, Difference, difference
 from ploopfs.config.schema import DeviceConfig
 from ploopfs.device.bounds import Bounds
+from ploopfs.device.device import Device
 from ploopfs.device.events import declare
 from ploopfs.device.flavour import FLAVOURS
 from ploopfs.device.registry import Registry
@@ -55,16 +56,27 @@ class _Outcome:
         }
 
 
+async def _as_it_is(_device: Device) -> None:
+    """The tree serves it already."""
+
+
 class Configured:
-    """`files` makes what a device opens its images with."""
+    """`files` makes what a device opens its images with. `wait_served` is told of a device that has come under a
+    mounted tree, and returns when it is served there as all others are."""
 
     def __init__(
-        self, registry: Registry, scst: Scst, config: Config, files: Callable[[AllowedDirs], Files] | None = None
+        self,
+        registry: Registry,
+        scst: Scst,
+        config: Config,
+        files: Callable[[AllowedDirs], Files] | None = None,
+        wait_served: Callable[[Device], Awaitable[None]] = _as_it_is,
     ) -> None:
         self.config = config
         self._registry, self._scst = registry, scst
         self._allowed = AllowedDirs(config.allowed_dirs)
         self._files = files or partial(OsFiles, config.limits.threads_per_device)
+        self._wait_served = wait_served
         self._asked = trio.Event()
 
     async def start(self) -> None:
@@ -171,7 +183,7 @@ class Configured:
 
     async def _add(
         self, wanted: DeviceConfig, wait_turn: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
-    ) -> None:
+    ) -> Device:
         limits = self.config.limits
         device = await self._registry.add(
             wanted.name,
@@ -201,12 +213,14 @@ class Configured:
             except PloopError:
                 await self._registry.remove(wanted.name)
                 raise
+        return device
 
     async def _add_to_config(self, wanted: DeviceConfig, outcome: _Outcome) -> None:
         with trio.move_on_after(RELOAD_TIMEOUT_S) as limit:
-            await self._add(wanted)
+            device = await self._add(wanted)
         if limit.cancelled_caught:
             raise StorageTimeout(f"its storage did not answer within {RELOAD_TIMEOUT_S} s")
+        await self._wait_served(device)
         self.config = replace(self.config, devices=(*self.config.devices, wanted))
         outcome.added.append(wanted.name)
 

@@ -10,6 +10,7 @@ from ploopfs.bounds import MAX_LAST_EVENTS, MAX_TIMEOUT_S
 from ploopfs.cli import check, client, events, exec, images, inject, reload, serve, why
 from ploopfs.cli.exits import EPILOG, Exit, drop_output, failed, interrupted, open_standard_streams
 from ploopfs.cli.rehearse import verb as rehearse
+from ploopfs.config.schema import DATA_PLANES
 from ploopfs.device.events import EVENTS
 from ploopfs.device.standby import State
 from ploopfs.device.verify import Verify
@@ -143,6 +144,11 @@ def _add_mount(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         default=[],
         choices=MOUNT_OPTIONS,
         help="mount option: allow_other lets other users in, as far as the modes allow",
+    )
+    mount.add_argument(
+        "--data-plane",
+        choices=DATA_PLANES,
+        help="what serves the disks: a FUSE connection for each disk, or the tree's; default: as CONFIG says (own)",
     )
     mount.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="default: info")
     mount.add_argument("--log-file", metavar="FILE", help="default: standard error; with -d the system log")

@@ -8,12 +8,15 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
 
+from ploopfs.blockfuse.connection import Connection
+from ploopfs.blockfuse.front import Front
+from ploopfs.blockfuse.planes import Linux, Planes
 from ploopfs.bounds import MAX_DEVICES, SHUTDOWN_DEADLINE_S, SPARE_DEVICES, STATUS_TASKS
 from ploopfs.cli.configured import Configured
 from ploopfs.cli.exits import Exit
@@ -27,7 +30,8 @@ from ploopfs.errors import MountError
 from ploopfs.fuse.host import LinuxHost
 from ploopfs.fuse.mountpoint import State, check_mountpoint, inspect_mountpoint, replace_stale
 from ploopfs.scst.module import Scst
-from ploopfs.sysfs.nodes import Directory
+from ploopfs.sysfs.nodes import Directory, Disk
+from ploopfs.sysfs.plane import DataPlane
 from ploopfs.sysfs.tree import build
 
 log = logging.getLogger(__name__)
@@ -57,38 +61,52 @@ def mount(arguments: argparse.Namespace) -> int:
     for number in (*ENDING, RELOADING):
         signal.signal(number, signal.SIG_IGN)
     APART.begin()
-    return trio.run(serve, config, mountpoint, "allow_other" in arguments.options, ready)
+    own = (arguments.data_plane or config.data_plane) == DataPlane.OWN.value
+    return trio.run(serve, config, mountpoint, "allow_other" in arguments.options, own, ready)
 
 
-async def serve(config: Config, mountpoint: str, allow_other: bool, ready: Callable[[], None]) -> int:
-    """Serve until unmounted or signalled; `ready` is called when the tree answers. The exit code."""
+async def serve(config: Config, mountpoint: str, allow_other: bool, own: bool, ready: Callable[[], None]) -> int:
+    """Serve until unmounted or signalled; `ready` is called when the tree answers. `own`: each disk gets a connection
+    of its own. The exit code."""
     capacity = min(len(config.devices) + SPARE_DEVICES, MAX_DEVICES)
     registry = Registry(pid=os.getpid(), capacity=capacity)
     scst = Scst(registry, mountpoint)
-    configured = Configured(registry, scst, config)
+    planes = Planes(registry, mountpoint, Linux(allow_other=allow_other), _carry, wanted=own)
+    configured = Configured(registry, scst, config, wait_served=planes.wait_attached)
     # Held until the last image is closed: a signal that comes then must not kill us in the middle of it.
     with trio.open_signal_receiver(*ENDING, RELOADING) as signals:
         try:
-            async with _until_signalled(signals, registry, configured):
+            async with _until_signalled(signals, registry, configured, planes):
                 await configured.start()
                 max_tasks = capacity * config.limits.requests_per_device + STATUS_TASKS
-                tree = build(registry, scst, LinuxHost(mountpoint))
-                async with _beside(registry, configured, mountpoint):
-                    await _serve_tree(tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks, ready=ready)
+                tree = build(registry, scst, LinuxHost(mountpoint), planes.of)
+                disks = tree.children()["dev"]
+                assert isinstance(disks, Directory)
+
+                async def attach() -> None:
+                    await planes.wait_attached(*registry.devices.values())
+                    ready()
+
+                async with _beside(registry, configured, mountpoint), planes.carrying(disks.children):
+                    await _serve_tree(tree, mountpoint, attach, allow_other=allow_other, max_tasks=max_tasks)
         finally:
             with trio.CancelScope(shield=True):
                 clean = await registry.aclose(deadline_s=SHUTDOWN_DEADLINE_S)
     return Exit.OK if clean else Exit.NOT_CLOSED
 
 
+def _carry(disk: Disk) -> Callable[[int], Connection]:
+    return partial(Connection, front=Front(disk))
+
+
 @asynccontextmanager
 async def _until_signalled(
-    signals: AsyncIterator[int], registry: Registry, configured: Configured
+    signals: AsyncIterator[int], registry: Registry, configured: Configured, planes: Planes
 ) -> AsyncIterator[None]:
     """The first signal ends the session and lets its requests finish, up to the deadline; a second one, or the
     deadline, cuts them off. Before there is a session the first one does."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, signals, registry, configured, nursery.cancel_scope)
+        nursery.start_soon(_end_on_signal, signals, registry, configured, planes, nursery.cancel_scope)
         yield
         nursery.cancel_scope.cancel()
 
@@ -101,13 +119,18 @@ async def _wait_ending(signals: AsyncIterator[int], configured: Configured) -> s
 
 
 async def _end_on_signal(
-    signals: AsyncIterator[int], registry: Registry, configured: Configured, everything: trio.CancelScope
+    signals: AsyncIterator[int],
+    registry: Registry,
+    configured: Configured,
+    planes: Planes,
+    everything: trio.CancelScope,
 ) -> None:
     from ploopfs.fuse import mount as fuse_mount  # noqa: PLC0415 -- see _serve_tree
 
     log.info("%s: ending", (await _wait_ending(signals, configured)).name)
     registry.close_gates()
-    if fuse_mount.terminate():
+    serves_disks, serves_tree = planes.end(), fuse_mount.terminate()
+    if serves_disks or serves_tree:
         with trio.move_on_after(SHUTDOWN_DEADLINE_S) as deadline:
             await _wait_ending(signals, configured)
         if deadline.cancelled_caught:
@@ -135,14 +158,14 @@ def _recovery_environment(mountpoint: str, device: Device) -> dict[str, str]:
 
 
 async def _serve_tree(
-    tree: Directory, mountpoint: str, *, allow_other: bool, max_tasks: int, ready: Callable[[], None]
+    tree: Directory, mountpoint: str, begun: Callable[[], Awaitable[None]], *, allow_other: bool, max_tasks: int
 ) -> None:
     # pyfuse3 is loaded only by the process that serves, and only after it has forked.
     from ploopfs.fuse import mount as fuse_mount  # noqa: PLC0415
 
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(fuse_mount.serve, tree, mountpoint, allow_other=allow_other, max_tasks=max_tasks))
-        ready()
+        await begun()
 
 
 # --- going to the background --------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ploopfs.bounds import MAX_FILE_BYTES
@@ -50,6 +51,8 @@ class DeviceStatus:
     unflushed_bytes: int
     recovery: str
     agent: str
+    data_plane: str
+    connection: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,8 @@ class Tree:
             unflushed_bytes=self._number(device, "ploopfs/unflushed_bytes"),
             recovery=self._optional(device, "ploopfs/recovery"),
             agent=self._optional(device, "ploopfs/agent"),
+            data_plane=self._optional(device, "ploopfs/data_plane"),
+            connection=self._optional(device, "ploopfs/connection"),
         )
 
     def levels(self, device: str) -> list[Level]:
@@ -214,16 +219,41 @@ class Tree:
         """Unmount, and wait until the daemon has closed its images; False if it is still at it. Raises MountError."""
         daemon = os.pidfd_open(self.pid)
         try:
-            done = subprocess.run(
-                ["fusermount3", "-u", "--", self.mountpoint], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise MountError(f"{self.mountpoint}: {done.stderr.strip()}")
+            with self._without_connections():
+                done = subprocess.run(
+                    ["fusermount3", "-u", "--", self.mountpoint], capture_output=True, text=True, check=False
+                )
+                if done.returncode:
+                    raise MountError(f"{self.mountpoint}: {done.stderr.strip()}")
             poller = select.poll()
             poller.register(daemon, select.POLLIN)
             return bool(poller.poll(timeout_s * 1000))
         finally:
             os.close(daemon)
+
+    @contextmanager
+    def _without_connections(self) -> Iterator[None]:
+        """Inside, no disk is mounted over its file: a mount with others in it cannot be unmounted. Raises MountError if
+        one is in use. What was taken is put back if anything fails, whoever is to blame."""
+        taken: list[str] = []
+        try:
+            for device in self.devices():
+                if self._optional(device, "ploopfs/connection") in ("attached", "aborted"):
+                    self._detach(device)
+                    taken.append(device)
+            yield
+        except BaseException:
+            for device in taken:
+                with suppress(OSError):  # then the tree serves it, and the daemon's log says why
+                    self.store(device, "ploopfs/connection", "attach")
+            raise
+
+    def _detach(self, device: str) -> None:
+        try:
+            self.store(device, "ploopfs/connection", "detach")
+        except OSError as error:
+            why = error.strerror or os.strerror(error.errno or errno.EIO)
+            raise MountError(f"{self.mountpoint}: {device}: {why}") from error
 
     def debug_path(self, device: str, name: str) -> str:
         """A file of the device's directory in debugfs."""

@@ -6,9 +6,10 @@ places. An overlay of both directories shows also what comes and goes later; whe
 it are bound back over it. Knows the layout of a tree, and no daemon.
 """
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ploopfs.cli.namespace import MS_NOSUID, attach, bind, copied, make_read_only, mount
 from ploopfs.errors import NamespaceError
@@ -153,9 +154,19 @@ def _held(directory: str) -> str:
 
 
 def _children(directory: str) -> dict[str, int]:
-    """Names and modes; nothing of a directory that is missing, or that this user may not list."""
+    """Names and modes; nothing of a directory that is missing, or that this user may not list, and of a disk whose
+    connection is cut off."""
     try:
         with os.scandir(directory) as entries:
-            return {entry.name: entry.stat(follow_symlinks=False).st_mode for entry in entries}
+            return dict(_modes(entries))
     except (FileNotFoundError, PermissionError):
         return {}
+
+
+def _modes(entries: Iterable["os.DirEntry[str]"]) -> Iterator[tuple[str, int]]:
+    for entry in entries:
+        try:
+            yield entry.name, entry.stat(follow_symlinks=False).st_mode
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise

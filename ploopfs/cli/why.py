@@ -20,6 +20,11 @@ from ploopfs.cli.tree import DeviceStatus, Tree, live_mounts
 from ploopfs.errors import BadTree
 
 RECENT = 6
+SERVED_BY = {
+    "attached": "the disk is served through one of its own",
+    "aborted": "whoever has the disk open, or opens it, gets ENOTCONN",
+    "detached": "the disk is served through the one of the tree",
+}
 LABEL_COLUMNS = 14
 
 _REASON = re.compile(
@@ -92,6 +97,8 @@ def _headline(one: DeviceStatus) -> str:
     if one.since_s is not None:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.since_s))
         return painted(f"{one.device} is in standby since {since} ({duration(time.time() - one.since_s)})", Colour.RED)
+    if one.connection == "aborted":
+        return painted(f"{one.device} is cut off: its connection was aborted", Colour.RED)
     if one.suspended:
         return painted(f"{one.device} is suspended: {one.parked} requests wait for its resume", Colour.YELLOW)
     if one.aborted:
@@ -111,6 +118,8 @@ def _facts(tree: Tree, one: DeviceStatus) -> Iterator[tuple[str, str]]:
     elif not tree.is_checking:
         yield "standby", "never entered: no target subsystem is loaded (ploop_standby_check is out)"
     yield "requests", _requests(one)
+    if one.connection in SERVED_BY:
+        yield "connection", f"{one.connection}: {SERVED_BY[one.connection]}"
     if one.unflushed_bytes:
         yield "unflushed", f"{size(one.unflushed_bytes)} of writes, kept to be written again with the recovery"
     if one.agent:
@@ -143,6 +152,8 @@ def steps(tree: Tree, one: DeviceStatus) -> Iterator[Step]:
     mount = f" --mount {shlex.quote(tree.mountpoint)}" if len(live_mounts()) > 1 else ""
     control = shlex.quote(f"{tree.mountpoint}/sys/block/{one.device}")
     first = failure(one.reason)
+    if one.connection == "aborted":
+        yield Step(f"echo attach > {control}/ploopfs/connection", "let the disk be opened again")
     if first is not None:
         yield _look(first)
         yield from _agent_steps(one, control)

@@ -58,6 +58,7 @@ def difference(old: Config, new: Config) -> Difference:
                 for each in fields(DeviceConfig)
                 if each.name not in LIVE and _differs(device, wanted, each.name)
             ),
+            *(["data_plane"] if old.data_plane != new.data_plane else []),
             *(f"limits.{each.name}" for each in fields(Limits) if _differs(old.limits, new.limits, each.name)),
         ),
     )

@@ -74,6 +74,7 @@ class Config:
     limits: Limits
     allowed_dirs: tuple[str, ...] | None = None
     """Absolute; None: images may lie anywhere."""
+    data_plane: str = "own"
 
 
 def is_plain_path(text: str) -> bool:
@@ -99,6 +100,8 @@ DEVICE_NAMES: Mapping[str, Scalar] = {
 FLAVOURS = tuple(DEVICE_NAMES)
 
 ON_STANDBY = ("fail", "hold")
+DATA_PLANES = ("own", "pyfuse3")
+"""A FUSE connection of its own for each disk, or the tree's for all."""
 
 
 def _is_dm_name(name: str) -> bool:
@@ -132,7 +135,7 @@ _DEVICE = MapOf(
     required=("name", "image"),
 )
 FILE = MapOf(
-    "a mapping with scst, devices, limits and allowed_dirs",
+    "a mapping of scst, devices, limits, allowed_dirs, data_plane",
     {
         "scst": MapOf("a mapping with loaded", {"loaded": _SWITCH}),
         "devices": ListOf(f"a list of at most {MAX_DEVICES} devices", _DEVICE, range(MAX_DEVICES + 1)),
@@ -153,6 +156,7 @@ FILE = MapOf(
             Scalar("a directory", (str,), is_path),
             range(1, MAX_ALLOWED_DIRS + 1),
         ),
+        "data_plane": Scalar(" or ".join(DATA_PLANES), (str,), lambda plane: plane in DATA_PLANES),
     },
 )
 
@@ -224,4 +228,5 @@ def load(path: str | os.PathLike[str]) -> Config:
         devices=tuple(_device(absolute.parent, device) for device in found.get("devices", ())),
         limits=Limits(**found.get("limits", {})),
         allowed_dirs=_allowed_dirs(absolute.parent, found.get("allowed_dirs")),
+        data_plane=found.get("data_plane", "own"),
     )

@@ -8,6 +8,9 @@ import itertools
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
+import trio
+
+from ploopfs.bounds import ZEROES_MAX_BYTES
 from ploopfs.device.agent import Agent
 from ploopfs.device.agent_state import AgentState
 from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
@@ -28,7 +31,7 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BackendError, BeyondEnd, Busy, ReadOnly
+from ploopfs.errors import BackendError, BadValue, BeyondEnd, Busy, ReadOnly
 
 _diskseq = itertools.count(1)
 
@@ -152,10 +155,47 @@ class Device:
         await self.queue.run(Op.DISCARD, length, partial(self._discard, offset, length))
         await self._bound_unflushed()
 
+    async def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        """The range, as far as it exists, reads as zeroes afterwards; `unmap`: its space is given back where it can be.
+        Raises BadValue at or past the end, as a block device does. One request, counted as a discard; a long range is
+        several."""
+        if self.read_only:
+            raise ReadOnly(f"{self.name} is read-only")
+        if offset >= self.size_bytes:
+            raise BadValue(f"{self.name}: zeroes at {offset}, past the end at {self.size_bytes}")
+        end = offset + self._clipped(offset, length)
+        while True:
+            start = self._in_stack(offset)
+            length = min(end - offset, ZEROES_MAX_BYTES - start % ZEROES_MAX_BYTES)
+            await self.queue.run(Op.DISCARD, length, partial(self._write_zeroes, offset, length, unmap))
+            await self._bound_unflushed()
+            offset += length
+            if offset >= end:
+                return
+
+    def seek_data(self, offset: int) -> int | None:
+        """lseek(2)'s SEEK_DATA, from the map in memory whatever the state of the storage; None for its ENXIO."""
+        found = self.stack.seek_data(self._in_stack(offset))
+        found = None if found is None else found - self._in_stack(0)
+        return found if found is not None and found < self.size_bytes else None
+
+    def seek_hole(self, offset: int) -> int:
+        """lseek(2)'s SEEK_HOLE, likewise; the end counts as a hole. ENXIO past it is the caller's to answer."""
+        return min(self.stack.seek_hole(self._in_stack(offset)) - self._in_stack(0), self.size_bytes)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Of the disk: what some level has. For a table that shows a part of its images, at most its size."""
+        return min(self.stack.allocated_bytes, self.size_bytes)
+
     async def flush(self) -> None:
         """Every write acknowledged before is on stable storage."""
         self.counters.bio_flush_in += 1
         await self.queue.run(Op.FLUSH, 0, self._flush)
+
+    def interrupt(self, task: trio.lowlevel.Task, op: Op) -> bool:
+        """Fail the request with which this task waits at the gate; False if it does not: then the storage has it."""
+        return self.queue.room.interrupt(task, op)
 
     async def _bound_unflushed(self) -> None:
         """A flush of our own, which `pass_flushes` does not keep back."""
@@ -212,6 +252,18 @@ class Device:
         slots = await stack.discard(self._in_stack(offset), self._clipped(offset, length))
         if self._keeps_unflushed:
             self.unflushed.discarded(slots, stack.cluster_bytes)
+        else:
+            self.unflushed.forget()
+
+    async def _write_zeroes(self, offset: int, length: int, unmap: bool, stack: Stack) -> None:
+        if self._clipped(offset, length) < length:
+            raise BeyondEnd(f"{self.name}: zeroes at {offset} waited, and the device now ends at {self.size_bytes}")
+        if not length:
+            return
+        start = self._in_stack(offset)
+        await stack.write_zeroes(start, length, unmap=unmap, check_zeros=bool(self.tune.check_zeros))
+        if self._keeps_unflushed:
+            self.unflushed.zeroed(start, length, stack.cluster_bytes)
         else:
             self.unflushed.forget()
 

@@ -138,8 +138,8 @@ class RequestQueue:
                 failure = self.judge(op, error, generation)
                 if not is_held:
                     raise failure from error
-                if ticket is None:
-                    ticket = Ticket(op, started_ns, length_bytes if op is Op.WRITE else 0)
+                ticket = ticket or Ticket(op, started_ns, length_bytes if op is Op.WRITE else 0)
+                ticket.was_tried = True
                 try:
                     await self._wait_turn(ticket)
                 except HoldFull:

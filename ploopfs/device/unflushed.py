@@ -16,13 +16,14 @@ from itertools import groupby, pairwise
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.stack import Stack
 
+_SLOTS_AT_ONCE = 1024
 CHANGE_BYTES = 200
 """What an entry takes beside its data: a million discards without a flush must not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One acknowledged write, or whole clusters that a discard made zero (`data` None): `length` bytes at `offset`."""
+    """One acknowledged write, or whole clusters that were made zero (`data` None): `length` bytes at `offset`."""
 
     offset: int
     length: int
@@ -71,6 +72,20 @@ class Unflushed:
             first, *others = (slot for _, slot in run)
             self._changes.append(Change(first * cluster_bytes, (1 + len(others)) * cluster_bytes, None))
 
+    def zeroed(self, offset: int, length: int, cluster_bytes: int) -> None:
+        """All of it, whatever it was: the whole clusters as if they were discarded, the edges as if they were
+        written."""
+        end = offset + length
+        first, last = -(-offset // cluster_bytes) * cluster_bytes, end // cluster_bytes * cluster_bytes
+        if first >= last:
+            self.wrote(offset, bytes(length))
+            return
+        if offset < first:
+            self.wrote(offset, bytes(first - offset))
+        self._changes.append(Change(first, last - first, None))
+        if last < end:
+            self.wrote(last, bytes(end - last))
+
     def mark(self) -> int:
         """To be taken before a flush starts, and given to `flushed` when it has succeeded."""
         return self._first_number + len(self._changes)
@@ -102,10 +117,15 @@ class Unflushed:
         changes, slots = tuple(self._changes), self.slots(stack.cluster_bytes)
         for change in _last_changes(changes, sorted(slots), stack.cluster_bytes):
             if change.data is None:
-                await _make_zero(stack, change.offset, change.length)
+                # May be a whole disk. What the top does not have may show through from a lower delta.
+                piece = _SLOTS_AT_ONCE * stack.cluster_bytes
+                for start in range(0, change.length, piece):
+                    length = min(piece, change.length - start)
+                    await stack.write_zeroes(change.offset + start, length, unmap=True)
+                    progressed()
             else:
                 await stack.write(change.offset, change.data)
-            progressed()
+                progressed()
         if changes:
             await stack.flush()
 
@@ -152,12 +172,3 @@ def _last_of_slot(start: int, changes: Sequence[Change], cluster_bytes: int) -> 
         stop = stop if stop >= 0 else len(is_changed)
         yield Change(first + at, stop - at, bytes(content[at:stop]))
         at = is_changed.find(1, stop)
-
-
-async def _make_zero(stack: Stack, offset: int, length: int) -> None:
-    """Whole clusters. What this top does not own cannot be discarded, and a lower delta may show through there."""
-    discarded = set(await stack.discard(offset, length))
-    size = stack.cluster_bytes
-    for slot in range(offset // size, (offset + length) // size):
-        if slot not in discarded:
-            await stack.write(slot * size, bytes(size))

@@ -8,6 +8,7 @@ has not been refused.
 """
 
 import bisect
+import errno
 import math
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,7 +18,16 @@ import trio
 from ploopfs import bounds
 from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
-from ploopfs.errors import HeldFailed, HoldFull, HoldTimeout, InStandby, ParkTimeout, PloopError
+from ploopfs.errors import (
+    HeldFailed,
+    HoldFull,
+    HoldTimeout,
+    InStandby,
+    Interrupted,
+    ParkTimeout,
+    PloopError,
+    RequestFailed,
+)
 
 
 class OnStandby(Enum):
@@ -51,7 +61,7 @@ class Ticket:
     """One waiting request. `order` is when it came (ns), `data_bytes` what it keeps in memory while it waits.
 
     `held_since_s` is set by the first time that it is held, in the seconds of trio's clock. `is_waiting`: in the room.
-    `may_be_held`: standby is for it to wait out.
+    `may_be_held`: standby is for it to wait out. `task` is who waits. `was_tried`: the storage has had it, and failed.
     """
 
     op: Op
@@ -62,6 +72,8 @@ class Ticket:
     kind: Kind = Kind.PARKED
     is_waiting: bool = False
     refusal: PloopError | None = None
+    task: trio.lowlevel.Task = field(default_factory=trio.lowlevel.current_task)
+    was_tried: bool = False
     _deadline_s: float = math.inf
     _go: trio.Event = field(default_factory=trio.Event)
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -172,6 +184,17 @@ class WaitingRoom:
         if self._kind is Kind.HELD:
             for ticket in self._tickets:
                 self._set_kind(ticket, Kind.HELD)
+
+    def interrupt(self, task: trio.lowlevel.Task, op: Op) -> bool:
+        """Refuse what this task waits for, on behalf of a request of this kind; False if it does not wait. Only of what
+        has certainly not been done is it said that it was not."""
+        for ticket in self._tickets:
+            if ticket.task is task:
+                is_undone = ticket.op is op and not (ticket.was_tried and op.is_write)
+                told = "interrupted while it waited"
+                self.refuse(ticket, Interrupted(told) if is_undone else RequestFailed(errno.EIO, f"{told}, half done"))
+                return True
+        return False
 
     def refuse_held(self) -> int:
         """Fail everybody who is held; how many."""

@@ -47,9 +47,9 @@ class Apart:
 
     async def run(self, work: Callable[[], T]) -> T:
         """What `work` returns or raises. It may wait, but not for a storage: whoever comes next waits for it."""
-        return await trio.to_thread.run_sync(self._run_blocking, work)
+        return await trio.to_thread.run_sync(self.run_blocking, work)
 
-    def _run_blocking(self, work: Callable[[], T]) -> T:
+    def run_blocking(self, work: Callable[[], T]) -> T:
         self.begin()
         return self._ask(work).result()
 

@@ -215,6 +215,8 @@ class Delta:
                 await self._answers.change(self.file.allocate(self.file_size, size - self.file_size))
             else:
                 await self._answers.change(self.file.truncate(size))
+            if self.tracker is not None:
+                self.tracker.mark(self.file_size, size - self.file_size)
             self.file_size = size
             self._size_uncertain = False
 

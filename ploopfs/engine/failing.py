@@ -76,6 +76,22 @@ class Failing(Stack):
     async def discard(self, offset: int, length: int) -> NoReturn:  # noqa: ARG002 -- as above
         raise self._failure()
 
+    async def write_zeroes(
+        self, offset: int, length: int, *, unmap: bool, check_zeros: bool = True  # noqa: ARG002 -- as above
+    ) -> NoReturn:
+        raise self._failure()
+
+    def seek_data(self, offset: int) -> int | None:
+        """Who skips a hole would take for zeroes what cannot be read."""
+        return offset if offset < self.size_bytes else None
+
+    def seek_hole(self, offset: int) -> int:  # noqa: ARG002 -- as above
+        return self.size_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        return self.size_bytes
+
     async def flush(self) -> NoReturn:
         raise self._failure()
 

@@ -29,7 +29,7 @@ class Stack:
         self.cluster_bytes = lower.cluster_bytes
         self._counters = counters
         self._epochs = Epochs()
-        self._writer = Writer(self.top, self.map, self._epochs, self._read_segments, counters)
+        self._writer = Writer(self.top, lower, self.map, self._epochs, self._read_segments, counters)
 
     @property
     def top(self) -> Delta:
@@ -158,14 +158,46 @@ class Stack:
     async def discard(self, offset: int, length: int) -> tuple[int, ...]:
         """Whole clusters that the top owns read as zeroes afterwards: the result. Anything else succeeds without
         effect."""
+        epoch = self._epochs.enter()
         self._writer.unconfirmed.begun()
         try:
             slots = await self._writer.discard(offset, length)
         except BaseException:
             self._writer.unconfirmed.failed()
             raise
+        finally:
+            self._epochs.leave(epoch)
         self._writer.unconfirmed.ended()
         return slots
+
+    async def write_zeroes(self, offset: int, length: int, *, unmap: bool, check_zeros: bool = True) -> None:
+        """The range reads as zeroes afterwards; after a failure any part of it may. `unmap` gives back the space of
+        whole clusters, as far as no lower delta would show through; without it they are written as by `write`."""
+        epoch = self._epochs.enter()
+        self._writer.unconfirmed.begun()
+        try:
+            await self._writer.write_zeroes(offset, length, unmap=unmap, check_zeros=check_zeros)
+        except BaseException:
+            self._writer.unconfirmed.failed()
+            raise
+        finally:
+            self._epochs.leave(epoch)
+        self._writer.unconfirmed.ended()
+
+    def seek_data(self, offset: int) -> int | None:
+        """Where the first cluster that some level has begins, or `offset` if it lies in one; None: only holes follow.
+        The map decides: zeroes that a level has are data, and so is all of a raw image."""
+        return _within(offset, self.map.next_present(offset // self.cluster_bytes, len(self.map)), self)
+
+    def seek_hole(self, offset: int) -> int:
+        """Where the first cluster that nobody has begins, or `offset` if it lies in one; else the end of the disk."""
+        found = _within(offset, self.map.next_hole(offset // self.cluster_bytes, len(self.map)), self)
+        return self.size_bytes if found is None else found
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Of the disk: what is no hole. Counted as the map changes."""
+        return min(self.map.present * self.cluster_bytes, self.size_bytes)
 
     async def flush(self) -> None:
         """Every write acknowledged before the call is on stable storage. A read-only stack has nothing to flush."""
@@ -205,6 +237,12 @@ class Stack:
                 return bytes(length)
             case Run(level, offset, length):
                 return await _read_run(self.deltas[level], offset, length)
+
+
+def _within(offset: int, slot: int, stack: Stack) -> int | None:
+    """Where in the disk a cluster begins, or `offset` if that is in it; None past the end."""
+    found = max(offset, slot * stack.cluster_bytes)
+    return found if found < stack.size_bytes else None
 
 
 async def _read_run(delta: Delta, offset: int, length: int) -> Buffer:

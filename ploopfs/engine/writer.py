@@ -33,21 +33,29 @@ from ploopfs.image.plan import (
     plan_copy_up,
     plan_discard,
     plan_write,
+    plan_zero,
+    plan_zero_clusters,
+    punches_of,
     slots_to_allocate,
 )
 
 _CANNOT_PUNCH = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
+_PIECE_BYTES = 1 << 20
+_SLOTS_AT_ONCE = 1024
+"""Of a range that is made zero: one update of the map, and everybody else gets his turn in between."""
+
 ReadSegments = Callable[[Sequence[Segment]], Awaitable[bytearray]]
 
 
 class Writer:
-    """The writer of one top delta; `read_segments` reads from the whole stack, for copy-up."""
+    """The writer of one top delta over `lower`; `read_segments` reads from the whole stack, for copy-up."""
 
     def __init__(
-        self, top: Delta, stack_map: Map, epochs: Epochs, read_segments: ReadSegments, counters: Counters
+        self, top: Delta, lower: Map, stack_map: Map, epochs: Epochs, read_segments: ReadSegments, counters: Counters
     ) -> None:
         self._top = top
+        self._lower = lower
         self._map = stack_map
         self._epochs = epochs
         self._read_segments = read_segments
@@ -113,6 +121,59 @@ class Writer:
                 await self._free(plan.free_slots)
         return plan.slots
 
+    async def write_zeroes(self, offset: int, length: int, *, unmap: bool, check_zeros: bool) -> None:
+        """The whole range, part by part: after a failure any of them may be done. A raw image is its own map."""
+        self._top.note_modified()
+        if self._top.bat is None:
+            await (self._make_zero(offset, length) if unmap else self._write_zeroes(offset, length))
+            return
+        size, end = self._map.cluster_bytes, offset + length
+        first, last = -(-offset // size), end // size
+        if first >= last:
+            await self._write_parts(offset, end, check_zeros=check_zeros)
+            return
+        await self._write_parts(offset, first * size, check_zeros=check_zeros)
+        if unmap:
+            await self._zero_clusters(first, last)
+        else:
+            await self._write_parts(first * size, last * size, check_zeros=check_zeros)
+        await self._write_parts(last * size, end, check_zeros=check_zeros)
+
+    async def _write_parts(self, start: int, end: int, *, check_zeros: bool) -> None:
+        """Zeroes, as a user would write them, of at most a cluster at a time."""
+        size = self._map.cluster_bytes
+        while start < end:
+            slot = start // size
+            if check_zeros and self._map.is_hole(slot):
+                present = self._map.next_present(slot, -(-end // size))
+                self._counters.bio_wzero += present - slot
+                start = present * size
+                continue
+            stop = min(end, (slot + 1) * size)
+            await self.write(start, bytes(stop - start), check_zeros=check_zeros)
+            await trio.lowlevel.checkpoint()  # a storage that never makes us wait would have nobody else get his turn
+            start = stop
+
+    async def _zero_clusters(self, first: int, last: int) -> None:
+        while (start := self._map.next_present(first, last)) < last:
+            first = min(last, start + _SLOTS_AT_ONCE)
+            await trio.lowlevel.checkpoint()
+            await self._zero_some(range(start, first))
+
+    async def _zero_some(self, slots: range) -> None:
+        """Planned and claimed in one moment: a cluster that a copy-up gives the top afterwards would show old bytes."""
+        plan = plan_zero(self._map, self._lower, slots)
+        while await self._wait_unclaimed(plan.changed_slots):
+            plan = plan_zero(self._map, self._lower, slots)
+        new = plan_zero_clusters(self._map, self._allocator, plan.hidden)
+        freed = {slot: self._map.clusters[slot] for slot in plan.freed}
+        async with self._claim(freed | new.new_clusters):
+            await self._run_allocating(new)
+            for punch in plan.punches:
+                await self._make_zero(punch.offset, punch.length)
+            if freed:
+                await self._free(plan.freed)
+
     async def flush(self) -> None:
         """All that was acknowledged before the call is on stable storage, and the map that leads to it."""
         if self._top.uncertain_slots:
@@ -141,19 +202,22 @@ class Writer:
 
     async def _allocate(self, plan: WritePlan, data: Buffer = b"") -> None:
         """Run a plan that gives the top new clusters, with their slots claimed."""
+        async with self._claim(plan.new_clusters):
+            await self._run_allocating(plan, data)
+
+    async def _run_allocating(self, plan: WritePlan, data: Buffer = b"") -> None:
         self._count(plan)
         new_clusters = plan.new_clusters
-        async with self._claim(new_clusters):
-            try:
-                await self.run(plan.steps, data)
-            except BackendError as error:
-                # Only an answer that excludes a late arrival of the bytes makes these clusters free again; otherwise
-                # they stay taken for as long as this file is open, and are at worst leaked.
-                if error.errno in SURELY_NOT_WRITTEN and not self._top.uncertain_slots.intersection(new_clusters):
-                    self._release(new_clusters.values())
-                else:
-                    self._top.doubtful_clusters.update(new_clusters.values())
-                raise
+        try:
+            await self.run(plan.steps, data)
+        except BackendError as error:
+            # Only an answer that excludes a late arrival of the bytes makes these clusters free again; otherwise
+            # they stay taken for as long as this file is open, and are at worst leaked.
+            if error.errno in SURELY_NOT_WRITTEN and not self._top.uncertain_slots.intersection(new_clusters):
+                self._release(new_clusters.values())
+            else:
+                self._top.doubtful_clusters.update(new_clusters.values())
+            raise
 
     async def _step(self, step: Step, data: Buffer) -> None:
         match step:
@@ -174,15 +238,27 @@ class Writer:
                 await self._map_writer.submit(entries)
 
     async def _scrub(self, offset: int, length: int) -> None:
-        if not self._top.preallocates:
-            try:
-                await self._top.punch(offset, length)
-            except BackendError as error:
-                if error.errno not in _CANNOT_PUNCH:
-                    raise
-            else:
-                return
-        await self._top.write(offset, bytes(length))
+        await (self._write_zeroes(offset, length) if self._top.preallocates else self._make_zero(offset, length))
+
+    async def _make_zero(self, offset: int, length: int) -> None:
+        """Bytes of the top file, as a hole where the storage can make one."""
+        if not await self._punch(offset, length):
+            await self._write_zeroes(offset, length)
+
+    async def _punch(self, offset: int, length: int) -> bool:
+        """False: the storage cannot."""
+        try:
+            await self._top.punch(offset, length)
+        except BackendError as error:
+            if error.errno not in _CANNOT_PUNCH:
+                raise
+            return False
+        return True
+
+    async def _write_zeroes(self, offset: int, length: int) -> None:
+        for start in range(0, length, _PIECE_BYTES):
+            await self._top.write(offset + start, bytes(min(_PIECE_BYTES, length - start)))
+            await trio.lowlevel.checkpoint()
 
     # --- the map --------------------------------------------------------------------------------------------------
 
@@ -207,12 +283,8 @@ class Writer:
         await self._map_writer.submit(dict.fromkeys(slots, 0))
         await self._sync()
         self._check_kept(loss)
-        for cluster in clusters:
-            try:
-                await self._top.punch(cluster * self._map.cluster_bytes, self._map.cluster_bytes)
-            except BackendError as error:
-                if error.errno not in _CANNOT_PUNCH:
-                    raise
+        for punch in punches_of(clusters, self._map.cluster_bytes):
+            await self._punch(punch.offset, punch.length)
         self._epochs.retire(lambda: self._release(clusters))
 
     def _release(self, clusters: Iterable[int]) -> None:

@@ -19,10 +19,6 @@ log = logging.getLogger("ploopfs.fuse.operations")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# The kernel takes only these from a server and leaves a request with any other for ever without an answer. Network file
-# systems do leak numbers above it (524), which arrive here as a backend's errno.
-_ERRNOS = range(1, 512)
-
 
 def answers(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """An expected failure is its errno; any other is a bug, which costs this request an EIO and is logged."""
@@ -34,7 +30,7 @@ def answers(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, An
         except pyfuse3.FUSEError:
             raise
         except PloopError as error:
-            raise pyfuse3.FUSEError(error.errno if error.errno in _ERRNOS else errno.EIO) from error
+            raise pyfuse3.FUSEError(error.answer) from error
         except Exception:
             log.exception("%s failed", handler.__qualname__)
             raise pyfuse3.FUSEError(errno.EIO) from None

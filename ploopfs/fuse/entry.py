@@ -11,7 +11,7 @@ import time
 import pyfuse3
 
 from ploopfs.fuse.inodes import Inode
-from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Names, Node, Report, Stream
+from ploopfs.sysfs.nodes import Attribute, Changes, Directory, Disk, Link, Names, Node, Report, Stream
 
 ATTRIBUTE_SIZE_BYTES = 4096
 BLOCK_SIZE_BYTES = 4096
@@ -29,13 +29,14 @@ def describe(inode: Inode, mounted_ns: int, parent: Directory | None = None) -> 
     entry.attr_timeout = KEPT_S if _is_fixed(inode.node) else 0
     entry.st_blksize = BLOCK_SIZE_BYTES
     kind, entry.st_size, entry.st_nlink = _shape(inode)
-    entry.st_blocks = entry.st_size // 512 if isinstance(inode.node, Disk) else 0
-    entry.st_mode = kind | (inode.node.mode if inode.mode is None else inode.mode)
-    entry.st_uid = os.geteuid() if inode.uid is None else inode.uid
-    entry.st_gid = os.getegid() if inode.gid is None else inode.gid
-    entry.st_atime_ns = mounted_ns if inode.atime_ns is None else inode.atime_ns
-    entry.st_mtime_ns = mounted_ns if inode.mtime_ns is None else inode.mtime_ns
-    entry.st_ctime_ns = mounted_ns if inode.ctime_ns is None else inode.ctime_ns
+    entry.st_blocks = inode.node.device.allocated_bytes // 512 if isinstance(inode.node, Disk) else 0
+    changes = inode.changes
+    entry.st_mode = kind | (inode.node.mode if changes.mode is None else changes.mode)
+    entry.st_uid = os.geteuid() if changes.uid is None else changes.uid
+    entry.st_gid = os.getegid() if changes.gid is None else changes.gid
+    entry.st_atime_ns = mounted_ns if changes.atime_ns is None else changes.atime_ns
+    entry.st_mtime_ns = mounted_ns if changes.mtime_ns is None else changes.mtime_ns
+    entry.st_ctime_ns = mounted_ns if changes.ctime_ns is None else changes.ctime_ns
     return entry
 
 
@@ -67,16 +68,16 @@ def _shape(inode: Inode) -> tuple[int, int, int]:
             return stat.S_IFREG, device.size_bytes, 1
 
 
-def remember(inode: Inode, entry: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
-    """Keep what the caller changed; the size is not among it, see `truncate`."""
+def remember(changes: Changes, entry: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+    """Keep what the caller changed; the size is not among it, see `check_truncation`."""
     if fields.update_mode:
-        inode.mode = stat.S_IMODE(entry.st_mode)
+        changes.mode = stat.S_IMODE(entry.st_mode)
     if fields.update_uid:
-        inode.uid = entry.st_uid
+        changes.uid = entry.st_uid
     if fields.update_gid:
-        inode.gid = entry.st_gid
+        changes.gid = entry.st_gid
     if fields.update_atime:
-        inode.atime_ns = entry.st_atime_ns
+        changes.atime_ns = entry.st_atime_ns
     if fields.update_mtime:
-        inode.mtime_ns = entry.st_mtime_ns
-    inode.ctime_ns = time.time_ns()
+        changes.mtime_ns = entry.st_mtime_ns
+    changes.ctime_ns = time.time_ns()

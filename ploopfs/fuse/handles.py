@@ -11,8 +11,9 @@ from collections.abc import Callable
 import pyfuse3
 
 from ploopfs.device.signal import Signal
-from ploopfs.errors import NoSuchDevice, PermissionDenied
-from ploopfs.sysfs.nodes import Attribute, BlockDevice, Directory, Disk, Node, Report, Stream
+from ploopfs.errors import PermissionDenied
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Node, Report, Stream
+from ploopfs.sysfs.opendisk import OpenDisk
 from ploopfs.sysfs.openfile import READY, opening
 from ploopfs.sysfs.report import OpenReport
 from ploopfs.sysfs.stream import OpenStream
@@ -136,34 +137,27 @@ class ReportHandle:
 
 
 class DiskHandle:
-    """An open disk. Neither O_TRUNC nor close(2) does anything to it, as with a block device."""
+    """An open disk."""
 
     is_seekable = True
 
     def __init__(self, disk: Disk, flags: int) -> None:
-        if disk.removed():  # after its name was looked up
-            raise NoSuchDevice("the device was removed")
-        if flags & os.O_ACCMODE != os.O_RDONLY and disk.device.read_only:
-            raise PermissionDenied("the device is read-only")
-        self._device: BlockDevice = disk.device
-        # O_SYNC contains the bit of O_DSYNC; both promise that a write is durable when it returns.
-        self._fua = bool(flags & os.O_DSYNC)
-        self._device.opened()
+        self._file = OpenDisk(disk, flags)
 
     async def read(self, offset: int, size_bytes: int) -> Buffer:
-        return await self._device.read(offset, size_bytes)
+        return await self._file.device.read(offset, size_bytes)
 
     async def write(self, offset: int, data: bytes) -> int:
-        return await self._device.write(offset, data, fua=self._fua)
+        return await self._file.device.write(offset, data, fua=self._file.fua)
 
     async def fsync(self) -> None:
-        await self._device.flush()
+        await self._file.device.flush()
 
     def poll(self, _waiting: pyfuse3.PollHandle | None) -> int:
         return READY
 
     def release(self) -> None:
-        self._device.released()
+        self._file.release()
 
 
 class DirectoryHandle:

@@ -9,28 +9,26 @@ that table when it has doubled.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyfuse3
 
-from ploopfs.sysfs.nodes import Directory, Node
+from ploopfs.sysfs.nodes import Changes, Directory, Disk, Node
 
 _SWEEP_LEAST = 256
 
 
 @dataclass(eq=False, slots=True)
 class Inode:
-    """`lookups` counts the kernel's references; the rest is what chmod, chown and utimes changed, or None."""
+    """`lookups` counts the kernel's references."""
 
     number: int
     node: Node
     lookups: int = 0
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    atime_ns: int | None = None
-    mtime_ns: int | None = None
-    ctime_ns: int | None = None
+    changes: Changes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.changes = self.node.changes if isinstance(self.node, Disk) else Changes()
 
 
 class Inodes:

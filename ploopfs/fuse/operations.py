@@ -24,13 +24,14 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from ploopfs.bounds import MAX_OPEN_FILES, MAX_OTHERS_FILES, MAX_STORES
-from ploopfs.errors import BadValue, Busy, NoSuchEntry, NotPermitted, PermissionDenied, PloopError, TooManyOpen
+from ploopfs.bounds import MAX_STORES
+from ploopfs.errors import BadValue, Busy, NoSuchEntry, NotPermitted, PermissionDenied, PloopError
 from ploopfs.fuse.answers import answers, unanswered
 from ploopfs.fuse.entry import BLOCK_SIZE_BYTES, describe, remember
 from ploopfs.fuse.handles import AttributeHandle, DirectoryHandle, OpenFile, open_file
 from ploopfs.fuse.inodes import Inode, Inodes
-from ploopfs.sysfs.nodes import Directory, Disk, Link, Node
+from ploopfs.sysfs.nodes import Directory, Disk, Link
+from ploopfs.sysfs.opendisk import check_room, check_truncation
 
 NAME_MAX = 255
 
@@ -86,9 +87,9 @@ class Operations(pyfuse3.Operations):
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
         changed = self._inodes[inode]
-        if fields.update_size:
-            _truncate(changed.node, attr.st_size)
-        remember(changed, attr, fields)
+        if fields.update_size and isinstance(changed.node, Disk):  # on an attribute it has no effect, as in sysfs
+            check_truncation(changed.node.device, attr.st_size)
+        remember(changed.changes, attr, fields)
         return self._describe(changed)
 
     @answers
@@ -186,10 +187,7 @@ class Operations(pyfuse3.Operations):
     mknod = mkdir = symlink = link = rename = unlink = rmdir = _refused(NotPermitted)
 
     def _check_room(self, ctx: RequestContext) -> None:
-        """Whoever may only look must not keep the owner from a disk, or from recovering it."""
-        limit = MAX_OPEN_FILES if ctx.uid in (0, self._owner) else MAX_OTHERS_FILES
-        if len(self._files) + len(self._directories) >= limit:
-            raise TooManyOpen(f"{limit} files of the tree are open")
+        check_room(len(self._files) + len(self._directories), uid=ctx.uid, owner=self._owner)
 
     def _directory(self, number: int) -> Directory:
         node = self._inodes[number].node
@@ -199,9 +197,3 @@ class Operations(pyfuse3.Operations):
 
     def _describe(self, inode: Inode, parent: Directory | None = None) -> EntryAttributes:
         return describe(inode, self._mounted_ns, parent)
-
-
-def _truncate(node: Node, size_bytes: int) -> None:
-    """No effect, as in sysfs and on a block device; but a size that a disk will not have must not look like success."""
-    if isinstance(node, Disk) and size_bytes not in (0, node.device.size_bytes):
-        raise BadValue(f"a disk of {node.device.size_bytes} bytes cannot be truncated to {size_bytes}")

@@ -6,7 +6,7 @@ owns it. Knows nothing of files.
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from ploopfs.image.bat import Bat
 
 HOLE_LEVEL = 255
 """In the level array only: no level has this cluster. Plans say `Hole`."""
+_HOLE = bytes([HOLE_LEVEL])
+_WINDOW = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +31,17 @@ class RawLevel:
 @dataclass(slots=True)
 class Map:
     """`levels[slot]` and `clusters[slot]` describe cluster `slot` of the disk. `raw_size_bytes` bounds a raw level
-    0."""
+    0. `present` counts the clusters that are no holes."""
 
     cluster_bytes: int
     top_level: int
     levels: bytearray
     clusters: "array[int]"
     raw_size_bytes: int | None
+    present: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.present = int(np.count_nonzero(np.frombuffer(self.levels, np.uint8) != HOLE_LEVEL))
 
     @classmethod
     def empty(cls, *, cluster_bytes: int, disk_clusters: int) -> "Map":
@@ -44,7 +50,7 @@ class Map:
             raise BadValue(
                 f"a disk has {disk_clusters} clusters of {cluster_bytes} bytes, expected at most {MAX_DISK_CLUSTERS}"
             )
-        levels = bytearray(bytes([HOLE_LEVEL])) * disk_clusters
+        levels = bytearray(_HOLE) * disk_clusters
         return cls(cluster_bytes, -1, levels, array("I", bytes(4 * disk_clusters)), None)
 
     def stacked(self, layer: Bat | RawLevel) -> "Map":
@@ -96,12 +102,29 @@ class Map:
         found = (levels == level) & (numbers >= clusters.start) & (numbers < clusters.stop)
         return [among.start + int(index) for index in np.flatnonzero(found)]
 
+    def next_present(self, slot: int, end: int) -> int:
+        """The first cluster from `slot` on, and before `end`, that is no hole; else `end`."""
+        levels = np.frombuffer(self.levels, np.uint8)
+        for start in range(slot, end, _WINDOW):
+            present = levels[start : min(start + _WINDOW, end)] != HOLE_LEVEL
+            first = int(present.argmax())
+            if present[first]:
+                return start + first
+        return end
+
+    def next_hole(self, slot: int, end: int) -> int:
+        """The first hole from cluster `slot` on, and before `end`; else `end`."""
+        found = self.levels.find(_HOLE, slot, end)
+        return found if found >= 0 else end
+
     def assign(self, slot: int, cluster: int) -> None:
         """The top has written its own copy of a cluster."""
+        self.present += self.levels[slot] == HOLE_LEVEL
         self.levels[slot] = self.top_level
         self.clusters[slot] = cluster
 
     def clear(self, slot: int) -> None:
-        """The only delta of a stack has given a cluster back."""
+        """The top has given a cluster back that no level below it has."""
+        self.present -= self.levels[slot] != HOLE_LEVEL
         self.levels[slot] = HOLE_LEVEL
         self.clusters[slot] = 0

@@ -4,7 +4,7 @@ Pure: a map and a range in, steps out; an executor is then an interpreter of a f
 plan: a map entry comes after a barrier that comes after all bytes of its cluster, so a plan cut off anywhere leaves
 each cluster of the disk as it was or as it should become. All offsets and lengths are bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ploopfs.image.allocator import Allocator
@@ -258,3 +258,70 @@ def plan_discard(stack_map: Map, offset: int, length: int, *, single: bool) -> D
         return DiscardPlan(tuple(owned), ())
     punches = (Punch(stack_map.clusters[slot] * cluster_bytes, cluster_bytes) for slot in owned)
     return DiscardPlan(tuple(owned), tuple(punches))
+
+
+# --- zeroes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroPlan:
+    """`freed`: the top has them and nobody below, so clearing their entries makes them holes. `punches`: the top has
+    them and hides a lower level. `hidden`: only a lower level has them, so that the top must, as zeroes."""
+
+    freed: tuple[int, ...]
+    punches: tuple[Punch, ...]
+    hidden: tuple[int, ...]
+
+    @property
+    def changed_slots(self) -> tuple[int, ...]:
+        """Whose map entry changes."""
+        return (*self.freed, *self.hidden)
+
+
+def plan_zero(stack_map: Map, lower: Map, slots: range) -> ZeroPlan:
+    """Whole clusters that are to read as zeroes and to take as little space as the format allows; it has no mark for a
+    cluster of zeroes above a lower delta (image-format.md 3)."""
+    freed: list[int] = []
+    hiding: list[int] = []
+    hidden: list[int] = []
+    for slot in slots:
+        if stack_map.is_hole(slot):
+            continue
+        if not stack_map.owned_by_top(slot):
+            hidden.append(slot)
+        elif lower.is_hole(slot):
+            freed.append(slot)
+        else:
+            hiding.append(stack_map.clusters[slot])
+    return ZeroPlan(tuple(freed), punches_of(hiding, stack_map.cluster_bytes), tuple(hidden))
+
+
+def punches_of(clusters: Iterable[int], cluster_bytes: int) -> tuple[Punch, ...]:
+    """Clusters of the top file as holes; neighbours are one."""
+    runs: list[list[int]] = []
+    for cluster in sorted(clusters):
+        if runs and runs[-1][1] == cluster:
+            runs[-1][1] += 1
+        else:
+            runs.append([cluster, cluster + 1])
+    return tuple(Punch(start * cluster_bytes, (stop - start) * cluster_bytes) for start, stop in runs)
+
+
+def plan_zero_clusters(stack_map: Map, allocator: Allocator, slots: Sequence[int]) -> WritePlan:
+    """The top gets a cluster of zeroes for each of these, which are a lower level's. The end of a file that has grown
+    is zeroes already."""
+    entries: dict[int, int] = {}
+    scrubs: list[Scrub] = []
+    cluster_bytes = stack_map.cluster_bytes
+    try:
+        for slot in slots:
+            entries[slot], may_hold_old_bytes = allocator.allocate()
+            if may_hold_old_bytes:
+                scrubs.append(Scrub(entries[slot] * cluster_bytes, cluster_bytes))
+    except BaseException:
+        for cluster in entries.values():
+            allocator.release(cluster)
+        raise
+    if not entries:
+        return WritePlan(())
+    return WritePlan((Grow((max(entries.values()) + 1) * cluster_bytes), *scrubs, Barrier(), WriteMap(entries)))

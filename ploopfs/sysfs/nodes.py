@@ -7,11 +7,15 @@ Knows nothing of FUSE or of what the values mean.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import trio
 
 from ploopfs.device.events import Events
 from ploopfs.device.signal import Signal
+from ploopfs.device.stats import Op
+from ploopfs.engine.file import Buffer
 
 Show = Callable[[], str | None]
 Store = Callable[[str], Awaitable[str | None]]
@@ -103,13 +107,38 @@ class BlockDevice(Protocol):
     @property
     def read_only(self) -> bool: ...
 
-    async def read(self, offset: int, length: int) -> bytes | bytearray | memoryview:
+    def read_nowait(self, offset: int, length: int) -> Buffer | None:
+        """As `read` if that needs to wait for nothing, else None."""
+
+    def write_nowait(self, offset: int, data: Buffer, *, fua: bool = False) -> int | None:
+        """As `write` if that needs to wait for nothing, else None."""
+
+    async def read(self, offset: int, length: int) -> Buffer:
         """Exactly the bytes that exist in the range: short or empty at the end of the device."""
 
-    async def write(self, offset: int, data: bytes, *, fua: bool = False) -> int:
-        """The number of bytes written: short where the device ends, `BeyondEnd` at or past the end."""
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> int:
+        """The number of bytes written: short where the device ends, `BeyondEnd` at or past the end. What `data` holds
+        stays as it is until then."""
+
+    async def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        """The range, as far as it exists, reads as zeroes afterwards, `BadValue` at or past the end; `unmap`: its space
+        is given back where it can be."""
+
+    def seek_data(self, offset: int) -> int | None:
+        """lseek(2)'s SEEK_DATA; None: nothing but a hole follows."""
+
+    def seek_hole(self, offset: int) -> int:
+        """lseek(2)'s SEEK_HOLE; the end of the device counts as a hole."""
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What is no hole."""
 
     async def flush(self) -> None: ...
+
+    def interrupt(self, task: trio.lowlevel.Task, op: Op) -> bool:
+        """Fail the request of this kind with which this task waits and which is not in the storage's hands; False if
+        there is none."""
 
     def opened(self) -> None:
         """An open file of the disk came into being (counts into pstate/open_count)."""
@@ -118,11 +147,25 @@ class BlockDevice(Protocol):
 
 
 @dataclass(eq=False, slots=True)
+class Changes:
+    """What chmod, chown and utimes have changed of a file, or None."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
+@dataclass(eq=False, slots=True)
 class Disk:
-    """The disk itself, as a regular file of the device's size. `removed`: the device is gone."""
+    """The disk itself, as a regular file of the device's size. `removed`: the device is gone. `changes` are not with
+    who serves the file, as more than one may."""
 
     device: BlockDevice
     removed: Callable[[], bool] = _never
+    changes: Changes = field(default_factory=Changes)
 
     @property
     def mode(self) -> int:

@@ -17,9 +17,10 @@ from ploopfs.sysfs.block import BLOCK
 from ploopfs.sysfs.control import CONTROL
 from ploopfs.sysfs.debug import DEBUG
 from ploopfs.sysfs.nodes import Directory, Disk, Link, Names, Node, Report, Stream
+from ploopfs.sysfs.plane import CARRIED, Carried, Plane, Planes, alone
 from ploopfs.sysfs.proc import ABSENT, Host, System, proc_directory
 from ploopfs.sysfs.queue import QUEUE
-from ploopfs.sysfs.rows import Kept, Removed, Row, directory
+from ploopfs.sysfs.rows import Kept, Removed, Row, attribute, directory
 from ploopfs.sysfs.scst.modules import control, modules
 from ploopfs.sysfs.scst.parts import together
 from ploopfs.sysfs.scst.root import scst_tgt
@@ -51,11 +52,12 @@ class DeviceNodes:
     in_mapper: Link
 
 
-def build(registry: Registry, scst: Scst, host: Host = ABSENT) -> Directory:
-    """The root directory. `host` is the system around us, for the files that show its part in our disks."""
+def build(registry: Registry, scst: Scst, host: Host = ABSENT, planes: Planes = alone) -> Directory:
+    """The root directory. `host` is the system around us, for the files that show its part in our disks; `planes` are
+    the ways that their data takes."""
 
     def make(name: str, device: Device) -> DeviceNodes:
-        return _device_nodes(device, lambda: registry.devices.get(name) is not device)
+        return _device_nodes(device, planes, lambda: registry.devices.get(name) is not device)
 
     kept: Kept[Device, DeviceNodes] = Kept(make)
 
@@ -83,13 +85,14 @@ def build(registry: Registry, scst: Scst, host: Host = ABSENT) -> Directory:
     return _fixed({"sys": _fixed(sys), "dev": dev, "proc": proc_directory(System(registry, host))})
 
 
-def _device_nodes(device: Device, removed: Removed) -> DeviceNodes:
+def _device_nodes(device: Device, planes: Planes, removed: Removed) -> DeviceNodes:
+    disk = Disk(device, removed)
     from_block = f"../devices/virtual/block/{device.name}"
     return DeviceNodes(
         device=device,
-        directory=_device_directory(device, removed),
+        directory=_device_directory(device, planes(device, disk), removed),
         debug=directory(DEBUG, device, removed),
-        disk=Disk(device, removed),
+        disk=disk,
         in_block=Link(from_block),
         in_class=Link(f"../{from_block}"),
         in_dev=Link(f"../{from_block}"),
@@ -97,8 +100,12 @@ def _device_nodes(device: Device, removed: Removed) -> DeviceNodes:
     )
 
 
-def _device_directory(device: Device, removed: Removed) -> Directory:
+def _device_directory(device: Device, plane: Plane, removed: Removed) -> Directory:
     mapped = MAPPED if device.flavour.mapped else ()
+
+    def carried() -> dict[str, Node]:
+        subject = Carried(device, plane)
+        return {row.name: attribute(row, subject, removed) for row in CARRIED}
 
     def others() -> dict[str, Node]:
         return {
@@ -107,7 +114,7 @@ def _device_directory(device: Device, removed: Removed) -> Directory:
             "slaves": _fixed({}),
             "queue": directory(QUEUE, device, removed),
             **{name: make(device, removed) for name, make in GROUPS.items() if name in device.flavour.groups},
-            "ploopfs": directory((*CONTROL, *AGENT, *mapped), device, removed),
+            "ploopfs": directory((*CONTROL, *AGENT, *mapped), device, removed, carried),
         }
 
     return directory(BLOCK, device, removed, others)

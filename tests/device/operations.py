@@ -11,7 +11,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from random import Random
 
@@ -87,6 +87,22 @@ class World:
         block.may_be.add(letter)
         await self.device.write(offset, bytes([letter]) * BLOCK_BYTES, fua=fua)
         block.may_be = {letter}
+
+    def zero(self, number: int, *, unmap: bool) -> None:
+        """A whole cluster, with both of its blocks."""
+        slot = number % DISK_CLUSTERS
+        blocks = self.blocks[2 * slot : 2 * slot + 2]
+        if all(block.write is None or block.write.ended for block in blocks):
+            asked = Asked(self.nursery, self._zero(blocks, slot * CLUSTER, unmap=unmap))
+            for block in blocks:
+                block.write = asked
+
+    async def _zero(self, blocks: Sequence[Block], offset: int, *, unmap: bool) -> None:
+        for block in blocks:
+            block.may_be.add(0)
+        await self.device.write_zeroes(offset, CLUSTER, unmap=unmap)
+        for block in blocks:
+            block.may_be = {0}
 
     def ask(self, call: Callable[[], Awaitable[object]]) -> None:
         self.operations.append(Asked(self.nursery, call()))
@@ -214,11 +230,14 @@ def _is_released(rule: Rule) -> bool:
 DEEDS: dict[str, tuple[int, Callable[[World, int], object]]] = {
     "a write is asked for": (8, lambda world, number: world.write(number, fua=False)),
     "a write through is asked for": (2, lambda world, number: world.write(number, fua=True)),
+    "zeroes are asked for": (1, lambda world, number: world.zero(number, unmap=False)),
+    "zeroes that give space back are asked for": (2, lambda world, number: world.zero(number, unmap=True)),
     "a read is asked for": (2, lambda world, number: world.read(number)),
     "a flush is asked for": (3, lambda world, _: world.ask(world.device.flush)),
     "the next write hangs": (2, lambda world, _: world.hang("write")),
     "the next write hangs, and happens late": (2, lambda world, _: world.hang("write", late=True)),
     "the next read hangs": (1, lambda world, _: world.hang("read")),
+    "the next hole hangs": (1, lambda world, _: world.hang("punch hole")),
     "the next fsync hangs": (3, lambda world, _: world.hang("fsync")),
     "what hangs is let go": (5, lambda world, number: world.release(number)),
     "the store crashes": (3, lambda world, _: world.store.crash()),

@@ -40,7 +40,7 @@ ALONE = {TOP: image({0: b"a", 1: b"b", 2: b"c"}).build()}
 
 @dataclass(frozen=True)
 class Step:
-    """`kind` is write, fua, discard or flush."""
+    """`kind` is write, fua, zero, unmap (zeroes that give space back), discard or flush."""
 
     kind: str
     offset: int = 0
@@ -55,6 +55,8 @@ class Step:
         match self.kind:
             case "write" | "fua":
                 await device.write(self.offset, self.data, fua=self.kind == "fua")
+            case "zero" | "unmap":
+                await device.write_zeroes(self.offset, self.length, unmap=self.kind == "unmap")
             case "discard":
                 await device.discard(self.offset, self.length)
             case "flush":
@@ -63,6 +65,8 @@ class Step:
     def run_model(self, model: Model) -> None:
         if self.kind in ("write", "fua"):
             model.write(self.offset, self.data)
+        elif self.kind in ("zero", "unmap"):
+            model.write_zeroes(self.offset, self.length, unmap=self.kind == "unmap")
         elif self.kind == "discard":
             model.discard(self.offset, self.length)
 
@@ -137,6 +141,7 @@ class Story:
         content, below = (ALONE_CONTENT, Owner.TOP) if self.way.alone else (CONTENT, Owner.LOWER)
         owners = [below, below, Owner.TOP, *[Owner.NOBODY] * 3]
         self.model = Model(content, owners, alone=self.way.alone, raw=False)
+        self.model.lower = [] if self.way.alone else [{0, 1, 2}, {1}]
         self.paths = list(images)
 
     async def _open(self) -> None:
@@ -214,14 +219,15 @@ def steps_of(random: Random, count: int) -> list[Step]:
     """Few blocks, so that many steps meet."""
     steps = []
     for _ in range(count):
-        kind = random.choice(("write", "write", "write", "fua", "discard", "discard", "flush"))
+        kind = random.choice(("write", "write", "write", "fua", "discard", "discard", "flush", "unmap", "zero"))
         slot = random.randrange(DISK_CLUSTERS)
         if kind == "discard":
             steps.append(Step(kind, slot * CLUSTER, min(random.randrange(1, 3), DISK_CLUSTERS - slot) * CLUSTER))
         else:
             offset = slot * CLUSTER + random.choice((0, 100, CLUSTER // 2, CLUSTER - 50))
             length = random.choice((1, 100, CLUSTER, CLUSTER + 60))
-            steps.append(Step(kind, offset, min(length, DISK_BYTES - offset), random.choice(b"\0xyz")))
+            letter = 0 if kind in ("unmap", "zero") else random.choice(b"\0xyz")
+            steps.append(Step(kind, offset, min(length, DISK_BYTES - offset), letter))
     return steps
 
 

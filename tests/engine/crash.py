@@ -42,7 +42,7 @@ class Run:
 
     async def operation(self, change: Change) -> None:
         self.disk.run_model(change)
-        if change.kind in ("write", "discard"):
+        if change.kind not in ("read", "flush"):
             self.note()
         if change.kind != "read":
             await self.disk.run_engine(change)

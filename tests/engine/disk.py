@@ -50,7 +50,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One operation on a range; `data` is what a write writes, None makes it a discard, and reads say so."""
+    """One operation on a range: write, discard, zero, unmap (zeroes that give space back), read or flush."""
 
     kind: str
     offset: int
@@ -115,6 +115,8 @@ class Disk:
                 await self.stack.write(change.offset, change.data, fua=change.fua)
             case "discard":
                 await self.stack.discard(change.offset, change.length)
+            case "zero" | "unmap":
+                await self.stack.write_zeroes(change.offset, change.length, unmap=change.kind == "unmap")
             case "read":
                 data = await self.stack.read(change.offset, change.length)
                 assert data == self.model.content[change.offset : change.offset + change.length], change
@@ -127,6 +129,8 @@ class Disk:
                 self.model.write(change.offset, change.data)
             case "discard":
                 self.model.discard(change.offset, change.length)
+            case "zero" | "unmap":
+                self.model.write_zeroes(change.offset, change.length, unmap=change.kind == "unmap")
 
     async def run_together(self, changes: Sequence[Change]) -> None:
         """All at the same time. Their ranges are disjoint, so every order gives the same disk."""
@@ -183,6 +187,7 @@ class Disk:
         await copied.dropped.aclose(clean=False)
         for slot in copied_to:
             self.model.owners[slot : slot + 1] = [Owner.TOP] * len(self.model.owners[slot : slot + 1])
+        self.model.lower.pop()
         self.model.alone = len(self.stack.deltas) == 1
         assert self.place.content(self.specs[-2].path) == self.frozen.pop(self.specs[-2].path)
         del self.specs[-2]
@@ -195,6 +200,19 @@ class Disk:
         assert len(owners) == self.clusters
         assert owners[: len(self.model.owners)] == self.model.owners
         assert set(owners[len(self.model.owners) :]) <= {Owner.NOBODY}
+        self.assert_told_as_it_is()
+
+    def assert_told_as_it_is(self) -> None:
+        """Where holes are, and how much is none, as a fresh look at the map has it."""
+        present = [owner is not Owner.NOBODY for owner in owners_of(self.stack)]
+        assert self.stack.allocated_bytes == sum(present) * CLUSTER_BYTES
+        data, hole = len(present), len(present)
+        for slot in reversed(range(len(present))):
+            data, hole = (slot, hole) if present[slot] else (data, slot)
+            for within in (0, 1, CLUSTER_BYTES - 1) if slot < MODELLED else ():
+                at = slot * CLUSTER_BYTES + within
+                assert self.stack.seek_hole(at) == max(at, hole * CLUSTER_BYTES)
+                assert self.stack.seek_data(at) == (max(at, data * CLUSTER_BYTES) if data < len(present) else None)
 
     def check_images(self) -> None:
         for spec in self.specs:
@@ -300,7 +318,7 @@ def draw_change(disk_bytes: int, random: Random) -> Change:
     offset = max(0, offset + random.choice((0, 0, 0, 1, 511, 512, 4096, CLUSTER_BYTES // 2, -1, -512)))
     length = random.choice((1, 511, 512, 4096, CLUSTER_BYTES - 1, CLUSTER_BYTES, CLUSTER_BYTES, 3 * CLUSTER_BYTES))
     length = min(length, disk_bytes - offset)
-    kind = random.choice(("write", "write", "write", "write", "discard", "read", "flush"))
+    kind = random.choice(("write", "write", "write", "write", "discard", "unmap", "zero", "read", "flush"))
     data = data_of(random.choice(KINDS_OF_DATA), length, random) if kind == "write" else b""
     return Change(kind, offset, length, data, fua=random.random() < 0.1)
 
@@ -310,7 +328,7 @@ def draw_disjoint(disk_bytes: int, count: int, random: Random) -> list[Change]:
     edges = sorted(random.sample(range(0, disk_bytes + 1, 512), count + 1))
     changes = []
     for start, stop in pairwise(edges):
-        kind = random.choice(("write", "write", "write", "discard", "read"))
+        kind = random.choice(("write", "write", "write", "discard", "unmap", "zero", "read"))
         data = data_of(random.choice(KINDS_OF_DATA), stop - start, random) if kind == "write" else b""
         changes.append(Change(kind, start, stop - start, data))
     return changes

@@ -71,7 +71,7 @@ class Model:
             self.may_be_bytes = int(rest[1])
         else:
             offset, length = int(rest[1]), int(rest[2])
-            data = data_of(seed, int(number), length) if rest[0] == "write" else None
+            data = {"write": data_of(seed, int(number), length), "zero": bytes(length)}.get(rest[0])
             self.under_way[int(number)] = Change(offset, length, data)
 
     def done(self, number: int, slots: Sequence[int] = ()) -> None:

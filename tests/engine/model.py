@@ -12,13 +12,15 @@ class Owner(Enum):
 
 
 class Model:
-    """`alone`: the top is the only image, so a discard gives a cluster back. A `raw` image alone owns everything."""
+    """`alone`: the top is the only image, so a discard gives a cluster back. A `raw` image alone owns everything.
+    `lower` says which clusters each level below the top has, base first."""
 
     def __init__(self, content: bytes, owners: list[Owner], *, alone: bool, raw: bool) -> None:
         self.content = bytearray(content)
         self.owners = owners
         self.alone = alone
         self.raw = raw
+        self.lower: list[set[int]] = []
 
     def __len__(self) -> int:
         return len(self.content)
@@ -39,11 +41,25 @@ class Model:
                 if self.alone and not self.raw:
                     self.owners[slot] = Owner.NOBODY
 
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        end = offset + length
+        first, last = -(-offset // CLUSTER_BYTES), end // CLUSTER_BYTES
+        if not unmap or self.raw or first >= last:
+            self.write(offset, bytes(length))
+            return
+        self.write(offset, bytes(first * CLUSTER_BYTES - offset))
+        self.write(last * CLUSTER_BYTES, bytes(end - last * CLUSTER_BYTES))
+        for slot in range(first, last):
+            self.content[slot * CLUSTER_BYTES : (slot + 1) * CLUSTER_BYTES] = bytes(CLUSTER_BYTES)
+            shows_through = any(slot in level for level in self.lower)
+            self.owners[slot] = Owner.TOP if shows_through else Owner.NOBODY
+
     def grow(self, clusters: int) -> None:
         new = clusters - len(self.owners)
         self.content.extend(bytes(new * CLUSTER_BYTES))
         self.owners.extend([Owner.TOP if self.raw else Owner.NOBODY] * new)
 
     def snapshot(self) -> None:
+        self.lower.append({slot for slot, owner in enumerate(self.owners) if owner is Owner.TOP})
         self.owners = [Owner.NOBODY if owner is Owner.NOBODY else Owner.LOWER for owner in self.owners]
         self.alone = self.raw = False

@@ -72,6 +72,11 @@ class Scene:
         self.shows()
         assert await self.stack.discard(first, end - first) == tuple(range(slot, slot + count))
 
+    async def zero(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        self.content[offset : offset + length] = bytes(length)
+        self.shows()
+        await self.stack.write_zeroes(offset, length, unmap=unmap)
+
     async def flush(self) -> None:
         await self.stack.flush()
         self.shows(flushed=True)
@@ -171,6 +176,32 @@ async def _discard_what_was_just_written(scene: Scene) -> None:
     await scene.write(4 * CLUSTER + 100, b"N" * 1000)
 
 
+async def _zero_and_use_again(scene: Scene) -> None:
+    """Over all kinds of cluster and parts of them; what one gives back is the next one's."""
+    await scene.zero(300, 4 * CLUSTER)
+    await scene.write(5 * CLUSTER + 700, b"n" * 1000)
+    await scene.flush()
+    await scene.zero(2 * CLUSTER - 512, 1024, unmap=False)
+
+
+async def _zero_what_is_below(scene: Scene) -> None:
+    await scene.zero(0, 6 * CLUSTER)
+    await scene.write(1 * CLUSTER + 700, b"n" * 1000)
+    await scene.flush()
+
+
+async def _zero_what_was_just_written(scene: Scene) -> None:
+    await scene.write(3 * CLUSTER + 700, b"n" * 1000)
+    await scene.zero(3 * CLUSTER, 2 * CLUSTER)
+    await scene.write(4 * CLUSTER + 100, b"N" * 1000)
+
+
+async def _zero_raw(scene: Scene) -> None:
+    await scene.zero(700, 2 * CLUSTER)
+    await scene.flush()
+    await scene.write(900, b"n" * 1000)
+
+
 async def _discard_two(scene: Scene) -> None:
     plan = plan_discard(scene.stack.map, 0, 2 * CLUSTER, single=False)
     assert all(isinstance(punch, Punch) for punch in plan.punches)
@@ -241,6 +272,13 @@ SCENES: dict[str, Told] = {
     "discard, then another gets the cluster": Told(ALONE, _discard_and_use_again),
     "discard of what is not durable": Told(LEAKY, _discard_what_was_just_written),
     "discard above a lower delta": Told(CHAIN, _discard_two),
+    "zeroes": Told(ALONE, _zero_and_use_again),
+    "zeroes where something was": Told(LEAKY, _zero_what_was_just_written),
+    "zeroes over each kind of cluster": Told(CHAIN, _zero_and_use_again),
+    "zeroes above a lower delta": Told(CHAIN, _zero_what_is_below),
+    "zeroes above two lower deltas": Told(THREE, _zero_what_is_below),
+    "zeroes above a raw base": Told(ON_RAW, _zero_what_is_below),
+    "zeroes of a raw image": Told(RAW_ALONE, _zero_raw),
     "growth into preallocated space": Told(LEAKY, _grow_into_preallocation),
     "preallocation at the end": Told(ALONE, _grow_into_preallocation),
     "resize": Told(LEAKY, _resize),

@@ -64,6 +64,11 @@ class Machine(RuleBasedStateMachine):
     def discard(self, slot: int, within: int, length: int) -> None:
         trio.run(self.disk.run, Change("discard", *self.range_of(slot, within, length)))
 
+    @rule(slot=SLOTS, within=WITHIN, length=LENGTHS, kind=st.sampled_from(("zero", "unmap")))
+    def write_zeroes(self, slot: int, within: int, length: int, kind: str) -> None:
+        trio.run(self.disk.run, Change(kind, *self.range_of(slot, within, length)))
+        self.disk.assert_told_as_it_is()
+
     @rule()
     def flush(self) -> None:
         trio.run(self.disk.run, Change("flush", 0, 0))
@@ -89,7 +94,7 @@ class Machine(RuleBasedStateMachine):
     def merge(self, count: int) -> None:
         # A discard beside it would depend on who comes first: it has no effect on a cluster of a lower level.
         drawn = draw_disjoint(len(self.disk.model), count, self.random) if count else []
-        trio.run(self.disk.merge, [change for change in drawn if change.kind == "write"])
+        trio.run(self.disk.merge, [change for change in drawn if change.kind != "discard"])
         trio.run(self.disk.verify)
 
     @rule()

@@ -86,6 +86,10 @@ class Victim:
             case "discard":
                 number = self._begins("discard", change.offset, change.length)
                 say("done", number, *await self._stack.discard(change.offset, change.length))
+            case "zero" | "unmap":
+                number = self._begins("zero", change.offset, change.length)
+                await self._stack.write_zeroes(change.offset, change.length, unmap=change.kind == "unmap")
+                say("done", number)
             case _:
                 number = self._begins("write", change.offset, change.length)
                 await self._stack.write(change.offset, data_of(self._seed, number, change.length))

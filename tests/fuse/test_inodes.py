@@ -5,7 +5,8 @@ import pytest
 
 from ploopfs.fuse import inodes
 from ploopfs.fuse.inodes import Inode, Inodes
-from ploopfs.sysfs.nodes import Attribute, Directory, Link, Node
+from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node
+from tests.fuse.toy import MemoryDisk
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_node_that_left_the_tree_stays_until_it_is_forgotten(names: dict[str, 
 def test_a_node_in_the_tree_keeps_its_number_when_it_is_forgotten(names: dict[str, Node]) -> None:
     table = Inodes(Directory(lambda: names))
     value = look_up(table, below["value"])
-    value.uid = 7
+    value.changes.uid = 7
     table.forget(value.number, 1)
     churn(table)
     assert look_up(table, below["value"]) is value
@@ -94,3 +95,11 @@ def test_a_directory_that_cannot_list_itself_does_not_stop_forgetting_for_ever(
         table.forget(link.number, 1)
     table.forget(look_up(table, names["link"]).number, 1)
     assert link.lookups == 0
+
+
+def test_what_was_changed_of_a_disk_counts_for_whoever_serves_it() -> None:
+    disk = Disk(MemoryDisk())
+    one, other = Inodes(Directory(dict)), Inodes(Directory(dict))
+    one.of(disk).changes.mode = 0o600
+    assert other.of(disk).changes.mode == 0o600
+    assert one.of(Link(".")).changes.mode is None

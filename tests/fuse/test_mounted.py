@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.mounting import HANG_S, Mounted, errno_of, mounted, until
-from tests.fuse.toy import DISK_BYTES, MANY, MAX_TASKS
+from tests.fuse.toy import ALLOCATED_BYTES, DISK_BYTES, MANY, MAX_TASKS
 from tests.realparts import need
 
 pytestmark = pytest.mark.real
@@ -179,7 +179,7 @@ def test_stat_of_every_kind_of_node(tree: Path) -> None:
     assert said("link") == (stat.S_IFLNK | 0o777, 0, 1, 0)
     assert said("dev") == (stat.S_IFDIR | 0o755, 0, 2, 0)
     assert said("") == (stat.S_IFDIR | 0o755, 0, 6, 0)
-    assert said("dev/disk") == (stat.S_IFREG | 0o660, DISK_BYTES, 1, DISK_BYTES // 512)
+    assert said("dev/disk") == (stat.S_IFREG | 0o660, DISK_BYTES, 1, ALLOCATED_BYTES // 512)
     assert said("dev/read_only")[0] == stat.S_IFREG | 0o440
 
 

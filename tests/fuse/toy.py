@@ -12,11 +12,14 @@ from collections.abc import Mapping
 import trio
 
 from ploopfs.device.signal import Signal
+from ploopfs.device.stats import Op
+from ploopfs.engine.file import Buffer
 from ploopfs.errors import BadValue, BeyondEnd, MountError
 from ploopfs.fuse.mount import serve, terminate
 from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node
 
 DISK_BYTES = 1 << 20
+ALLOCATED_BYTES = DISK_BYTES // 4
 MANY = 2000
 MAX_TASKS = 300
 
@@ -27,7 +30,7 @@ class MemoryDisk:
     def __init__(self, *, read_only: bool = False, gate: trio.Event | None = None) -> None:
         self.read_only, self._gate = read_only, gate
         self._data = bytearray(DISK_BYTES)
-        self.flushes = self.fua_writes = self.writes = self.open_count = self.waiting = 0
+        self.flushes = self.fua_writes = self.writes = self.unmaps = self.open_count = self.waiting = 0
 
     @property
     def size_bytes(self) -> int:
@@ -39,7 +42,16 @@ class MemoryDisk:
             await self._gate.wait()
         return memoryview(self._data)[offset : offset + length]
 
-    async def write(self, offset: int, data: bytes, *, fua: bool = False) -> int:
+    def read_nowait(self, offset: int, length: int) -> memoryview | None:
+        return None if self._gate is not None else memoryview(self._data)[offset : offset + length]
+
+    def write_nowait(self, _offset: int, _data: Buffer, *, fua: bool = False) -> int | None:  # noqa: ARG002
+        return None
+
+    def interrupt(self, _task: trio.lowlevel.Task, _op: Op) -> bool:
+        return False
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> int:
         await trio.lowlevel.checkpoint()
         if offset >= self.size_bytes:
             raise BeyondEnd("at the end")
@@ -48,6 +60,24 @@ class MemoryDisk:
         self.writes += 1
         self.fua_writes += fua
         return len(taken)
+
+    async def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        if offset >= self.size_bytes:
+            raise BadValue("at the end")
+        taken = min(length, self.size_bytes - offset)
+        self._data[offset : offset + taken] = bytes(taken)
+        self.unmaps += unmap
+
+    def seek_data(self, offset: int) -> int | None:
+        return offset if offset < self.size_bytes else None
+
+    def seek_hole(self, _offset: int) -> int:
+        return self.size_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        return ALLOCATED_BYTES
 
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()

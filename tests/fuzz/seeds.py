@@ -84,6 +84,7 @@ STORE_TOKENS = (
     *(b"add_attribute IncomingUser0 a 123456789012", b"add_target ", b"scst", b"iscsi_scst", b"mgmt", b"max", b"now"),
 )
 MOUNTINFO_TOKENS = (*COMMON, b" - ", b"\\040", b"\\011", b"\\777", b"\\", b" fuse.ploopfs ", b"7:0", b"/dev/loop0")
+FUSE_TOKENS = (*_U32, *_U64, *(struct.pack("<I", opcode) for opcode in range(60)), bytes(40))
 ARGUMENT_TOKENS = (*COMMON, b"\0", b"--", b"-", b"--json", b"-m", b"--last", b"--timeout", b"=", b"1T", b"0x")
 TREE_TOKENS = (
     *COMMON,
@@ -245,6 +246,17 @@ def mountinfos() -> tuple[bytes, ...]:
         b"23 22 7:0 /a\\011b /x rw - ext4 /dev/loop0 rw\n",
         b"Filename Type Size Used Priority\n/dev/loop0 partition 1024 0 -2\n",
     )
+
+
+def fuse_requests() -> tuple[bytes, ...]:
+    """What the kernel has sent, and requests for the file that is open."""
+    from tests.blockfuse.kernel import SENT_BY_LINUX  # noqa: PLC0415 - see _value
+
+    return tuple(SENT_BY_LINUX.values())
+
+
+def thread_states() -> tuple[bytes, ...]:
+    return (b"Name:\tcat\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000002\nSigBlk:\t0000000000000000\n",)
 
 
 def shown_in_proc(host: ModuleType, text: str) -> None:

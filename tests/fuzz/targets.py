@@ -16,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from ploopfs.blockfuse import ending, protocol, replies
 from ploopfs.cli import main
 from ploopfs.config.scenario_file import load_scenario
 from ploopfs.config.schema import load
@@ -34,6 +35,8 @@ from ploopfs.image.descriptor import parse, serialise, with_snapshot
 from ploopfs.image.header import CLOSED_V21, HEADER_BYTES, Header
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
+from tests.blockfuse.kernel import STATFS, connected
+from tests.fuse.toy import MemoryDisk
 from tests.fuzz import clients, seeds
 from tests.fuzz.clients import quietly
 from tests.fuzz.tree import run_script
@@ -165,6 +168,31 @@ def _inject(data: bytes) -> None:
     assert all(line.isprintable() for line in listing(injector).split("\n"))
 
 
+def _fuse(data: bytes) -> None:
+    """One read of /dev/fuse."""
+    with contextlib.suppress(PloopError):
+        request = protocol.parse(memoryview(data))
+        if isinstance(request.body, protocol.Init):
+            assert len(replies.agreed(request.body)) == 64
+            return
+    trio.run(_serve_one, data)
+
+
+async def _serve_one(data: bytes) -> None:
+    """Whatever a connection has read, it serves the next request."""
+    disk = MemoryDisk()
+    async with connected(disk) as kernel:
+        await kernel.open()
+        if data:  # an empty one would be the end
+            await kernel.send(data)
+        assert len((await kernel.call(STATFS)).body) == 80
+    assert disk.open_count == 0
+
+
+def _ending(data: bytes) -> None:
+    ending.ends(data.decode("utf-8", "surrogateescape"))
+
+
 def _table(data: bytes) -> None:
     table = parse_table(data.decode("utf-8", "surrogateescape"))
     assert parse_table(table.line) == table
@@ -192,6 +220,8 @@ TARGETS: Mapping[str, Target] = {
     "scenario": Target(partial(_of_file, load_scenario), seeds.scenarios, seeds.YAML_TOKENS),
     "inject": Target(_inject, seeds.injections, seeds.INJECT_TOKENS),
     "table": Target(_table, seeds.tables, seeds.TABLE_TOKENS),
+    "fuse": Target(_fuse, seeds.fuse_requests, seeds.FUSE_TOKENS, 1 << 13),
+    "ending": Target(_ending, seeds.thread_states, seeds.NUMBERS),
     "stores": Target(run_script, seeds.stores, seeds.STORE_TOKENS),
     "mountinfo": Target(_mountinfo, seeds.mountinfos, seeds.MOUNTINFO_TOKENS),
     "proc": Target(_proc, seeds.mountinfos, seeds.MOUNTINFO_TOKENS),

@@ -150,3 +150,33 @@ def test_the_slots_of_a_piece_of_a_file_are_those_that_the_map_leads_there(
         if slot in among and owner is not None and owner[0] == level and owner[1] in clusters
     ]
     assert merged.slots_of(level, clusters, among) == expected
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=20), st.none() | raw_layers)
+def test_what_is_present_is_counted_right_after_any_changes_and_found_from_any_cluster(
+    changes: list[tuple[bool, int]], raw: RawLevel | None
+) -> None:
+    merged = stack(6, *([raw] if raw else []), [0, 1, 0, 0, 2, 0])
+    for is_written, slot in changes:
+        if is_written:
+            merged.assign(slot, 9)
+        else:
+            merged.clear(slot)
+    present = [owner is not None for owner in owners(merged)]
+    assert merged.present == sum(present)
+    for slot in range(7):
+        for end in range(slot, 7):
+            expected = next((later for later in range(slot, end) if present[later]), end)
+            assert merged.next_present(slot, end) == expected
+            expected = next((later for later in range(slot, end) if not present[later]), end)
+            assert merged.next_hole(slot, end) == expected
+    assert merged.stacked(bat([0])).present == merged.present
+
+
+@pytest.mark.parametrize("slot", [0, 65535, 65536, 131071, 199999])
+def test_a_single_cluster_of_a_large_disk_is_found_whatever_is_looked_at_in_one_piece(slot: int) -> None:
+    merged = stack(200000, [0])
+    assert merged.next_present(0, 200000) == 200000
+    merged.assign(slot, 1)
+    assert merged.next_present(0, 200000) == merged.next_present(slot, 200000) == slot
+    assert (merged.next_present(0, slot), merged.next_present(slot + 1, 200000)) == (slot, 200000)

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
+OTHER_PLANE = os.environ.get("PLOOPFS_TEST_PLANE")
+"""`pyfuse3`: every test that does not say which way the data of its disks take runs on the tree's connection."""
+
 PLOOPFS = (sys.executable, "-m", "ploopfs")
 IMPATIENT = """
 import sys
@@ -173,12 +176,15 @@ def write_config(
     loaded: bool = True,
     limits: dict[str, object] | None = None,
     allowed_dirs: Sequence[str] | None = None,
+    data_plane: str | None = None,
 ) -> Path:
     """JSON is YAML."""
     path = place / "config.yaml"
     config: dict[str, object] = {"scst": {"loaded": loaded}, "devices": devices, "limits": limits or {}}
     if allowed_dirs is not None:
         config["allowed_dirs"] = allowed_dirs
+    if data_plane is not None:
+        config["data_plane"] = data_plane
     path.write_text(json.dumps(config, indent=2))
     return path
 
@@ -190,6 +196,7 @@ def serving(
     loaded: bool = True,
     limits: dict[str, object] | None = None,
     allowed_dirs: Sequence[str] | None = None,
+    data_plane: str | None = None,
     options: Sequence[str] = (),
     shutdown_deadline_s: float | None = None,
     command: Sequence[str] = PLOOPFS,
@@ -199,12 +206,15 @@ def serving(
     """Mount these devices at `place`/mnt, which is made if it is missing. `command` stands for `ploopfs`."""
     if shutdown_deadline_s is not None:
         command = (sys.executable, "-c", IMPATIENT, str(shutdown_deadline_s))
-    config = write_config(place, *devices, loaded=loaded, limits=limits, allowed_dirs=allowed_dirs)
+    config = write_config(
+        place, *devices, loaded=loaded, limits=limits, allowed_dirs=allowed_dirs, data_plane=data_plane
+    )
     mountpoint = place / "mnt"
     if not os.path.lexists(mountpoint) and not is_mounted(mountpoint):
         mountpoint.mkdir()
+    plane = ("--data-plane", OTHER_PLANE) if OTHER_PLANE else ()
     process = subprocess.Popen(
-        [*command, "mount", os.fspath(config), os.fspath(mountpoint), *options],
+        [*command, "mount", os.fspath(config), os.fspath(mountpoint), *plane, *options],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

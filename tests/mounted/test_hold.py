@@ -3,8 +3,6 @@ does."""
 
 import os
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +15,7 @@ import pytest
 
 from tests.mounted.daemon import HANG_S, Daemon, device, errno_of, opened, serving, until
 from tests.mounted.disks import BLOCK_BYTES, Disk, assert_closed, is_marked, make_disk
+from tests.mounted.planes import OWN, TREE, carried_by
 from tests.mounted.storage import Bindfs
 from tests.mounted.test_hang import assert_read, filled_blocks
 from tests.mounted.writer import Writer
@@ -49,10 +48,12 @@ class Scene:
 
 
 @contextmanager
-def scene_of(tmp_path: Path, bindfs: Bindfs, limits: dict[str, object] | None = None) -> Iterator[Scene]:
+def scene_of(
+    tmp_path: Path, bindfs: Bindfs, limits: dict[str, object] | None = None, *, plane: str = OWN
+) -> Iterator[Scene]:
     disk, healthy = make_disk(bindfs.bricks / "disk", depth=2), make_disk(tmp_path / "healthy", seed=2)
     devices = device(bindfs.path / "disk", on_standby="hold"), device(healthy.directory, "ploop1")
-    with serving(tmp_path, *devices, limits=limits) as daemon:
+    with serving(tmp_path, *devices, limits=limits, options=carried_by(plane)) as daemon:
         yield Scene(bindfs, daemon, disk, healthy)
 
 
@@ -139,15 +140,24 @@ def test_beyond_the_bound_readers_are_refused_at_once_and_the_others_wait(tmp_pa
         assert_read(scene.disk, [each for each in reads if each not in refused])
 
 
-def test_writers_are_held_one_at_a_time_since_the_kernel_locks_the_file_and_all_of_them_succeed(scene: Scene) -> None:
+@pytest.mark.parametrize(("plane", "held"), [(OWN, 10), (TREE, 1)])
+def test_writers_are_held_together_or_one_at_a_time_where_the_kernel_locks_the_file_and_all_of_them_succeed(
+    tmp_path: Path, bindfs: Bindfs, plane: str, held: int
+) -> None:
+    """Parallel writes are a matter of the connection: pyfuse3 cannot ask for them."""
     length = 100 << 10
-    with opened(scene.daemon.disk()) as fd, threads_of(scene, 10) as threads:
+    with (
+        scene_of(tmp_path, bindfs, plane=plane) as scene,
+        opened(scene.daemon.disk()) as fd,
+        threads_of(scene, 10) as threads,
+    ):
         scene.lose_store()
-        writes = [threads.submit(os.pwrite, fd, bytes(length), number * length) for number in range(10)]
-        until(lambda: scene.held() == 1, "a writer is held")
-        assert scene.daemon.value("ploopfs/held_bytes") == str(length)
+        writes = [threads.submit(os.pwrite, fd, b"w" * length, number * length) for number in range(10)]
+        until(lambda: scene.held() == held, f"{held} held")
+        assert scene.daemon.value("ploopfs/held_bytes") == str(held * length)
         scene.recover()
         assert [write.result(HANG_S) for write in writes] == [length] * 10
+        assert set(os.pread(fd, 10 * length, 0)) == {ord("w")}
 
 
 def test_a_held_reader_gets_eio_at_the_timeout(scene: Scene) -> None:
@@ -176,19 +186,6 @@ def test_the_policy_can_be_changed_while_readers_are_held(scene: Scene) -> None:
         with opened(scene.daemon.disk(), os.O_RDONLY) as fd:
             assert errno_of(os.pread, fd, 1, 0) == "EIO"
         scene.recover()
-
-
-def test_a_reader_that_is_killed_while_it_is_held_goes_when_its_request_does(scene: Scene) -> None:
-    """The kernel waits for the answer to a request that the daemon has, whatever happens to who asked."""
-    scene.lose_store()
-    reader = subprocess.Popen(["dd", f"if={scene.daemon.disk()}", "of=/dev/null", "bs=4k", "count=1", "status=none"])
-    try:
-        until(lambda: scene.held() == 1, "the reader is held")
-        reader.kill()
-        assert usual_s(scene.daemon, "queue/standby") < AT_ONCE_S
-    finally:
-        scene.daemon.store("ploopfs/fail_held", "1")
-        assert reader.wait(HANG_S) == -signal.SIGKILL
 
 
 def test_a_daemon_that_is_told_to_end_lets_held_readers_go_and_says_that_the_image_is_not_closed(scene: Scene) -> None:

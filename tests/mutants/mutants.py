@@ -154,6 +154,42 @@ MUTANTS = (
         "test_a_flush_vouches_for_the_map_of_a_cluster_whose_discard_failed_halfway",
     ),
     _bug(
+        "give back a cluster that hides a lower delta", "image/plan.py", "        elif lower.is_hole(slot):",
+        "        elif lower.is_hole(slot) or not lower.is_hole(slot):", "engine/test_zeroes.py",
+        "test_each_kind_of_cluster_gives_back_what_the_format_lets_it",
+    ),
+    _bug(
+        "plan zeroes, and not again when a copy-up has ended", "engine/writer.py",
+        "        while await self._wait_unclaimed(plan.changed_slots):\n"
+        "            plan = plan_zero(self._map, self._lower, slots)",
+        "        while await self._wait_unclaimed(plan.changed_slots):\n"
+        "            pass", "engine/test_zeroes.py",
+        "test_a_copy_up_that_is_under_way_shows_no_old_bytes_after_the_zeroes",
+    ),
+    _bug(
+        "let a late hole of a discard land in a cluster of somebody else", "engine/stack.py",
+        "            slots = await self._writer.discard(offset, length)\n",
+        "            self._epochs.leave(epoch)\n"
+        "            slots = await self._writer.discard(offset, length)\n"
+        "            epoch = self._epochs.enter()\n",
+        "engine/test_zeroes.py", "test_the_hole_of_a_discard_that_comes_late_lands_in_nobody_elses_cluster",
+    ),
+    _bug(
+        "name a cluster of zeroes before the file has it for certain", "image/plan.py",
+        "*scrubs, Barrier(), WriteMap(entries)))", "*scrubs, WriteMap(entries), Barrier()))", "engine/test_zeroes.py",
+        "test_a_cluster_of_zeroes_above_a_lower_delta_is_durable_before_the_map_names_it",
+    ),
+    _bug(
+        "count a cluster twice that is written again", "image/map.py",
+        "self.present += self.levels[slot] == HOLE_LEVEL", "self.present += 1", "image/test_map.py",
+        "test_what_is_present_is_counted_right_after_any_changes_and_found_from_any_cluster",
+    ),
+    _bug(
+        "let a copy that follows the tracking be too short", "engine/delta.py",
+        "                self.tracker.mark(self.file_size, size - self.file_size)", "                pass",
+        "engine/test_zeroes.py", "test_a_cluster_of_zeroes_is_tracked_though_nothing_is_written_to_it",
+    ),
+    _bug(
         "write before the image is marked in use", "engine/delta.py",
         "        await self._write_header()\n"
         "        self.marked = True",
@@ -323,8 +359,14 @@ MUTANTS = (
     ),
     _bug(
         "forget a discard", "device/unflushed.py",
-        "                await _make_zero(stack, change.offset, change.length)", "                pass",
+        "                    await stack.write_zeroes(change.offset + start, length, unmap=True)\n", "",
         "device/test_unflushed.py", "test_what_was_discarded_is_zero_on_an_image_that_never_had_the_cluster",
+    ),
+    _bug(
+        "keep of zeroes the whole clusters and not the edges", "device/unflushed.py",
+        "        if last < end:\n"
+        "            self.wrote(last, bytes(end - last))\n", "", "device/test_sparse.py",
+        "test_the_edges_are_kept_as_writes_and_the_clusters_between_as_zeroes",
     ),
     _bug(
         "call what was written again durable without a flush", "device/unflushed.py",

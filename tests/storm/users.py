@@ -26,7 +26,8 @@ _BLOCK_STATUSES = frozenset({errno.EBUSY, errno.ENOSPC, errno.ETIMEDOUT, errno.E
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`kind` is read, write, fua, discard or flush; after `patience_s` the user gives up."""
+    """`kind` is read, write, fua, zero, unmap (zeroes that give space back), discard or flush; after `patience_s` the
+    user gives up."""
 
     kind: str
     offset: int = 0
@@ -46,7 +47,7 @@ def draw(random: Random, disk: Disk, cluster_bytes: int) -> Request:
 
 
 def _draw(random: Random, disk: Disk, cluster_bytes: int) -> Request:
-    kind = random.choices(("read", "write", "fua", "discard", "flush"), (4, 8, 1, 1, 2))[0]
+    kind = random.choices(("read", "write", "fua", "discard", "flush", "zero", "unmap"), (8, 16, 2, 2, 4, 1, 2))[0]
     if kind == "flush":
         return Request(kind)
     clusters = disk.model.size // cluster_bytes
@@ -58,7 +59,7 @@ def _draw(random: Random, disk: Disk, cluster_bytes: int) -> Request:
     if kind == "read" and random.random() < 0.2:
         offset, length = 0, disk.model.size
     length = min(length, disk.model.size - offset)
-    if kind == "read":
+    if kind in ("read", "zero", "unmap"):
         return Request(kind, offset, length=length)
     return Request(kind, offset, _data(random, length), length)
 
@@ -145,12 +146,15 @@ async def _run(world: World, disk: Disk, request: Request) -> None:
     is_discard = request.kind == "discard"
     write = model.begin(request.offset, request.data or bytes(request.length), is_discard=is_discard)
     try:
-        if is_discard:
-            await device.discard(request.offset, request.length)
-        elif device.write_nowait(request.offset, request.data, fua=request.kind == "fua") is not None:
-            disk.counted.passed(Op.WRITE, request.length)
-        else:
-            await device.write(request.offset, request.data, fua=request.kind == "fua")
+        match request.kind:
+            case "discard":
+                await device.discard(request.offset, request.length)
+            case "zero" | "unmap":
+                await device.write_zeroes(request.offset, request.length, unmap=request.kind == "unmap")
+            case _ if device.write_nowait(request.offset, request.data, fua=request.kind == "fua") is not None:
+                disk.counted.passed(Op.WRITE, request.length)
+            case _:
+                await device.write(request.offset, request.data, fua=request.kind == "fua")
     except BaseException:
         model.fail(write)
         raise

@@ -31,6 +31,9 @@ VOLATILE = [
     ("/image_info", r"(?<=sdev:)\d+:\d+", "<major>:<minor>"),
     ("/version", r"\d+\.\d+\.\d+", "<version>"),
     ("/pid", r"\d+", "<pid>"),
+    # A disk of a tree that nobody serves has no connection; one of a mounted tree has.
+    ("/ploopfs/connection", "attached|detached", "<attached or detached>"),
+    ("/ploopfs/data_plane", "own|pyfuse3", "<own or pyfuse3>"),
     # In a tree that stands alone there is nothing around ours; in a mounted one there are the disks of the machine.
     ("proc/diskstats", rf"( {DISK})( \d+){{17}}", r"\1 <17 columns>"),
     ("proc/ploopfs/diskstats", rf"(?s).* {DISK}( \d+){{17}}", "<the system's lines, and ours>"),

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from tests.mounted.daemon import errno_of, opened
 from tests.mounted.disks import Disk
+from tests.mounted.space import KEEP_SIZE, PUNCH, ZERO_RANGE, fallocate
 from tests.torture.board import Board, users
 from tests.torture.faults import FAULTS, Fault
 from tests.torture.outages import Troubles
@@ -73,6 +74,8 @@ class User:
     def work(self) -> None:
         kinds: dict[Callable[[], None], int] = {
             self._write: 40,
+            self._punch: 3,
+            self._zero: 3,
             self._read: 30,
             self._fsync: 8,
             self._write_synchronously: 4,
@@ -99,6 +102,12 @@ class User:
 
     def _write_synchronously(self) -> None:
         self._write_part(self._part(), os.O_RDWR | self._random.choice((os.O_SYNC, os.O_DSYNC)))
+
+    def _punch(self) -> None:
+        self._zero_part(PUNCH)
+
+    def _zero(self) -> None:
+        self._zero_part(self._random.choice((ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)))
 
     def _read(self) -> None:
         part = self._part()
@@ -168,17 +177,32 @@ class User:
 
     def _write_part(self, part: Piece, flags: int, *, beyond: int = 0) -> None:
         data = self._data(part.length)
+        done = self._changed(part, data, lambda: os.pwrite(self._fd(flags), data + bytes(beyond), part.start))
+        if done is not None:
+            assert done == part.length, f"{done} bytes of {part}"
+            self.bytes["written"] += part.length
+
+    def _zero_part(self, mode: int) -> None:
+        part = self._part()
+
+        def zero() -> int:
+            fallocate(self._fd(), mode, part.start, part.length)
+            return part.length
+
+        self.bytes["zeroed"] += self._changed(part, bytes(part.length), zero) or 0
+
+    def _changed(self, part: Piece, data: bytes, call: Callable[[], T]) -> T | None:
+        """What it returned, when it has succeeded; None if it failed, and was found to have been done or not."""
         old = self._disk.content[part.start : part.start + part.length]
-        while (done := self._tried(lambda: os.pwrite(self._fd(flags), data + bytes(beyond), part.start))) is None:
+        while (result := self._tried(call)) is None:
             if self._random.random() < 0.5:
                 found = self._done(lambda: os.pread(self._fd(), part.length, part.start))
                 both = zip(found, old, data, strict=True)
                 assert all(byte in (before, after) for byte, before, after in both), f"{part} is neither old nor new"
                 self._disk.content[part.start : part.start + part.length] = found
-                return
-        assert done == part.length, f"{done} bytes of {part}"
+                return None
         self._disk.content[part.start : part.start + part.length] = data
-        self.bytes["written"] += part.length
+        return result
 
     def _compare(self, part: Piece, found: bytes) -> None:
         expected = self._disk.content[part.start : part.start + part.length]

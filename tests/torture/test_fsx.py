@@ -21,4 +21,4 @@ def test_no_acknowledged_byte_differs_whatever_fails_under_it(tmp_path: Path, ki
     setting = Setting(kind, policy, depth=2, window_bytes=64 << 10)
     report = torture(tmp_path, setting, Random(3), troubles=TROUBLES)
     assert len(report.troubles) == TROUBLES, "each of them once"
-    assert report.bytes["read"] > 0 < report.bytes["written"]
+    assert min(report.bytes[what] for what in ("read", "written", "zeroed")) > 0
