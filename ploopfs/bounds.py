@@ -95,6 +95,11 @@ THREADS = Bound(
     setting="limits.threads_per_device",
     highest=512,
 )
+GROW_AHEAD_MIB = Bound(
+    64,
+    "MiB by which the top's file is made longer than its last cluster needs",
+    "it is made longer again, with a flush; a clean close cuts it",
+)
 PACE = Bound(
     32,
     "requests in flight while those that were held or parked are let go",
@@ -107,6 +112,12 @@ ZEROES_MAX_BYTES = Bound(
 MAX_TRANSFER_BYTES = Bound(MIB, "bytes of one request to a disk's own connection", "the kernel sends several")
 DISK_BACKGROUND = Bound(
     512, "asynchronous requests that the kernel sends to a disk's own connection at a time", "it sends them later"
+)
+SPARE_BUFFERS = Bound(
+    16, "buffers for a large write, of all disks, that are kept for the next one", "further ones are made anew"
+)
+BURST_BYTES = Bound(
+    MIB, "bytes that a disk's own connection reads or writes in a turn", "the tree and the other disks have their turn"
 )
 BURST_REQUESTS = Bound(
     32, "requests of a disk's own connection that are served in a turn", "the tree and the other disks have their turn"
@@ -206,6 +217,9 @@ CONNECTION_TIMEOUT_S = Bound(
 )
 MAX_BACKGROUND = Bound(
     65535, "asynchronous requests that the kernel sends to a tree: its own limit", "it sends them later"
+)
+HELPER_TIMEOUT_S = Bound(
+    10, "s that a mount waits for the program that raises the kernel's limit of such requests", "it stays as it was"
 )
 
 # --- commands -----------------------------------------------------------------------------------------------------

@@ -142,11 +142,13 @@ def test_there_is_room_for_as_many_as_a_bound_says_and_not_for_one_more() -> Non
 
 
 REACHED = {
+    "HELPER_TIMEOUT_S": "fuse/test_bounds.py::test_a_program_that_hangs_does_not_keep_the_tree_from_being_ready",
     "INTERRUPT_GRACE_MS": (
         "mounted/test_interrupted.py::test_it_ends_at_once_with_130_and_the_disk_is_what_it_was"
     ),
     "SHOWN_CHANGES": "test_cli_check.py::test_many_changes_are_counted_and_the_first_are_shown",
     "REQUESTS": "device/test_queue.py::test_a_full_queue_refuses_with_eio_whoever_waits_or_is_in_flight",
+    "GROW_AHEAD_MIB": "engine/test_end_of_file.py::test_the_file_is_ahead_by_no_more_than_the_bound",
     "HELD_REQUESTS": "device/test_hold.py::test_with_the_bound_on_their_number_reached_further_requests_are_refused",
     "HELD_MIB": "device/test_hold.py::test_the_bound_on_bytes_counts_the_data_of_writes_only",
     "UNFLUSHED_MIB": "device/test_unflushed.py::test_at_the_bound_the_write_that_reaches_it_is_flushed",
@@ -157,6 +159,8 @@ REACHED = {
     "PACE": "device/test_hold.py::test_no_more_than_the_pace_are_in_flight_while_others_wait",
     "MAX_TRANSFER_BYTES": "blockfuse/test_protocol.py::test_both_sides_do_what_both_can",
     "DISK_BACKGROUND": "blockfuse/test_protocol.py::test_both_sides_do_what_both_can",
+    "SPARE_BUFFERS": "blockfuse/test_connection.py::test_of_many_large_writes_a_few_buffers_are_kept",
+    "BURST_BYTES": "blockfuse/test_connection.py::test_a_busy_disk_leaves_others_their_turn",
     "BURST_REQUESTS": "blockfuse/test_connection.py::test_a_busy_disk_leaves_others_their_turn",
     "ZEROES_MAX_BYTES": "device/test_sparse.py::test_a_long_range_is_several_requests_and_a_replace_comes_in_between",
     "MAX_DEVICES": "test_config.py::test_1024_devices_are_accepted_and_one_more_is_not",

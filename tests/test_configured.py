@@ -397,6 +397,10 @@ async def test_scst_stays_loaded_under_a_device(daemon: Daemon) -> None:
         ("devices: [{name: ploop9, image: a}]\nzebra: 1\nscst: {loaded: maybe}", [":2: zebra:", ":3: scst.loaded:"]),
         ("devices: [", [":1: not YAML that can be read here"]),
         (None, [": cannot be read: No such file"]),
+        ("", [": devices: is missing, expected the list of them, which is [] where none is wanted"]),
+        ("# devices:", [": devices: is missing"]),
+        ("scst: {loaded: true}", [": devices: is missing"]),
+        ("devices:", [":1: devices: is empty"]),
     ],
 )
 async def test_a_file_with_mistakes_changes_nothing_and_every_mistake_is_told_with_its_line(
@@ -417,6 +421,13 @@ async def test_a_file_with_mistakes_changes_nothing_and_every_mistake_is_told_wi
     assert errors == [f"not reloaded: {mistake}" for mistake in mistakes]
     assert daemon.registry.devices == there
     assert await daemon.reload(PLOOP0, PLOOP1) == {"added": "ploop1"}
+
+
+async def test_a_file_that_says_that_there_are_no_devices_takes_them_away(daemon: Daemon) -> None:
+    await daemon.start(PLOOP0)
+    daemon.file.write_text("devices: []\nscst: {loaded: true}")
+    await daemon.configured.reload()
+    assert daemon.facts == {"removed": "ploop0"}
 
 
 async def test_the_first_device_that_cannot_be_opened_ends_the_start(daemon: Daemon) -> None:

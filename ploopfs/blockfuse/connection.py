@@ -1,11 +1,8 @@
 """One FUSE connection: the requests for one disk, each answered once.
 
 Knows neither how the disk is mounted nor what it consists of. What needs to wait for nothing is answered at once, in
-the order in which it comes; all else is a task of its own. Who waits is told of by INTERRUPT, and gets EINTR only for
-what was certainly not done, or can do no harm when it is done late: a read, a flush. A write that the storage has is
-waited for, as by a block device, since it could land on what is written after it. How many there are at a time, the
-request queue of the device bounds. Invariants: the descriptor is ours alone, and nothing is written to it when it is
-closed; a bug costs one request an EIO.
+the order in which it comes; all else is a task of its own, and waits. Invariants: the descriptor is ours alone, and
+nothing is written to it when it is closed; a bug costs one request an EIO.
 """
 
 import errno
@@ -19,7 +16,6 @@ from functools import partial
 import trio
 
 from ploopfs.blockfuse import protocol, replies
-from ploopfs.blockfuse.ending import is_told_to_end
 from ploopfs.blockfuse.front import Front
 from ploopfs.blockfuse.protocol import (
     READ,
@@ -41,7 +37,8 @@ from ploopfs.blockfuse.protocol import (
     StatFs,
     Write,
 )
-from ploopfs.bounds import BURST_REQUESTS, MAX_TRANSFER_BYTES
+from ploopfs.blockfuse.waiting import Pending, WaitingRequests
+from ploopfs.bounds import BURST_BYTES, BURST_REQUESTS, MAX_TRANSFER_BYTES, SPARE_BUFFERS
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
 from ploopfs.errors import BadRequest, MountError, NoSuchFile, NotForDisks, PloopError
@@ -55,21 +52,32 @@ _BUFFER_BYTES = TRANSFER_BYTES + MAX_TRANSFER_BYTES
 _AGAIN = frozenset({errno.ENOENT, errno.EINTR})
 """A request was taken back while it was read; a signal of ours."""
 
-_LOOK_AGAIN_S = 0.1
-"""The kernel tells of the first signal alone: whether the one to end has come since, we must see for ourselves."""
 
-_MAY_BE_LATE = frozenset({Op.READ, Op.FLUSH})
+class _Buffers:
+    """Where requests are read, of all connections: each has dealt with what it has read before another one reads. A
+    buffer of its own would cost each disk a MiB, whether anybody uses it or not."""
+
+    def __init__(self) -> None:
+        self.current = bytearray()
+        self._spare: list[bytearray] = []
+
+    def prepare(self) -> None:
+        self.current = self.current or bytearray(_BUFFER_BYTES)
+
+    def kept(self, data: memoryview) -> tuple[Buffer, bytearray | None]:
+        """The data of a write for as long as it takes, and the buffer that they lie in, which is to be given back: a
+        large one is not copied, and another buffer takes the place of what holds it."""
+        if 2 * len(data) <= MAX_TRANSFER_BYTES:
+            return bytes(data), None
+        buffer, self.current = self.current, self._spare.pop() if self._spare else bytearray(_BUFFER_BYTES)
+        return data, buffer
+
+    def give_back(self, buffer: bytearray | None) -> None:
+        if buffer is not None and len(self._spare) < SPARE_BUFFERS:
+            self._spare.append(buffer)
 
 
-class _Pending:
-    """A request that is served by a task, which is None until it runs."""
-
-    __slots__ = ("is_answered", "op", "pid", "task", "unique")
-
-    def __init__(self, unique: int, pid: int, op: Op) -> None:
-        self.unique, self.pid, self.op = unique, pid, op
-        self.task: trio.lowlevel.Task | None = None
-        self.is_answered = False
+_BUFFERS = _Buffers()
 
 
 class Connection:
@@ -77,13 +85,11 @@ class Connection:
 
     def __init__(self, fd: int, front: Front) -> None:
         self._fd, self._front, self._device = fd, front, front.device
-        self._buffer = bytearray(_BUFFER_BYTES)
-        self._spare: list[bytearray] = []
+        _BUFFERS.prepare()
         self._files: dict[int, OpenDisk] = {}
         self._handles = itertools.count(1)
         self._owner = os.geteuid()
-        self._pending: dict[int, _Pending] = {}
-        self._interrupted: dict[int, _Pending] = {}
+        self._waiting = WaitingRequests(front.interrupt, self._fail)
         self._nursery: trio.Nursery
         self._is_ending = False
         self._refusal: MountError | None = None
@@ -98,10 +104,7 @@ class Connection:
                 await self._serve()
                 if not self._is_ending:
                     self.close()
-                while not self._is_ending and self._pending:
-                    for pending in tuple(self._pending.values()):
-                        self._give_up(pending)
-                    await trio.sleep(_LOOK_AGAIN_S)
+                    await self._waiting.wait_given_up()
         finally:
             self.close()
             while self._files:
@@ -134,9 +137,12 @@ class Connection:
 
     def _drain(self) -> bool:
         """Take requests until there is none; True if others are to have their turn before."""
+        left_bytes: int = BURST_BYTES
         for _ in range(BURST_REQUESTS):
+            if self._fd < 0 or left_bytes <= 0:
+                break
             try:
-                count = os.readv(self._fd, (self._buffer,))
+                count = os.readv(self._fd, (_BUFFERS.current,))
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -147,34 +153,33 @@ class Connection:
                 count = 0
             if not count:
                 self.close()
-                return True
-            length, opcode, unique, _node, _pid, fh, offset, size = TRANSFER.unpack_from(self._buffer)
-            if opcode == READ and length == count == TRANSFER_BYTES:
-                data = self._read_nowait(offset, size)
-                if data is not None:
-                    self._send(unique, data)
-                    continue
-            elif opcode == WRITE and length == count == TRANSFER_BYTES + size and fh in self._files:
-                data = memoryview(self._buffer)[TRANSFER_BYTES:count]
-                written = self._write_nowait(offset, data, self._files[fh].fua)
-                if written is not None:
-                    self._send(unique, replies.written(written))
-                    continue
-            self._take(memoryview(self._buffer)[:count])
+                break
+            done_bytes = self._answered_at_once(count)
+            if done_bytes is None:
+                self._take(memoryview(_BUFFERS.current)[:count])
+            else:
+                left_bytes -= done_bytes
         return True
 
-    def _read_nowait(self, offset: int, size: int) -> Buffer | None:
-        """None for a bug, too, which the slow path meets again, and reports."""
+    def _answered_at_once(self, count: int) -> int | None:
+        """How many bytes were read or written for a request that needs to wait for nothing, None for any other."""
+        size: int
+        length, opcode, unique, _node, _pid, fh, offset, size = TRANSFER.unpack_from(_BUFFERS.current)
         try:
-            return self._device.read_nowait(offset, size)
+            if opcode == READ and length == count == TRANSFER_BYTES:
+                body = self._device.read_nowait(offset, size)
+            elif opcode == WRITE and length == count == TRANSFER_BYTES + size and fh in self._files:
+                data = memoryview(_BUFFERS.current)[TRANSFER_BYTES:count]
+                written = self._device.write_nowait(offset, data, fua=self._files[fh].fua)
+                body = None if written is None else replies.written(written)
+            else:
+                return None
         except Exception:
+            return None  # a bug, which who waits meets again, and which is told then
+        if body is None:
             return None
-
-    def _write_nowait(self, offset: int, data: Buffer, fua: bool) -> int | None:
-        try:
-            return self._device.write_nowait(offset, data, fua=fua)
-        except Exception:
-            return None
+        self._send(unique, body)
+        return size
 
     def _take(self, data: memoryview) -> None:
         unique = 0
@@ -208,7 +213,7 @@ class Connection:
                 device = self._file(fh).device
                 self._start(request, Op.READ, partial(device.read, offset, size))
             case Write(fh, offset, data):
-                self._start(request, Op.WRITE, partial(self._write, self._file(fh), offset, *self._kept(data)))
+                self._start(request, Op.WRITE, partial(self._write, self._file(fh), offset, *_BUFFERS.kept(data)))
             case Fsync(fh):
                 self._start(request, Op.FLUSH, partial(_without_answer, self._file(fh).device.flush))
             case Fallocate(fh) as wanted:
@@ -238,7 +243,7 @@ class Connection:
             case StatFs():
                 return replies.statistics()
             case Interrupt(target):
-                self._interrupt(target)
+                self._waiting.interrupt(target)
             case Init() as init:
                 return replies.agreed(init)
             case protocol.Destroy():
@@ -258,10 +263,10 @@ class Connection:
     # --- what waits -----------------------------------------------------------------------------------------------
 
     def _start(self, request: Request, op: Op, work: Callable[[], Awaitable[Buffer]]) -> None:
-        pending = self._pending[request.unique] = _Pending(request.unique, request.pid, op)
+        pending = self._waiting.add(self._nursery, request.unique, request.pid, op)
         self._nursery.start_soon(self._finish, pending, work)
 
-    async def _finish(self, pending: _Pending, work: Callable[[], Awaitable[Buffer]]) -> None:
+    async def _finish(self, pending: Pending, work: Callable[[], Awaitable[Buffer]]) -> None:
         pending.task = trio.lowlevel.current_task()
         answer, number = None, errno.EIO
         try:
@@ -271,8 +276,7 @@ class Connection:
         except Exception:
             log.exception("a request failed")
         finally:
-            del self._pending[pending.unique]
-            self._interrupted.pop(pending.unique, None)
+            self._waiting.remove(pending)
         if pending.is_answered:
             return
         if answer is None:
@@ -280,63 +284,24 @@ class Connection:
         else:
             self._send(pending.unique, answer)
 
-    def _kept(self, data: memoryview) -> tuple[Buffer, bytearray | None]:
-        """The data of a write for as long as it takes, and the buffer that they lie in: a large one is not copied, and
-        another buffer takes the place of what holds it."""
-        if 2 * len(data) <= MAX_TRANSFER_BYTES:
-            return bytes(data), None
-        buffer, self._buffer = self._buffer, self._spare.pop() if self._spare else bytearray(_BUFFER_BYTES)
-        return data, buffer
-
     async def _write(self, file: OpenDisk, offset: int, data: Buffer, buffer: bytearray | None) -> bytes:
         try:
             return replies.written(await file.device.write(offset, data, fua=file.fua))
         finally:
-            if buffer is not None and not self._spare:
-                self._spare.append(buffer)
+            _BUFFERS.give_back(buffer)
 
     async def _control(self, wanted: Ioctl) -> bytes:
         return replies.ioctl_result(await self._front.control(wanted))
 
-    # --- who does not want to wait any more -----------------------------------------------------------------------
-
-    def _interrupt(self, target: int) -> None:
-        """It came after the request that it is for, which either waits or was answered."""
-        pending = self._pending.get(target)
-        if pending is None:
-            return
-        if not self._interrupted:
-            self._nursery.start_soon(self._watch_interrupted)
-        self._interrupted[target] = pending
-        self._look_at(pending)
-
-    async def _watch_interrupted(self) -> None:
-        while self._interrupted:
-            await trio.sleep(_LOOK_AGAIN_S)
-            for pending in tuple(self._interrupted.values()):
-                self._look_at(pending)
-
-    def _look_at(self, pending: _Pending) -> None:
-        if pending.is_answered or is_told_to_end(pending.pid):
-            self._give_up(pending)
-
-    def _give_up(self, pending: _Pending) -> None:
-        """Whoever waits at the gate is failed there, and so he is if he comes there later."""
-        if pending.task is None or self._front.interrupt(pending.task, pending.op):
-            return
-        if pending.op in _MAY_BE_LATE and not pending.is_answered:
-            pending.is_answered = True
-            self._fail(pending.unique, errno.EINTR)
-
     # --- answers --------------------------------------------------------------------------------------------------
 
     def _send(self, unique: int, body: Buffer) -> None:
-        self._write_out(unique, replies.header(unique, len(body)), body)
+        self._write_out(unique, (replies.header(unique, len(body)), body))
 
     def _fail(self, unique: int, number: int) -> None:
-        self._write_out(unique, replies.failure(unique, number))
+        self._write_out(unique, (replies.failure(unique, number),))
 
-    def _write_out(self, unique: int, *parts: Buffer) -> None:
+    def _write_out(self, unique: int, parts: tuple[Buffer, ...]) -> None:
         if self._fd < 0:
             return
         try:

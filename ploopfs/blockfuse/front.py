@@ -5,6 +5,7 @@ again. Invariant: a disk answers as the kernel's block devices do (block/fops.c)
 """
 
 import errno
+import itertools
 import os
 import stat
 import time
@@ -28,6 +29,10 @@ BLKFLSBUF = 0x1261
 not say what they read or write, and a FUSE server is trusted with no other memory."""
 
 
+_numbers = itertools.count(protocol.ROOT)
+"""Of inodes: a disk that came again is another file than it was, and the number of its file system may be the same."""
+
+
 class Front:
     """`disk` is the node of the tree; whoever may look at that or change it, sees the same."""
 
@@ -35,6 +40,7 @@ class Front:
         self.device: BlockDevice = disk.device
         self._disk = disk
         self._since_ns = time.time_ns()
+        self._number = next(_numbers)
 
     def open(self, flags: int) -> OpenDisk:
         return OpenDisk(self._disk, flags)
@@ -42,6 +48,7 @@ class Front:
     def attributes(self) -> Attributes:
         changes, since_ns = self._disk.changes, self._since_ns
         return Attributes(
+            number=self._number,
             size_bytes=self.device.size_bytes,
             allocated_bytes=self.device.allocated_bytes,
             mode=stat.S_IFREG | (self._disk.mode if changes.mode is None else changes.mode),

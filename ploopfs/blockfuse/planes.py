@@ -195,8 +195,8 @@ class OwnPlane:
             await served.begun.wait()
             if served.failure is not None:
                 raise served.failure
-            if self._ending or self._disk.removed():
-                raise NoSuchDevice("the device was removed")
+            if self._ending:
+                raise NoSuchDevice("it is not served any more")
         except BaseException:
             served.carrier.close()
             with trio.CancelScope(shield=True):

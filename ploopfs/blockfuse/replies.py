@@ -7,7 +7,7 @@ import mmap
 from struct import Struct
 from typing import NamedTuple
 
-from ploopfs.blockfuse.protocol import LEAST_MINOR, MAJOR, MINOR, NS, ROOT, Init
+from ploopfs.blockfuse.protocol import LEAST_MINOR, MAJOR, MINOR, NS, Init
 from ploopfs.bounds import DISK_BACKGROUND, MAX_TRANSFER_BYTES
 from ploopfs.errors import MountError
 
@@ -39,8 +39,9 @@ _TIME_GRANULARITY_NS = 1
 
 
 class Attributes(NamedTuple):
-    """What stat(2) says of the file."""
+    """What stat(2) says of the file. `number` is the inode's."""
 
+    number: int
     size_bytes: int
     allocated_bytes: int
     mode: int
@@ -85,7 +86,7 @@ def attributes(of: Attributes) -> bytes:
     seconds, nanoseconds = zip(*(divmod(time_ns, NS) for time_ns in times_ns), strict=True)
     blocks = of.allocated_bytes // 512
     return _ATTR.pack(
-        *(0, 0, ROOT, of.size_bytes, blocks, *seconds, *nanoseconds),
+        *(0, 0, of.number, of.size_bytes, blocks, *seconds, *nanoseconds),
         *(of.mode, 1, of.uid, of.gid, 0, _BLOCK_BYTES, 0),
     )
 

@@ -78,6 +78,7 @@ class Configured:
         self._files = files or partial(OsFiles, config.limits.threads_per_device)
         self._wait_served = wait_served
         self._asked = trio.Event()
+        registry.reload_asked.subscribe(self.ask_reload)
 
     async def start(self) -> None:
         """Add every device, in the order of the file. Raises ConfigError for the first that cannot be."""
@@ -278,5 +279,5 @@ class Configured:
 
 
 def _loaded(path: str) -> tuple[Config, AllowedDirs]:
-    config = load(path)
+    config = load(path, names_devices=True)
     return config, AllowedDirs(config.allowed_dirs)

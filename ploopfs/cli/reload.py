@@ -1,11 +1,9 @@
-"""`ploopfs reload`: SIGHUP to the daemon of a tree, and what its event says.
+"""`ploopfs reload`: asks the daemon of a tree through a file of it, and tells what its event says.
 
 Knows nothing of what a reload does.
 """
 
 import argparse
-import os
-import signal
 import sys
 from collections.abc import Mapping
 
@@ -24,18 +22,15 @@ def reload(arguments: argparse.Namespace) -> int:
     tree = Tree.find(arguments.mount)
     if sys.stderr.isatty():
         print("waiting for the daemon ...", file=sys.stderr)
-    daemon = os.pidfd_open(tree.pid)
-    try:
-        record = wait_event(
-            tree,
-            None,
-            (RELOADED, FAILED),
-            arguments.timeout,
-            after=BEGIN,  # what another one that is under way comes to says nothing of the file as it is now
-            listening=lambda: signal.pidfd_send_signal(daemon, signal.SIGHUP),
-        )
-    finally:
-        os.close(daemon)
+    record = wait_event(
+        tree,
+        None,
+        (RELOADED, FAILED),
+        arguments.timeout,
+        after=BEGIN,  # what another one that is under way comes to says nothing of the file as it is now
+        # Not by a signal: a tree can say any number, and a number may be another process's by now.
+        listening=tree.ask_reload,
+    )
     if record is None:
         print(f"ploopfs: {tree.mountpoint}: not reloaded within {arguments.timeout:g} s", file=sys.stderr)
         return Exit.TIMEOUT

@@ -90,6 +90,11 @@ class Tree:
         name = "sys/fs/ploopfs/pid"
         return int(self._matching(name, self.read(name), _PROCESS, "the number of a process"))
 
+    def ask_reload(self) -> None:
+        path = self._path("sys/fs/ploopfs/reload")
+        with open(path, "wb", buffering=0) as file:
+            file.write(b"1")
+
     @property
     def is_checking(self) -> bool:
         """The global key is in: errors of the storage can mean standby."""
@@ -239,21 +244,26 @@ class Tree:
         try:
             for device in self.devices():
                 if self._optional(device, "ploopfs/connection") in ("attached", "aborted"):
-                    self._detach(device)
                     taken.append(device)
+                    self._detach(device)
             yield
         except BaseException:
             for device in taken:
-                with suppress(OSError):  # then the tree serves it, and the daemon's log says why
-                    self.store(device, "ploopfs/connection", "attach")
+                with suppress(OSError):  # then the tree serves it, and an event says why
+                    self._tell_connection(device, b"attach")
             raise
 
     def _detach(self, device: str) -> None:
         try:
-            self.store(device, "ploopfs/connection", "detach")
+            self._tell_connection(device, b"detach")
         except OSError as error:
-            why = error.strerror or os.strerror(error.errno or errno.EIO)
+            why = error.strerror if error.errno != errno.EBUSY else self.attribute(device, "ploopfs/last_error")
             raise MountError(f"{self.mountpoint}: {device}: {why}") from error
+
+    def _tell_connection(self, device: str, word: bytes) -> None:
+        """Takes seconds at most, so no child stands by for an interrupt: it comes when this has ended."""
+        with open(self._attribute_path(device, "ploopfs/connection"), "wb", buffering=0) as file:
+            file.write(word)
 
     def debug_path(self, device: str, name: str) -> str:
         """A file of the device's directory in debugfs."""

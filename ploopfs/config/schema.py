@@ -17,6 +17,7 @@ from ploopfs.config.loading import compose, read_text
 from ploopfs.config.recovery import RECOVERY, check_recovery, recovery_of
 from ploopfs.config.rules import ListOf, MapOf, Scalar, Value, Walk, is_path, seconds_up_to, settable, shown
 from ploopfs.device.recovery import Recovery
+from ploopfs.errors import ConfigError
 
 RAW_PREFIX = "raw@"
 DEFAULT_FLAVOUR = "vz7"
@@ -213,14 +214,19 @@ def _allowed_dirs(directory: Path, found: Sequence[str] | None) -> tuple[str, ..
     return None if found is None else tuple(str(directory / allowed) for allowed in found)
 
 
-def load(path: str | os.PathLike[str]) -> Config:
-    """Reads and checks one file. Raises `ConfigError` only, one line per mistake in the order of the file."""
+def load(path: str | os.PathLike[str], *, names_devices: bool = False) -> Config:
+    """Reads and checks one file. Raises `ConfigError` only, one line per mistake in the order of the file.
+
+    `names_devices`: one that says nothing of devices is a mistake. A file that was cut short, or is about to be
+    written, must not take the devices away that are in force."""
     file = os.fspath(path)
     root = compose(file, read_text(file))
     walk = Walk(file)
     found = (root and walk.read(FILE, root, "")) or {}
     _check_devices(walk, found.get("devices") or ())
     walk.check()
+    if names_devices and "devices" not in found:
+        raise ConfigError(f"{file}: devices: is missing, expected the list of them, which is [] where none is wanted")
     absolute = Path(file).absolute()
     return Config(
         path=str(absolute),

@@ -227,7 +227,7 @@ class Device:
             return
         start = self._in_stack(offset)
         await stack.write(start, data, check_zeros=bool(self.tune.check_zeros))
-        self._wrote(start, data)
+        self._wrote(start, data, stack)
         if fua:
             # Recorded before it is flushed: if that fails, the map in memory has the cluster and a copy may have not.
             self.counters.bio_fua_out += 1
@@ -239,12 +239,14 @@ class Device:
             return None
         if not stack.write_nowait(start, data):
             return None
-        self._wrote(start, data)
+        self._wrote(start, data, stack)
         return len(data)
 
-    def _wrote(self, start: int, data: Buffer) -> None:
+    def _wrote(self, start: int, data: Buffer, stack: Stack) -> None:
         if self._keeps_unflushed:
             self.unflushed.wrote(start, data)
+            if self.unflushed.is_writeback_due():
+                stack.start_writeback()
         else:
             self.unflushed.forget()
 

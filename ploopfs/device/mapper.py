@@ -108,6 +108,7 @@ class Mapper:
     def alone(self, operation: str, *, beside_waiting: bool = True) -> Iterator[None]:
         """No other operation meanwhile. One that changes the stack in force is refused while a table waits to take its
         place, which would not have the change."""
+        self.queue.check_lives()
         if self._under_way:
             raise Busy(f"{self._under_way} is under way")
         if self._waiting is not None and not beside_waiting:

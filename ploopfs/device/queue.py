@@ -182,9 +182,16 @@ class RequestQueue:
         self._closing = True
         self._let_go()
 
+    def check_lives(self) -> None:
+        """Raises ShuttingDown once its device or the daemon ends: what an operation opened then nobody would close."""
+        if self._closing:
+            raise ShuttingDown("the device, or its daemon, ends")
+
     @asynccontextmanager
     async def quiesced(self) -> AsyncIterator[None]:
-        """Inside, no request is in flight. Raises Busy if somebody else quiesces, QuiesceTimeout if requests stay."""
+        """Inside, no request is in flight. Raises Busy if somebody else quiesces, QuiesceTimeout if requests stay,
+        ShuttingDown for an operation that comes too late."""
+        self.check_lives()
         if self._quiescing:
             raise Busy("another operation holds the queue quiesced")
         self._quiescing = True

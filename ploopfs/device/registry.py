@@ -18,6 +18,7 @@ from ploopfs.device.signal import Signal
 from ploopfs.device.standby import StandbyKey
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Files
+from ploopfs.engine.given_up import GivenUp
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.opening import open_stack, resolve
 from ploopfs.engine.stack import Stack
@@ -37,8 +38,9 @@ IMAGE_CHECKED = declare(
 
 class Registry:
     """`devices` maps names to devices in the order in which they were added; `changed` fires when one comes or goes,
-    and `census` grows in the very moment in which `devices` has one more or less. `pid` is the process that serves
-    them, `capacity` how many there may be."""
+    and `census` grows in the very moment in which `devices` has one more or less; `reload_asked` fires when somebody
+    wants them to be as their configuration says by now. `pid` is the process that serves them, `capacity` how many
+    there may be."""
 
     def __init__(self, *, pid: int = 0, capacity: int = MAX_DEVICES) -> None:
         self.pid = pid
@@ -48,6 +50,8 @@ class Registry:
         self.key = StandbyKey()
         self.events = Events()
         self.changed = Signal()
+        self.reload_asked = Signal()
+        self._given_up = GivenUp()
 
     async def add(
         self,
@@ -72,7 +76,7 @@ class Registry:
         dm_name = dm_name or f"ploop{flavour.minor(name)}"
         self._check_names(name, flavour, dm_name, dm_uuid)
         counters, injector = Counters(), Injector()
-        files = injector.around(files)
+        files = injector.around(files, self._given_up)
         spec = await resolve(files, image, cluster_sectors=cluster_sectors)
         if flavour.raw_only and not (len(spec.images) == 1 and spec.images[0].raw):
             raise BadValue(f"{name}: the image is not raw, expected one raw@PATH for a device without deltas")
@@ -187,6 +191,9 @@ class Registry:
                     log.error("%s: the storage of %s is lost; it stays marked in use", name, image)
             except PloopError as error:
                 log.error("%s: not closed cleanly: %s", name, error)
+            except Exception:
+                # A bug in one must not keep the others from being closed.
+                log.exception("%s: not closed cleanly, as that met a bug", name)
         if deadline.cancelled_caught:
             log.error("%s: %s did not answer within %s s; it stays marked in use", name, image, deadline_s)
         self.events.emit(name, "device_removed", clean=results[name])

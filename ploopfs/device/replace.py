@@ -214,13 +214,16 @@ class Replacement:
         """The merged map of unchanged lower deltas goes over as it is."""
         top = deltas[-1]
         if replaced != len(deltas) - 1:
+            cluster_sectors = old.cluster_bytes // SECTOR_BYTES
             return await rebuilt(
-                deltas, old.size_bytes, self._counters, cluster_sectors=old.cluster_bytes // SECTOR_BYTES
+                deltas, old.size_bytes, self._counters, cluster_sectors=cluster_sectors, below=old.below
             )
         vanished = vanished_slots(old.top.bat, top.bat, self._replayed_slots())
         if vanished:
             log.warning("%s: %d map entries of the old top are not in %s", self._name, vanished, top.path)
-        return Stack(deltas, lower=old.lower, size_bytes=old.size_bytes, counters=self._counters)
+        return Stack(
+            deltas, lower=old.lower, size_bytes=old.size_bytes, counters=self._counters, below=old.below
+        )
 
     async def _replay(self, stack: Stack, timeout: trio.CancelScope) -> None:
         """What a lost storage has acknowledged and no flush has confirmed is written again, before standby clears."""

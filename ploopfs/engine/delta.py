@@ -55,6 +55,8 @@ class Delta:
         self.bat = bat
         self.file_size = file_size
         self.trusted_size = trusted_size
+        self.durable_size = 0
+        """So many bytes the file has after a power failure, too, as far as we have seen to it."""
         self.marked = False
         self.uncertain_slots: set[int] = set()
         self.map_writes = 0
@@ -146,8 +148,9 @@ class Delta:
             return
         header = self.header.marked_in_use()
         self.header = header.changed(in_use=header.in_use, flags=header.flags, extension_sectors=0)
+        size = self.file_size
         await self._write_header()
-        self.marked = True
+        self.marked, self.durable_size = True, size
 
     def note_modified(self) -> None:
         """Before the first change: a format extension no longer describes the image and goes."""
@@ -215,8 +218,6 @@ class Delta:
                 await self._answers.change(self.file.allocate(self.file_size, size - self.file_size))
             else:
                 await self._answers.change(self.file.truncate(size))
-            if self.tracker is not None:
-                self.tracker.mark(self.file_size, size - self.file_size)
             self.file_size = size
             self._size_uncertain = False
 
@@ -251,8 +252,9 @@ class Delta:
         for slot, cluster in changes.items():
             self.bat.clusters[slot] = cluster
 
-    def confirmed(self, map_writes: int) -> None:
-        """So many writes of the map are on stable storage."""
+    def confirmed(self, map_writes: int, size: int) -> None:
+        """So many writes of the map are on stable storage, and that the file has so many bytes."""
+        self.durable_size = max(self.durable_size, size)
         kept = {slot: number for slot, number in self.unconfirmed_slots.items() if number > map_writes}
         self.unconfirmed_slots = kept
 
@@ -282,6 +284,7 @@ class Delta:
             if self._size_uncertain or await self.file.size() != end:
                 await self.file.truncate(end)
             self.file_size, self._size_uncertain = end, False
+            self.durable_size = min(self.durable_size, end)
             closed = self.header.changed(in_use=CLOSED, flags=self.header.flags, extension_sectors=0)
         else:
             closed = self._closing_header

@@ -24,9 +24,11 @@ class Failing(Stack):
         lower: Map,
         failure: Callable[[], PloopError],
         deltas: Sequence[Delta] = (),
+        below: Map | None = None,
     ) -> None:
         self.deltas = tuple(deltas)
         self.lower = self.map = lower
+        self.below = below or lower
         self.size_bytes = size_bytes
         self.cluster_bytes = lower.cluster_bytes
         self._failure = failure
@@ -116,4 +118,5 @@ def condemned(stack: Stack, errno: int, operation: str, path: str) -> Failing:
         lower=stack.lower,
         failure=lambda: BackendError(errno, operation, path),
         deltas=stack.deltas,
+        below=stack.below,
     )

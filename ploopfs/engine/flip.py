@@ -33,7 +33,7 @@ async def flipped(stack: Stack, *, upper: Delta, lower: Delta) -> Stack:
     if not upper.writable:
         raise PermissionDenied(f"{upper.path} is open for reading only")
     _refuse_common_clusters(upper, stack.top)
-    return await rebuilt((*stack.deltas[:-2], lower, upper), stack.size_bytes, stack.counters)
+    return await rebuilt((*stack.deltas[:-2], lower, upper), stack.size_bytes, stack.counters, below=stack.below)
 
 
 def _refuse_common_clusters(upper: Delta, old_top: Delta) -> None:

@@ -33,7 +33,9 @@ async def grown(stack: Stack, size_sectors: int) -> Stack:
     lower = await lower_map(stack.deltas[:-1], header.cluster_bytes, header.disk_clusters)
     if header is not top.header:
         await _grow(stack, top, top.header, header)
-    return Stack(stack.deltas, lower=lower, size_bytes=header.size_bytes, counters=stack.counters)
+    return Stack(
+        stack.deltas, lower=lower, size_bytes=header.size_bytes, counters=stack.counters, below=stack.below
+    )
 
 
 async def _grow(stack: Stack, top: Delta, old: Header, new: Header) -> None:

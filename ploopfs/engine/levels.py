@@ -68,7 +68,7 @@ async def _without(stack: Stack, level: int, *, into: int) -> Stack:
     del deltas[level]
     index = deltas.index(neighbour)
     _check_size(neighbour, deltas[index + 1])
-    merged = await rebuilt(deltas, stack.size_bytes, stack.counters)
+    merged = await rebuilt(deltas, stack.size_bytes, stack.counters, below=stack.below)
     lost = [slot for slot in stack.lower.owned_by(level, into) if merged.lower.levels[slot] != index]
     if lost:
         raise ImageMismatch(
@@ -110,4 +110,4 @@ async def updated_index(stack: Stack, level: int, entries: Mapping[int, int]) ->
     moved = Delta(delta.file, header=delta.header, bat=None, file_size=size, trusted_size=size)
     deltas = (*stack.deltas[:level], moved, *stack.deltas[level + 1 :])
     lower = stack.lower.repointed(level, entries)
-    return Stack(deltas, lower=lower, size_bytes=stack.size_bytes, counters=stack.counters)
+    return Stack(deltas, lower=lower, size_bytes=stack.size_bytes, counters=stack.counters, below=stack.below)

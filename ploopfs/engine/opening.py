@@ -156,19 +156,24 @@ def assemble(deltas: Sequence[Delta], cluster_sectors: int | None, counters: Cou
 
 
 async def rebuilt(
-    deltas: Sequence[Delta], size_bytes: int, counters: Counters, *, cluster_sectors: int | None = None
+    deltas: Sequence[Delta],
+    size_bytes: int,
+    counters: Counters,
+    *,
+    cluster_sectors: int | None = None,
+    below: Map | None = None,
 ) -> Stack:
     """A stack over deltas that are open already, base first: what another image in the place of a lower level needs, as
     the merged map no longer says what the other levels have there.
 
     The map of a lower delta is read again from its file, unless the delta has just been opened and still holds it. The
-    disk keeps `size_bytes`, whatever the top has; `cluster_sectors` matters for a raw image alone. Nothing is written
-    or closed, and any stack that these deltas serve serves on, except that a lower delta that holds a map gives it up.
-    Raises BackendError, BadImage, ImageConverting; ImageMismatch also for a lower file that is no longer the one that
-    was opened. Nothing has changed then."""
+    disk keeps `size_bytes`, whatever the top has; `cluster_sectors` matters for a raw image alone, and `below` is that
+    of the stack whose place it takes. Nothing is written or closed, and any stack that these deltas serve serves on,
+    except that a lower delta that holds a map gives it up. Raises BackendError, BadImage, ImageConverting;
+    ImageMismatch also for a lower file that is no longer the one that was opened. Nothing has changed then."""
     empty = _checked(deltas, cluster_sectors, size_bytes)
     lower = await lower_map(deltas[:-1], empty.cluster_bytes, len(empty))
-    return _over(deltas, lower, size_bytes, counters)
+    return _over(deltas, lower, size_bytes, counters, below)
 
 
 async def lower_map(lower: Sequence[Delta], cluster_bytes: int, disk_clusters: int) -> Map:
@@ -201,10 +206,12 @@ def _size_bytes(top: Delta) -> int:
     return top.header.size_bytes if top.header is not None else top.file_size
 
 
-def _over(deltas: Sequence[Delta], lower: Map, size_bytes: int, counters: Counters) -> Stack:
+def _over(
+    deltas: Sequence[Delta], lower: Map, size_bytes: int, counters: Counters, below: Map | None = None
+) -> Stack:
     for delta in deltas[:-1]:
         delta.bat = None  # its entries are in the merged map; a deep stack would hold them a second time
-    return Stack(deltas, lower=lower, size_bytes=size_bytes, counters=counters)
+    return Stack(deltas, lower=lower, size_bytes=size_bytes, counters=counters, below=below)
 
 
 async def _map_level_again(delta: Delta) -> Bat | RawLevel:

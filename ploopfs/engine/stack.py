@@ -17,19 +17,24 @@ from ploopfs.image.plan import Hole, Run, Segment, Step, plan_read
 
 class Stack:
     """`deltas` is base first. `lower` is the merged map of all deltas below the top, `map` that of the whole stack.
+    `below` has each cluster too that a level had which was merged or replaced since the images were opened: until
+    somebody has changed the descriptor it names that level, and a cluster freed in the top would be its old one then.
 
     Offsets and lengths are bytes within the disk; any alignment is served.
     """
 
-    def __init__(self, deltas: Sequence[Delta], *, lower: Map, size_bytes: int, counters: Counters) -> None:
+    def __init__(
+        self, deltas: Sequence[Delta], *, lower: Map, size_bytes: int, counters: Counters, below: Map | None = None
+    ) -> None:
         self.deltas = tuple(deltas)
         self.lower = lower
+        self.below = lower if below is None else below.joined(lower)
         self.map = lower.stacked(self.top.map_level)
         self.size_bytes = size_bytes
         self.cluster_bytes = lower.cluster_bytes
         self._counters = counters
         self._epochs = Epochs()
-        self._writer = Writer(self.top, lower, self.map, self._epochs, self._read_segments, counters)
+        self._writer = Writer(self.top, self.below, self.map, self._epochs, self._read_segments, counters)
 
     @property
     def top(self) -> Delta:
@@ -206,6 +211,10 @@ class Stack:
             return
         self._counters.bio_flush_out += 1
         await self._writer.flush()
+
+    def start_writeback(self) -> None:
+        """A flush that comes soon takes less time."""
+        self.top.file.start_writeback()
 
     async def copy_up(self, slot: int, level: int) -> None:
         """The top has its own copy of a cluster that this lower level owns, unless it is somebody else's by now."""

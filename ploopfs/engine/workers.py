@@ -24,7 +24,7 @@ T = TypeVar("T")
 class _Job:
     __slots__ = ("_context", "_work", "error", "is_given_up", "task", "value")
 
-    def __init__(self, task: Task, context: Context, work: Callable[[], object]) -> None:
+    def __init__(self, task: Task | None, context: Context, work: Callable[[], object]) -> None:
         self.task = task
         self._context = context
         self._work = work
@@ -84,6 +84,11 @@ class Workers:
             finally:
                 job.error = None  # whose traceback leads to this job
         return cast("T", job.value)
+
+    def start(self, work: Callable[[], object], lane: Lane) -> None:
+        """Nobody waits for it; it raises nothing."""
+        self._token = current_trio_token()
+        self._hand_in(_Job(None, copy_context(), work), lane)
 
     def _hand_in(self, job: _Job, lane: Lane) -> None:
         with self._lock:
@@ -147,5 +152,5 @@ class Workers:
         self._told = None  # before looking, so that whatever comes from here on is told of
         while self._ended:
             job = self._ended.popleft()
-            if not job.is_given_up:
+            if job.task is not None and not job.is_given_up:
                 trio.lowlevel.reschedule(job.task)

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from ploopfs.bounds import GROW_AHEAD_MIB, MIB
 from ploopfs.engine.answers import SURELY_NOT_WRITTEN
 from ploopfs.engine.combine import Combiner
 from ploopfs.engine.counters import Counters
@@ -23,6 +24,7 @@ from ploopfs.image.map import Map
 from ploopfs.image.plan import (
     Barrier,
     CopyUp,
+    EndBarrier,
     Grow,
     Scrub,
     Segment,
@@ -49,13 +51,14 @@ ReadSegments = Callable[[Sequence[Segment]], Awaitable[bytearray]]
 
 
 class Writer:
-    """The writer of one top delta over `lower`; `read_segments` reads from the whole stack, for copy-up."""
+    """The writer of one top delta; `read_segments` reads from the whole stack, for copy-up. What is in `below` would
+    show through a cleared entry."""
 
     def __init__(
-        self, top: Delta, lower: Map, stack_map: Map, epochs: Epochs, read_segments: ReadSegments, counters: Counters
+        self, top: Delta, below: Map, stack_map: Map, epochs: Epochs, read_segments: ReadSegments, counters: Counters
     ) -> None:
         self._top = top
-        self._lower = lower
+        self._below = below
         self._map = stack_map
         self._epochs = epochs
         self._read_segments = read_segments
@@ -111,9 +114,9 @@ class Writer:
         """The clusters of the disk that were discarded."""
         self._top.note_modified()
         single = self._map.top_level == 0 and self._top.bat is not None
-        plan = plan_discard(self._map, offset, length, single=single)
+        plan = plan_discard(self._map, self._below, offset, length, single=single)
         while await self._wait_unclaimed(plan.free_slots):
-            plan = plan_discard(self._map, offset, length, single=single)
+            plan = plan_discard(self._map, self._below, offset, length, single=single)
         for punch in plan.punches:
             await self._top.punch(punch.offset, punch.length)
         if plan.free_slots:
@@ -162,17 +165,24 @@ class Writer:
 
     async def _zero_some(self, slots: range) -> None:
         """Planned and claimed in one moment: a cluster that a copy-up gives the top afterwards would show old bytes."""
-        plan = plan_zero(self._map, self._lower, slots)
+        plan = plan_zero(self._map, self._below, slots)
         while await self._wait_unclaimed(plan.changed_slots):
-            plan = plan_zero(self._map, self._lower, slots)
+            plan = plan_zero(self._map, self._below, slots)
         new = plan_zero_clusters(self._map, self._allocator, plan.hidden)
         freed = {slot: self._map.clusters[slot] for slot in plan.freed}
         async with self._claim(freed | new.new_clusters):
             await self._run_allocating(new)
+            self._track(new.new_clusters.values())
             for punch in plan.punches:
                 await self._make_zero(punch.offset, punch.length)
             if freed:
                 await self._free(plan.freed)
+
+    def _track(self, clusters: Iterable[int]) -> None:
+        """Of a cluster of zeroes nothing was written, and a copy that follows the tracking must be as long."""
+        if self._top.tracker is not None:
+            for cluster in clusters:
+                self._top.tracker.mark(cluster * self._map.cluster_bytes, self._map.cluster_bytes)
 
     async def flush(self) -> None:
         """All that was acknowledged before the call is on stable storage, and the map that leads to it."""
@@ -191,7 +201,7 @@ class Writer:
         loss = self.loss
         for step in steps:
             await self._step(step, data)
-            if isinstance(step, Barrier):
+            if isinstance(step, Barrier | EndBarrier):
                 self._check_kept(loss)
 
     def _check_kept(self, loss: BackendError | None) -> None:
@@ -209,6 +219,7 @@ class Writer:
         self._count(plan)
         new_clusters = plan.new_clusters
         try:
+            await self._grow_ahead((max(new_clusters.values()) + 1) * self._map.cluster_bytes)
             await self.run(plan.steps, data)
         except BackendError as error:
             # Only an answer that excludes a late arrival of the bytes makes these clusters free again; otherwise
@@ -234,8 +245,27 @@ class Writer:
                 await self._scrub(offset, length)
             case Barrier():
                 await self._sync()
+            case EndBarrier(size):
+                # After a loss the file may be shorter than what was seen to.
+                if self._top.durable_size < size or self.loss is not None:
+                    await self._sync()
             case WriteMap(entries):
                 await self._map_writer.submit(entries)
+
+    async def _grow_ahead(self, size: int) -> None:
+        """The file becomes twice as long each time, not longer by a cluster, as each time costs an fsync: allocating
+        writes of 4 KiB take 0.3 ms instead of 5.6. A clean close cuts off what is too much."""
+        if size <= self._top.file_size or self._top.preallocates:
+            return
+        async with self._growing:
+            if size <= self._top.file_size:
+                return
+            ahead = min(size, GROW_AHEAD_MIB * MIB)
+            try:
+                await self._top.grow(size + ahead - ahead % self._map.cluster_bytes)
+            except BackendError as error:
+                if error.errno != errno.EFBIG:
+                    raise
 
     async def _scrub(self, offset: int, length: int) -> None:
         await (self._write_zeroes(offset, length) if self._top.preallocates else self._make_zero(offset, length))
@@ -317,9 +347,10 @@ class Writer:
     async def _sync_once(self, _waiting: list[None]) -> None:
         self._counters.bio_fsync += 1
         map_writes, mark, loss = self._top.map_writes, self.unconfirmed.mark(), self.loss
+        size = self._top.file_size
         await self._top.sync()
         if self.loss is loss:
-            self._top.confirmed(map_writes)
+            self._top.confirmed(map_writes, size)
             self.unconfirmed.confirmed(mark)
 
     def _count(self, plan: WritePlan) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 import pyfuse3
 import trio
 
-from ploopfs.bounds import MAX_BACKGROUND
+from ploopfs.bounds import HELPER_TIMEOUT_S, MAX_BACKGROUND
 from ploopfs.engine.apart import APART
 from ploopfs.errors import MountError
 from ploopfs.fuse.mountpoint import check_mountpoint
@@ -137,8 +137,10 @@ def _raise_background_limit(connection: int, limit: int) -> None:
     mounting = f"mount -t fusectl fusectl {place} && " if not os.path.exists(f"{place}/{connection}") else ""
     command = ["unshare", "--mount", "sh", "-c", mounting + write] if mounting else ["sh", "-c", write]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    except OSError as error:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=HELPER_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
         log.info("max_background stays at the kernel's default: %s", error)
         return
     if done.returncode != 0:

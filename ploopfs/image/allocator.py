@@ -6,6 +6,7 @@ the map entry that named it is gone from stable storage and no request that migh
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -25,12 +26,10 @@ class Allocator:
         """`used` holds the file clusters that the map names. Others inside the file are free."""
         self._limit = MAX_ENTRY // entry_unit
         # Not made unique: what stands twice opens no gap, and np.unique, which hashes, took 1 s of a million, not 4 ms.
-        taken = np.sort(used).astype(np.int64)
+        taken = np.sort(used)
         # A file may be longer than its map can name; what lies beyond is no gap.
         end = min(max(file_clusters, first_cluster), self._limit + 1)
-        edges = np.concatenate(([first_cluster - 1], taken, [end]))
-        gap_starts = np.flatnonzero(np.diff(edges) > 1)
-        self._gaps = deque((int(edges[at]) + 1, int(edges[at + 1])) for at in gap_starts)
+        self._gaps = deque(_gaps(taken, first_cluster, end))
         self._released: list[int] = []
         self._next = end
 
@@ -61,3 +60,16 @@ class Allocator:
 
     def release(self, cluster: int) -> None:
         heapq.heappush(self._released, cluster)
+
+
+def _gaps(taken: Entries, first: int, end: int) -> Iterator[tuple[int, int]]:
+    """What lies before, between and behind the numbers, which ascend; each with its end."""
+    if not len(taken):
+        yield from ((first, end),) if first < end else ()
+        return
+    if first < taken[0]:
+        yield first, int(taken[0])
+    for at in np.flatnonzero(np.diff(taken) > 1):
+        yield int(taken[at]) + 1, int(taken[at + 1])
+    if int(taken[-1]) + 1 < end:
+        yield int(taken[-1]) + 1, end

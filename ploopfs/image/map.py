@@ -68,9 +68,9 @@ class Map:
             cluster_view[:count] = np.arange(count, dtype=np.uint32)
             return Map(self.cluster_bytes, level, levels, clusters, layer.size_bytes)
         entries = layer.view()[: len(levels)]
-        owned = np.flatnonzero(entries)
-        level_view[owned] = level
-        cluster_view[owned] = entries[owned]
+        owned = entries != 0
+        level_view[: len(entries)][owned] = level
+        np.copyto(cluster_view[: len(entries)], entries, where=owned)
         return Map(self.cluster_bytes, level, levels, clusters, self.raw_size_bytes)
 
     def repointed(self, level: int, entries: Mapping[int, int]) -> "Map":
@@ -81,6 +81,17 @@ class Map:
             if self.levels[slot] == level:
                 clusters[slot] = cluster
         return Map(self.cluster_bytes, self.top_level, bytearray(self.levels), clusters, self.raw_size_bytes)
+
+    def joined(self, other: "Map") -> "Map":
+        """Who has a cluster in neither has a hole; `other` is as long, or longer."""
+        mine, theirs = np.frombuffer(self.levels, np.uint8), np.frombuffer(other.levels, np.uint8)
+        more = np.flatnonzero((mine != HOLE_LEVEL) & (theirs[: len(mine)] == HOLE_LEVEL))
+        if not len(more):
+            return other
+        levels, clusters = bytearray(other.levels), array("I", other.clusters)
+        np.frombuffer(levels, np.uint8)[more] = mine[more]
+        np.frombuffer(clusters, np.uint32)[more] = np.frombuffer(self.clusters, np.uint32)[more]
+        return Map(other.cluster_bytes, other.top_level, levels, clusters, other.raw_size_bytes)
 
     def owned_by(self, *levels: int) -> npt.NDArray[np.intp]:
         """The slots that one of these levels owns, ascending."""

@@ -1,8 +1,9 @@
 """The plan of a request: what a read or a write has to do, in order, before anything is done.
 
 Pure: a map and a range in, steps out; an executor is then an interpreter of a few lines. Invariant of every write
-plan: a map entry comes after a barrier that comes after all bytes of its cluster, so a plan cut off anywhere leaves
-each cluster of the disk as it was or as it should become. All offsets and lengths are bytes."""
+plan: a map entry comes after a barrier that comes after all bytes of its cluster, or else names a cluster that reads as
+zeroes whatever of them arrives, as that of the disk did before; so a plan cut off anywhere leaves each sector of the
+disk as it was or as it should become. All offsets and lengths are bytes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -117,13 +118,21 @@ class Barrier:
 
 
 @dataclass(frozen=True, slots=True)
+class EndBarrier:
+    """That the file has at least `size` bytes is on stable storage before anything after is written, so that the map
+    never names what lies past the end."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class WriteMap:
     """The top's map names these clusters (slot -> cluster of the top file)."""
 
     entries: dict[int, int]
 
 
-Step = Grow | Scrub | Write | CopyUp | Barrier | WriteMap
+Step = Grow | Scrub | Write | CopyUp | Barrier | EndBarrier | WriteMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +168,7 @@ def plan_write(
     steps: list[Step] = []
     entries: dict[int, int] = {}
     zero_clusters = 0
+    are_zeroes = True
     try:
         for slot, within, start, stop in _parts(stack_map.cluster_bytes, offset, len(data)):
             if stack_map.owned_by_top(slot):
@@ -166,19 +176,22 @@ def plan_write(
             elif check_zeros and stack_map.is_hole(slot) and _is_zero(data, start, stop):
                 zero_clusters += 1
             else:
-                entries[slot] = _plan_new_cluster(steps, stack_map, allocator, slot, within, start, stop)
+                entries[slot], is_clean = _plan_new_cluster(steps, stack_map, allocator, slot, within, start, stop)
+                are_zeroes &= is_clean and stack_map.is_hole(slot)
     except BaseException:
         for cluster in entries.values():
             allocator.release(cluster)
         raise
     if entries:
-        steps += [Barrier(), WriteMap(entries)]
+        end = (max(entries.values()) + 1) * stack_map.cluster_bytes
+        steps += [EndBarrier(end) if are_zeroes else Barrier(), WriteMap(entries)]
     return WritePlan(tuple(steps), zero_clusters)
 
 
 def _plan_new_cluster(
     steps: list[Step], stack_map: Map, allocator: Allocator, slot: int, within: int, start: int, stop: int
-) -> int:
+) -> tuple[int, bool]:
+    """The cluster, and whether the file never had it before."""
     cluster_bytes = stack_map.cluster_bytes
     cluster, may_hold_old_bytes = allocator.allocate()
     base = cluster * cluster_bytes
@@ -191,13 +204,13 @@ def _plan_new_cluster(
     else:
         source = _cluster_segments(stack_map, slot, 0, cluster_bytes)
         steps.append(CopyUp(base, source, within, start, stop))
-    return cluster
+    return cluster, not may_hold_old_bytes
 
 
 def plan_copy_up(stack_map: Map, allocator: Allocator, slot: int) -> WritePlan:
     """The top gets its own copy of a cluster that a lower level owns: a write of no bytes to it."""
     steps: list[Step] = []
-    cluster = _plan_new_cluster(steps, stack_map, allocator, slot, 0, 0, 0)
+    cluster, _is_clean = _plan_new_cluster(steps, stack_map, allocator, slot, 0, 0, 0)
     return WritePlan((*steps, Barrier(), WriteMap({slot: cluster})))
 
 
@@ -238,26 +251,25 @@ class Punch:
 
 @dataclass(frozen=True, slots=True)
 class DiscardPlan:
-    """`slots` is all that is discarded: by `punches` for a stack with lower deltas, else by clearing their entries."""
+    """`slots` is all that is discarded: by `punches` for a stack with lower deltas, else by clearing the entries of
+    `free_slots`."""
 
     slots: tuple[int, ...]
     punches: tuple[Punch, ...]
-
-    @property
-    def free_slots(self) -> tuple[int, ...]:
-        return () if self.punches else self.slots
+    free_slots: tuple[int, ...]
 
 
-def plan_discard(stack_map: Map, offset: int, length: int, *, single: bool) -> DiscardPlan:
-    """Only whole clusters that the top owns; everything else succeeds without effect (kernel-ploop.md 3.9)."""
+def plan_discard(stack_map: Map, below: Map, offset: int, length: int, *, single: bool) -> DiscardPlan:
+    """Only whole clusters that the top owns; everything else succeeds without effect (kernel-ploop.md 3.9). A cluster
+    that is in `below` keeps its entry in a `single` image too."""
     cluster_bytes = stack_map.cluster_bytes
     first = -(-offset // cluster_bytes)
     end = min((offset + length) // cluster_bytes, len(stack_map))
     owned = [slot for slot in range(first, end) if stack_map.owned_by_top(slot)]
-    if single:
-        return DiscardPlan(tuple(owned), ())
-    punches = (Punch(stack_map.clusters[slot] * cluster_bytes, cluster_bytes) for slot in owned)
-    return DiscardPlan(tuple(owned), tuple(punches))
+    freed = tuple(slot for slot in owned if single and below.is_hole(slot))
+    kept = owned if not freed else sorted({*owned}.difference(freed))
+    punches = tuple(Punch(stack_map.clusters[slot] * cluster_bytes, cluster_bytes) for slot in kept)
+    return DiscardPlan(tuple(owned), punches, freed)
 
 
 # --- zeroes -------------------------------------------------------------------------------------------------------
@@ -266,7 +278,8 @@ def plan_discard(stack_map: Map, offset: int, length: int, *, single: bool) -> D
 @dataclass(frozen=True, slots=True)
 class ZeroPlan:
     """`freed`: the top has them and nobody below, so clearing their entries makes them holes. `punches`: the top has
-    them and hides a lower level. `hidden`: only a lower level has them, so that the top must, as zeroes."""
+    them and hides a lower level. `hidden`: only a lower level has them, so that the top must, as zeroes. A level that
+    was merged meanwhile counts as below: whoever opens the images again may find it named."""
 
     freed: tuple[int, ...]
     punches: tuple[Punch, ...]
@@ -278,7 +291,7 @@ class ZeroPlan:
         return (*self.freed, *self.hidden)
 
 
-def plan_zero(stack_map: Map, lower: Map, slots: range) -> ZeroPlan:
+def plan_zero(stack_map: Map, below: Map, slots: range) -> ZeroPlan:
     """Whole clusters that are to read as zeroes and to take as little space as the format allows; it has no mark for a
     cluster of zeroes above a lower delta (image-format.md 3)."""
     freed: list[int] = []
@@ -289,7 +302,7 @@ def plan_zero(stack_map: Map, lower: Map, slots: range) -> ZeroPlan:
             continue
         if not stack_map.owned_by_top(slot):
             hidden.append(slot)
-        elif lower.is_hole(slot):
+        elif below.is_hole(slot):
             freed.append(slot)
         else:
             hiding.append(stack_map.clusters[slot])

@@ -11,12 +11,14 @@ from functools import partial
 from ploopfs import __version__
 from ploopfs.device.device import Device
 from ploopfs.device.registry import Registry
+from ploopfs.errors import BadValue
 from ploopfs.scst.module import Scst
 from ploopfs.sysfs.agent import AGENT
 from ploopfs.sysfs.block import BLOCK
 from ploopfs.sysfs.control import CONTROL
 from ploopfs.sysfs.debug import DEBUG
 from ploopfs.sysfs.nodes import Directory, Disk, Link, Names, Node, Report, Stream
+from ploopfs.sysfs.parse import line
 from ploopfs.sysfs.plane import CARRIED, Carried, Plane, Planes, alone
 from ploopfs.sysfs.proc import ABSENT, Host, System, proc_directory
 from ploopfs.sysfs.queue import QUEUE
@@ -31,9 +33,17 @@ from ploopfs.sysfs.vz9 import MAPPED
 GROUPS: Mapping[str, Callable[[Device, Removed], Node]] = {**VZ7_GROUPS, **VZ9_GROUPS}
 """What a flavour may have in the directory of a device beside what every disk has."""
 
+
+async def _ask_reload(registry: Registry, text: str) -> None:
+    if line(text) != "1":
+        raise BadValue(f"reload takes 1, not {line(text)!r}")
+    registry.reload_asked.fire()
+
+
 MODULE: tuple[Row[Registry], ...] = (
     Row("version", lambda _: __version__),
     Row("pid", lambda registry: str(registry.pid)),
+    Row("reload", None, _ask_reload),
     Row("ploop_standby_check", lambda registry: str(int(registry.key.enabled))),
 )
 

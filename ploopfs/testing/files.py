@@ -102,6 +102,9 @@ class MemoryFile:
         self._check_writable("write")
         self._put(offset, data)
 
+    def start_writeback(self) -> None:
+        """Whatever was written may be durable at any time."""
+
     async def sync(self) -> None:
         await trio.lowlevel.checkpoint()
         self._check_open("fsync")

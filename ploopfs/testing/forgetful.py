@@ -100,6 +100,9 @@ class ForgetfulFile:
 
         await self._run("write", lambda: self._inner.write(offset, written), offset, len(written), change)
 
+    def start_writeback(self) -> None:
+        """Whatever was written may be durable at any time."""
+
     async def sync(self) -> None:
         await self._run("fsync", self._sync)
 

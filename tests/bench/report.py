@@ -96,12 +96,17 @@ def _peers(results: Results) -> list[str]:
     return list(dict.fromkeys(name for of in results.values() for name in of))
 
 
+def _rate(of: Result) -> str:
+    """One run has no spread."""
+    return f"{of.rate:.0f} ±{of.spread / 2:.0%}" if len(of.runs) > 1 else f"{of.rate:.0f}"
+
+
 def _rates(results: Results) -> Table:
     names = _peers(results)
     heads = ["case", "unit", *names, "ratio to qemu", "wanted"]
     rows = []
     for case, of in results.items():
-        rates = [f"{of[name].rate:.0f} ±{of[name].spread / 2:.0%}" if name in of else NONE for name in names]
+        rates = [_rate(of[name]) if name in of else NONE for name in names]
         found, target = ratio(of), TARGETS.get(case)
         compared = f"{found:.2f}" if found is not None else NONE
         by = "" if QEMU in of else f" ({NBDFUSE})"
@@ -126,7 +131,7 @@ def _depths(results: Results) -> Table:
     rows = [
         [
             case,
-            *(f"{of[depth].rate:.0f} ±{of[depth].spread / 2:.0%}" for depth in depths),
+            *(_rate(of[depth]) for depth in depths),
             f"{spread(of):.1%}",
             f"{DEPTH_SPREAD:.0%}",
         ]

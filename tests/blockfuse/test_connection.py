@@ -12,9 +12,10 @@ import trio
 from trio.testing import MockClock
 
 from ploopfs.blockfuse import connection as connection_module
+from ploopfs.blockfuse import waiting
 from ploopfs.blockfuse.connection import Connection
 from ploopfs.blockfuse.front import Front
-from ploopfs.bounds import MAX_TRANSFER_BYTES
+from ploopfs.bounds import MAX_TRANSFER_BYTES, SPARE_BUFFERS
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.waiting import OnStandby
 from ploopfs.errors import MountError
@@ -42,7 +43,7 @@ class Told:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     told = Told(set())
-    monkeypatch.setattr(connection_module, "is_told_to_end", told)
+    monkeypatch.setattr(waiting, "is_told_to_end", told)
     return told
 
 
@@ -139,7 +140,47 @@ async def test_what_a_write_holds_stays_as_it_was_while_it_waits(size: int) -> N
         for number, unique in enumerate(asked):
             assert (await kernel.answer(unique)).number(width=U32) == size
             content = await rig.device.read(number * MAX_TRANSFER_BYTES, MAX_TRANSFER_BYTES)
-            assert bytes(content) == bytes([65 + number]) * size + b"o" * (MAX_TRANSFER_BYTES - size), number
+            is_same = bytes(content) == bytes([65 + number]) * size + b"o" * (MAX_TRANSFER_BYTES - size)
+            assert is_same, number
+
+
+async def test_of_many_large_writes_a_few_buffers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffers = connection_module._Buffers()
+    monkeypatch.setattr(connection_module, "_BUFFERS", buffers)
+    clusters = MAX_TRANSFER_BYTES // CLUSTER
+    builder = image(dict.fromkeys(range(clusters), b"o"))
+    builder.disk_clusters = clusters
+    rig = await rig_of({TOP: builder.build()})
+    async with serving(rig) as (kernel, fh):
+        released = rig.hang("write")
+        large = write(fh, 0, b"w" * MAX_TRANSFER_BYTES)
+        uniques = [await kernel.ask(fuse.WRITE, large) for _ in range(SPARE_BUFFERS + 4)]
+        await kernel.settled()
+        released.set()
+        for unique in uniques:
+            assert (await kernel.answer(unique)).errno == 0
+        assert len(buffers._spare) == SPARE_BUFFERS
+        kept = {id(buffer) for buffer in (*buffers._spare, buffers.current)}
+        assert (await kernel.call(fuse.WRITE, large)).errno == 0
+        assert {id(buffer) for buffer in (*buffers._spare, buffers.current)} == kept, "they are used again"
+
+
+async def test_two_connections_do_not_mix_their_requests(rig: Rig) -> None:
+    other = await rig_of(three_deltas())
+    async with serving(rig) as (first, _), serving(other) as (second, _):
+        released = [each.hang("write") for each in (rig, other)]
+        large = b"f" * DISK_BYTES, b"s" * DISK_BYTES
+        uniques = [
+            await kernel.ask(fuse.WRITE, write(1, 0, data)) for kernel, data in zip((first, second), large, strict=True)
+        ]
+        await first.settled()
+        for event in released:
+            event.set()
+        for kernel, unique in zip((first, second), uniques, strict=True):
+            assert (await kernel.answer(unique)).errno == 0
+    for each, data in zip((rig, other), large, strict=True):
+        is_same = await each.content() == data
+        assert is_same, data[:1]
 
 
 @pytest.mark.parametrize("flags", [0, os.O_DSYNC, os.O_SYNC])
@@ -410,6 +451,25 @@ async def test_a_change_that_the_storage_has_is_waited_for_whoever_is_told_to_en
             assert (await kernel.call(*REQUESTS["read"])).body == b"w" * 512
 
 
+@pytest.mark.expects_warnings
+async def test_who_was_killed_while_he_had_not_waited_is_let_go_though_the_kernel_does_not_tell(
+    rig: Rig,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,  # noqa: ARG001 -- pytest-trio runs a test with the clock that it is given
+) -> None:
+    leaving: set[int] = set()
+    monkeypatch.setattr(waiting, "process_of", {fuse.PID: 815}.__getitem__)
+    monkeypatch.setattr(waiting, "is_leaving", leaving.__contains__)
+    async with serving(rig) as (kernel, _):
+        unique = await held(rig, kernel, *REQUESTS["write"])
+        await passed(10)
+        assert rig.queue.room.held == 1
+        leaving.add(815)
+        with trio.fail_after(1.1):
+            assert (await kernel.answer(unique)).errno == errno.EINTR
+        assert rig.queue.room.held == 0
+
+
 async def test_an_interrupt_of_what_was_answered_means_nothing(ready: Rig, told: Told) -> None:
     told.threads.add(fuse.PID)
     async with serving(ready) as (kernel, _):
@@ -435,8 +495,11 @@ async def test_when_the_disk_is_unmounted_nobody_is_held_any_longer_and_the_stor
     assert (rig.queue.room.held, rig.device.stats.in_flight, rig.device.open_count) == (0, 0, 0)
 
 
-async def test_a_busy_disk_leaves_others_their_turn(ready: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "BURST_REQUESTS", 4)
+@pytest.mark.parametrize(("bound", "value"), [("BURST_REQUESTS", 4), ("BURST_BYTES", 4 * 512)])
+async def test_a_busy_disk_leaves_others_their_turn(
+    ready: Rig, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    monkeypatch.setattr(connection_module, bound, value)
     turns, bursts = 0, 32
 
     async def other() -> None:
@@ -447,7 +510,7 @@ async def test_a_busy_disk_leaves_others_their_turn(ready: Rig, monkeypatch: pyt
 
     async with serving(ready) as (kernel, fh), trio.open_nursery() as nursery:
         for number in range(4 * bursts):
-            assert kernel.sent(fuse.request(fuse.READ, transfer(fh, 0, 1), unique=1000 + number))
+            assert kernel.sent(fuse.request(fuse.READ, transfer(fh, 0, 512), unique=1000 + number))
         nursery.start_soon(other)
         await kernel.answer(1000 + 4 * bursts - 1)
         assert turns >= bursts - 4
@@ -465,7 +528,6 @@ async def test_more_requests_than_the_queue_takes_fail_and_the_others_wait() -> 
         assert [(await kernel.answer(unique)).errno for unique in uniques].count(0) == 40
 
 
-@pytest.mark.expects_warnings
 async def test_a_kernel_that_is_too_old_is_refused_with_the_reason(rig: Rig) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)

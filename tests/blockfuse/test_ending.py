@@ -1,12 +1,16 @@
 """Who is told to end: what the kernel shows of a thread's signals."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from ploopfs.blockfuse.ending import ends, is_told_to_end
+from ploopfs.blockfuse.ending import ends, is_exiting, is_leaving, is_told_to_end, process_of
+from tests.mounted.daemon import until
 
 
 def status(*, thread: tuple[int, ...] = (), process: tuple[int, ...] = (), blocked: tuple[int, ...] = ()) -> str:
@@ -57,3 +61,42 @@ def test_the_kernel_shows_what_is_looked_for() -> None:
     finally:
         assert signal.sigtimedwait({signal.SIGTERM}, 0) is not None
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("7 (fio) D 1 7 7 0 -1 4 0 0", True),
+        ("7 (fio) Z 1 7 7 0 -1 4194564 0 0", True),
+        ("7 (a) S 1 (b) D 1 7 7 0 -1 4 0 0", True),
+        ("7 (a) D 1 7 7 0 -1 4 0 0) S 1 7 7 0 -1 4194560 0 0", False),
+        ("7 (fio) D 1 7 7 0 -1 4194560 0 0", False),
+        ("7 (fio) D 1 7", False),
+        ("", False),
+    ],
+)
+def test_a_thread_exits_whose_flags_say_so(status: str, expected: bool) -> None:
+    assert is_exiting(status) == expected
+
+
+def test_who_lives_or_is_gone_does_not_leave() -> None:
+    assert process_of(threading.get_native_id()) == os.getpid()
+    assert not is_leaving(os.getpid())
+    for nobody in (0, (1 << 22) + 1):
+        assert process_of(nobody) == 0
+        assert not is_leaving(nobody)
+
+
+def test_a_process_leaves_when_its_last_thread_does() -> None:
+    """One whose first thread has ended and another has not, and one that has ended and nobody has waited for."""
+    script = "import threading, ctypes; threading.Thread(target=input).start(); ctypes.CDLL(None).pthread_exit(None)"
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    try:
+        until(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "Z", "its first thread has ended")
+        assert not is_leaving(process.pid)
+        process.stdin.close()
+        until(lambda: is_leaving(process.pid), "all of it has ended")
+    finally:
+        process.kill()
+        process.wait()

@@ -156,3 +156,8 @@ async def test_a_loop_device_believes_in_discard(rig: Rig) -> None:
 async def test_a_front_outlives_its_connections(rig: Rig) -> None:
     front = Front(Disk(rig.device))
     assert front.attributes() == front.attributes()
+
+
+async def test_a_disk_that_came_again_is_another_file_than_it_was(rig: Rig) -> None:
+    before, after = (Front(Disk(rig.device)).attributes().number for _ in range(2))
+    assert before != after

@@ -23,6 +23,8 @@ from ploopfs.sysfs.tree import build
 from ploopfs.testing.files import MemoryFiles
 from tests.device.rig import image
 
+HANG_S = 20
+
 ATTACHED, ABORTED, DETACHED = Connection.ATTACHED, Connection.ABORTED, Connection.DETACHED
 
 
@@ -148,12 +150,13 @@ async def scene() -> Scene:
 
 
 async def became(plane: OwnPlane, state: Connection) -> None:
-    """However long a thread takes."""
-    while plane.connection is not state:
-        changed = trio.Event()
-        forget = plane.changed.subscribe(changed.set)
-        await changed.wait()
-        forget()
+    """However long a thread takes; the bound only ends a test that fails."""
+    with trio.fail_after(HANG_S):
+        while plane.connection is not state:
+            changed = trio.Event()
+            forget = plane.changed.subscribe(changed.set)
+            await changed.wait()
+            forget()
 
 
 # Attached from the start.

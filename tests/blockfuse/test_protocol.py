@@ -163,11 +163,12 @@ def test_a_kernel_that_is_too_old_is_told_apart() -> None:
 
 
 def test_attributes_lie_where_the_kernel_looks_for_them() -> None:
-    body = replies.attributes(Attributes(1 << 40, 1536, stat.S_IFREG | 0o660, 11, 12, 3_000_000_004, -1, 5_000_000_006))
+    times_ns = (3_000_000_004, -1, 5_000_000_006)
+    body = replies.attributes(Attributes(7, 1 << 40, 1536, stat.S_IFREG | 0o660, 11, 12, *times_ns))
     assert len(body) == 104
     assert body[:16] == bytes(16), "never valid for longer than the answer"
     longs = [int.from_bytes(body[at : at + 8], "little", signed=True) for at in range(16, 64, 8)]
-    assert longs == [1, 1 << 40, 3, 3, -1, 5]
+    assert longs == [7, 1 << 40, 3, 3, -1, 5]
     words = [int.from_bytes(body[at : at + 4], "little") for at in range(64, 104, 4)]
     assert words == [4, 999_999_999, 6, stat.S_IFREG | 0o660, 1, 11, 12, 0, 4096, 0]
 

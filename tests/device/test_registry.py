@@ -13,12 +13,22 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.device import Device
-from ploopfs.device.flavour import BLOCK, VZ7, VZ9
+from ploopfs.device.flavour import BLOCK, VZ7, VZ9, Flavour
 from ploopfs.device.registry import Registry
 from ploopfs.engine import checking, unclosed
 from ploopfs.engine.checking import Examined
 from ploopfs.engine.file import File, OsFiles
-from ploopfs.errors import AlreadyExists, BackendError, BadImage, BadValue, ImageLocked, ImageRefused
+from ploopfs.engine.inject.grammar import execute
+from ploopfs.errors import (
+    AlreadyExists,
+    BackendError,
+    BadImage,
+    BadValue,
+    ImageLocked,
+    ImageRefused,
+    ShuttingDown,
+    StorageTimeout,
+)
 from ploopfs.image.header import HEADER_BYTES, IN_USE, V1, Header
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
@@ -191,6 +201,39 @@ async def test_a_storage_that_hangs_is_given_up_at_the_deadline_and_the_others_a
     assert disks.registry.devices == {}
 
 
+@pytest.mark.expects_warnings
+async def test_a_bug_in_the_end_of_one_device_keeps_no_other_from_being_closed(
+    disks: Disks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = await disks.add("ploop0", FIRST)
+    await disks.add("ploop1", SECOND)
+
+    async def aclose() -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(broken, "aclose", aclose)
+    assert not await disks.registry.aclose()
+    assert disks.registry.devices == {}
+    assert not disks.is_held(SECOND)
+    assert not disks.is_marked(SECOND)
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_what_happens_late_by_the_rules_of_one_device_keeps_another_from_writing_the_image(
+    disks: Disks, autojump_clock: MockClock  # noqa: ARG001 -- pytest-trio runs a test with the clock that it is given
+) -> None:
+    device = await disks.add("ploop0", FIRST)
+    execute(device.injector, "add,op=WRITE,hang,late")
+    with trio.move_on_after(5):
+        await device.write(0, b"late")
+    disks.store.images[FIRST].writers.clear()
+    with pytest.raises(StorageTimeout, match="may yet happen"):
+        await disks.add("ploop1", FIRST)
+    execute(device.injector, "removeall")
+    await wait_all_tasks_blocked()
+    disks.store.images[FIRST].writers.clear()
+
+
 async def test_a_registry_without_devices_is_closed_cleanly(disks: Disks) -> None:
     assert await disks.registry.aclose()
 
@@ -320,3 +363,23 @@ async def test_an_unclosed_image_whose_storage_hung_while_it_was_checked_can_be_
         monkeypatch.setattr(os, "preadv", preadv)
     await registry.add("ploop0", flavour=VZ7, image=[str(path)], files=OsFiles())
     assert await registry.aclose()
+
+
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize("flavour", [VZ7, VZ9])
+async def test_an_operation_that_waited_while_its_device_was_removed_opens_nothing(
+    disks: Disks, flavour: Flavour
+) -> None:
+    """As an operator does for whom the attempt of the agent makes way: nobody would close what it opens."""
+    if flavour is VZ9:
+        device = await add_mapped(disks, "dm-0", FIRST)
+        assert device.mapper is not None
+        load = partial(device.mapper.load, f"0 {6 * CLUSTER // 512} ploop 6 {SECOND}")
+    else:
+        device = await disks.add("ploop0", FIRST)
+        load = partial(device.replace, SECOND)
+    assert await disks.registry.remove(device.name)
+    for operation in (device.reopen, load):
+        with pytest.raises(ShuttingDown):
+            await operation()
+    assert not any(disks.is_marked(path) or disks.is_held(path) for path in (FIRST, SECOND))

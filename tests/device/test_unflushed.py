@@ -56,6 +56,20 @@ async def test_an_acknowledged_write_is_kept_until_a_flush_has_succeeded(rig: Ri
     assert rig.device.unflushed.data_bytes == 0
 
 
+async def test_with_each_eighth_of_the_bound_the_storage_is_asked_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = await rig_of(three_deltas(), bounds=Bounds(unflushed_bytes=80_000))
+    asked: list[int] = []
+    top, unflushed = rig.device.stack.top.file, rig.device.unflushed
+    monkeypatch.setattr(top, "start_writeback", lambda: asked.append(unflushed.data_bytes))
+    for _ in range(7):
+        await rig.device.write(2 * CLUSTER, bytes(5000))
+    assert asked == [10_000, 20_000, 30_000]
+    rig.registry.key.enabled = False
+    for _ in range(4):
+        await rig.device.write(2 * CLUSTER, bytes(5000))
+    assert len(asked) == 3
+
+
 async def test_a_write_that_failed_is_not_kept(rig: Rig) -> None:
     rig.lose(errno.ENOSPC, "write")
     assert await errno_of(rig.device.write(2 * CLUSTER, b"x")) == errno.ENOSPC

@@ -100,6 +100,7 @@ class Disk:
 
     async def open(self) -> None:
         self._opened = await open_stack(self.files, self.spec, read_only=False, counters=Counters())
+        self.model.merged.clear()
         assert self.stack.size_bytes == self.clusters * CLUSTER_BYTES
         assert not self.stack.read_only
 
@@ -187,7 +188,7 @@ class Disk:
         await copied.dropped.aclose(clean=False)
         for slot in copied_to:
             self.model.owners[slot : slot + 1] = [Owner.TOP] * len(self.model.owners[slot : slot + 1])
-        self.model.lower.pop()
+        self.model.merged |= self.model.lower.pop()
         self.model.alone = len(self.stack.deltas) == 1
         assert self.place.content(self.specs[-2].path) == self.frozen.pop(self.specs[-2].path)
         del self.specs[-2]

@@ -118,6 +118,9 @@ class JournalFile:
         written = bytes(data)
         await self._run("write", lambda: self._inner.write(offset, written), offset, len(written), written)
 
+    def start_writeback(self) -> None:
+        """Whatever was written may be durable at any time."""
+
     async def sync(self) -> None:
         await self._run("fsync", self._inner.sync)
 

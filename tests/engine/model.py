@@ -13,7 +13,8 @@ class Owner(Enum):
 
 class Model:
     """`alone`: the top is the only image, so a discard gives a cluster back. A `raw` image alone owns everything.
-    `lower` says which clusters each level below the top has, base first."""
+    `lower` says which clusters each level below the top has, base first, and `merged` which one had that went since the
+    images were opened: they are not given back."""
 
     def __init__(self, content: bytes, owners: list[Owner], *, alone: bool, raw: bool) -> None:
         self.content = bytearray(content)
@@ -21,6 +22,7 @@ class Model:
         self.alone = alone
         self.raw = raw
         self.lower: list[set[int]] = []
+        self.merged: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.content)
@@ -38,7 +40,7 @@ class Model:
         for slot in range(-(-offset // CLUSTER_BYTES), (offset + length) // CLUSTER_BYTES):
             if self.owners[slot] is Owner.TOP:
                 self.content[slot * CLUSTER_BYTES : (slot + 1) * CLUSTER_BYTES] = bytes(CLUSTER_BYTES)
-                if self.alone and not self.raw:
+                if self.alone and not self.raw and slot not in self.merged:
                     self.owners[slot] = Owner.NOBODY
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
@@ -51,7 +53,7 @@ class Model:
         self.write(last * CLUSTER_BYTES, bytes(end - last * CLUSTER_BYTES))
         for slot in range(first, last):
             self.content[slot * CLUSTER_BYTES : (slot + 1) * CLUSTER_BYTES] = bytes(CLUSTER_BYTES)
-            shows_through = any(slot in level for level in self.lower)
+            shows_through = any(slot in level for level in (*self.lower, self.merged))
             self.owners[slot] = Owner.TOP if shows_through else Owner.NOBODY
 
     def grow(self, clusters: int) -> None:

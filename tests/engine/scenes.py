@@ -203,7 +203,7 @@ async def _zero_raw(scene: Scene) -> None:
 
 
 async def _discard_two(scene: Scene) -> None:
-    plan = plan_discard(scene.stack.map, 0, 2 * CLUSTER, single=False)
+    plan = plan_discard(scene.stack.map, scene.stack.below, 0, 2 * CLUSTER, single=False)
     assert all(isinstance(punch, Punch) for punch in plan.punches)
     await scene.discard(0, 2)
     await scene.flush()

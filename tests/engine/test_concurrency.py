@@ -172,12 +172,13 @@ async def test_growing_for_two_at_once_never_shrinks_the_file(alone: Rig) -> Non
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stack.write, 0, b"a" * CLUSTER)
         await wait_all_tasks_blocked()
-        nursery.start_soon(stack.write, CLUSTER, b"b" * CLUSTER)
+        nursery.start_soon(stack.write, 4 * CLUSTER, b"b" * 4 * CLUSTER)
         await wait_all_tasks_blocked()
         assert held.released is not None
         held.released.set()
-    assert await stack.read(0, 2 * CLUSTER) == b"a" * CLUSTER + b"b" * CLUSTER
-    assert [entry.offset for entry in alone.journal.of("truncate")] == [3 * CLUSTER, 4 * CLUSTER]
+    assert await stack.read(0, CLUSTER) == b"a" * CLUSTER
+    assert await stack.read(4 * CLUSTER, 4 * CLUSTER) == b"b" * 4 * CLUSTER
+    assert [entry.offset for entry in alone.journal.of("truncate")] == [2 * 3 * CLUSTER, 2 * 7 * CLUSTER]
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------

@@ -351,3 +351,43 @@ async def test_a_lock_is_taken_back_after_the_unlock_that_was_given_up_and_is_ke
         await another.lock()
     await another.aclose()
     await file.aclose()
+
+
+async def test_what_is_written_back_is_waited_for_by_the_next_sync_and_by_the_close_of_the_descriptor(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await OsFiles().open(path, writable=True)
+    asked: list[int] = []
+    done: list[str] = []
+    go_on = threading.Event()
+
+    def hanging(fd: int) -> None:
+        asked.append(fd)
+        assert go_on.wait(60)
+        os.fstat(fd)
+        done.append("writeback")
+
+    monkeypatch.setattr("ploopfs.engine.file._start_writeback", hanging)
+    monkeypatch.setattr(os, "fdatasync", lambda _fd: done.append("sync"))
+    for _ in range(3):
+        file.start_writeback()  # nobody waits, and one at a time is enough
+    await file.write(0, b"new")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.sync)
+        await wait_all_tasks_blocked()
+        assert done == []
+        await file.aclose()
+        os.fstat(file._fd)
+        go_on.set()
+    assert done == ["writeback", "sync"]
+    assert asked == [asked[0]]
+    file.start_writeback()
+    assert len(asked) == 1
+
+
+async def test_a_remote_store_is_not_asked_to_write_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ploopfs.engine.storage.Storage.is_remote", True)
+    monkeypatch.setattr("ploopfs.engine.file._start_writeback", lambda _fd: pytest.fail("it was asked"))
+    file = await OsFiles().open(path, writable=True)
+    file.start_writeback()
+    await file.aclose()

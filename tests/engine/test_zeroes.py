@@ -16,6 +16,8 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.failing import condemned, error_disk
 from ploopfs.engine.file import OsFiles
+from ploopfs.engine.grow import grown
+from ploopfs.engine.merge import copied_up, without_level
 from ploopfs.engine.opening import StackSpec, open_stack
 from ploopfs.engine.stack import Stack
 from ploopfs.engine.tracking import next_tracked, start_tracking
@@ -201,6 +203,30 @@ async def test_a_real_file_is_smaller_afterwards_and_sound(tmp_path: Path, depth
     assert await reads_as(stack, b"o" * 512 + bytes(16 * CLUSTER - 512))
     await stack.aclose(clean=True)
     assert verdict(names[-1].read_bytes()).verdict is Verdict.CLEAN
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("change", ["zeroes", "discard"])
+async def test_what_became_zero_after_a_merge_stays_so_where_the_level_is_named_again(
+    depth: int, change: str
+) -> None:
+    """Who opens the images by a descriptor that nobody has changed, because the merge was not told of in time."""
+    rig = Rig(paths=("/memory/bottom.hds", BASE, TOP)[-depth:])
+    for path, clusters in (("/memory/bottom.hds", {0: OLD}), (BASE, {1: OLD, 2: OLD}), (TOP, {2: OLD, 3: OLD})):
+        rig.put(path, clusters)
+    stack = await rig.open()
+    stack = without_level(stack, await copied_up(stack))
+    stack = await grown(stack, 10 * CLUSTER // 512)
+    if change == "zeroes":
+        await stack.write_zeroes(0, DISK, unmap=True)
+    else:
+        await stack.discard(CLUSTER, 3 * CLUSTER)
+    expected = bytes(await stack.read(0, DISK))
+    assert not any(expected[CLUSTER:])
+    assert not rig.entry(3) or (depth, change) == (3, "discard")
+    await stack.aclose(clean=True)
+    again = await rig.open()
+    assert await reads_as(again, expected)
 
 
 # --- what meets it ------------------------------------------------------------------------------------------------

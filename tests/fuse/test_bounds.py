@@ -1,9 +1,11 @@
 """What a tree keeps to, whoever asks: open files, stores under way, requests that the kernel may send."""
 
 import errno
+import logging
 import os
 import subprocess
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -124,3 +126,17 @@ def test_the_kernel_is_asked_for_no_more_background_requests_than_it_knows(
     mount._raise_background_limit(77, limit)
     [command] = commands
     assert f"echo {min(limit, 65535)} > /sys/fs/fuse/connections/77/max_background" in command
+
+
+def test_a_program_that_hangs_does_not_keep_the_tree_from_being_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("sh", "unshare"):
+        program = tmp_path / name
+        program.write_text("#!/bin/bash\nexec sleep 1000\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(mount, "HELPER_TIMEOUT_S", 0.2)
+    caplog.set_level(logging.INFO)
+    mount._raise_background_limit(77, 300)
+    assert "stays at the kernel's default" in caplog.text

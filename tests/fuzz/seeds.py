@@ -256,7 +256,10 @@ def fuse_requests() -> tuple[bytes, ...]:
 
 
 def thread_states() -> tuple[bytes, ...]:
-    return (b"Name:\tcat\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000002\nSigBlk:\t0000000000000000\n",)
+    return (
+        b"Name:\tcat\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000002\nSigBlk:\t0000000000000000\n",
+        b"7 (f (i) o) D 1 7 7 0 -1 4194564 0 0",
+    )
 
 
 def shown_in_proc(host: ModuleType, text: str) -> None:

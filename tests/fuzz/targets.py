@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import trio
 
@@ -190,7 +191,11 @@ async def _serve_one(data: bytes) -> None:
 
 
 def _ending(data: bytes) -> None:
-    ending.ends(data.decode("utf-8", "surrogateescape"))
+    text = data.decode("utf-8", "surrogateescape")
+    ending.ends(text)
+    ending.is_exiting(text)
+    with mock.patch.object(ending, "_read", return_value=text):
+        ending.process_of(1)
 
 
 def _table(data: bytes) -> None:

@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import TypeVar
 
 from ploopfs.image.header import HEADER_BYTES, IN_USE, MIN_CLUSTER_SECTORS, SECTOR_BYTES, Header, Version
-from ploopfs.image.plan import Barrier, CopyUp, Grow, Hole, Run, Scrub, Segment, Step, Write
+from ploopfs.image.plan import Barrier, CopyUp, EndBarrier, Grow, Hole, Run, Scrub, Segment, Step, Write
 
 CLUSTER_BYTES = MIN_CLUSTER_SECTORS * SECTOR_BYTES
 
@@ -75,10 +75,12 @@ def crashes(
     file: bytes | bytearray, steps: Iterable[AnyStep], patches_of: Callable[[AnyStep], list[Patch]]
 ) -> Iterator[bytearray]:
     """What a crash may leave of a file: all that came before a barrier that was passed, any part of what was begun
-    after it."""
+    after it. A barrier for the end of the file is passed with nothing but the file's size."""
     certain = bytearray(file)
     begun: list[Patch] = []
     for step in (*steps, None):
+        if isinstance(step, EndBarrier):
+            certain.extend(bytes(max(0, step.size - len(certain))))
         if step is not None and not isinstance(step, Barrier):
             begun += patches_of(step)
             continue

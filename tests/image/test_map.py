@@ -180,3 +180,12 @@ def test_a_single_cluster_of_a_large_disk_is_found_whatever_is_looked_at_in_one_
     merged.assign(slot, 1)
     assert merged.next_present(0, 200000) == merged.next_present(slot, 200000) == slot
     assert (merged.next_present(0, slot), merged.next_present(slot + 1, 200000)) == (slot, 200000)
+
+
+def test_joined_maps_have_what_either_has_and_the_length_of_the_longer() -> None:
+    shorter, longer = stack(3, [0, 1, 2]), stack(5, [3, 0, 4, 0, 0])
+    joined = shorter.joined(longer)
+    assert [joined.is_hole(slot) for slot in range(5)] == [False, False, False, True, True]
+    assert joined.present == 3
+    assert owners(longer) == [(0, 3), None, (0, 4), None, None]
+    assert stack(2).joined(longer) is longer

@@ -20,6 +20,7 @@ from ploopfs.image.plan import (
     Barrier,
     CopyUp,
     DiscardPlan,
+    EndBarrier,
     Grow,
     Hole,
     Punch,
@@ -218,7 +219,7 @@ def test_copying_up_the_last_cluster_of_a_raw_base_goes_on_in_zeroes() -> None:
 
 def test_a_part_of_a_cluster_that_nobody_has_goes_to_clean_space_alone() -> None:
     steps = steps_of(stack(2, [0, 0]), allocator(), C + 1, DATA[:2])
-    assert steps == [Grow(2 * C), Write(C + 1, 0, 2), Barrier(), WriteMap({1: 1})]
+    assert steps == [Grow(2 * C), Write(C + 1, 0, 2), EndBarrier(2 * C), WriteMap({1: 1})]
 
 
 def test_a_part_of_a_cluster_that_nobody_has_is_scrubbed_where_old_bytes_may_be() -> None:
@@ -237,6 +238,15 @@ def test_a_copy_needs_no_scrub() -> None:
     assert steps == [Grow(2 * C), CopyUp(C, (Run(0, 3 * C, C),), 0, 0, 1), Barrier(), WriteMap({1: 1})]
 
 
+def test_of_new_clusters_that_were_and_are_zeroes_the_size_of_the_file_is_all_that_must_be_durable() -> None:
+    fresh = steps_of(stack(3, [0, 0, 0]), allocator(), 0, DATA[: 2 * C])
+    assert fresh[-2:] == [EndBarrier(3 * C), WriteMap({0: 1, 1: 2})]
+    above = steps_of(stack(3, [0, 4, 0], [0, 0, 0]), allocator(), 0, DATA[: 2 * C])
+    assert above[-2:] == [Barrier(), WriteMap({0: 1, 1: 2})]
+    reused = steps_of(stack(3, [0, 0, 2]), allocator(2), 0, DATA[: 2 * C])
+    assert reused[-2:] == [Barrier(), WriteMap({0: 1, 1: 3})]
+
+
 def test_zeroes_where_nobody_has_anything_cost_nothing() -> None:
     free = allocator()
     assert plan_write(stack(3, [0, 0, 0]), free, 1, bytes(3 * C - 2)) == WritePlan((), zero_clusters=3)
@@ -245,7 +255,7 @@ def test_zeroes_where_nobody_has_anything_cost_nothing() -> None:
 
 def test_zeroes_are_written_where_the_check_for_them_is_off() -> None:
     plan = plan_write(stack(1, [0]), allocator(), 0, bytes(C), check_zeros=False)
-    assert plan == WritePlan((Grow(2 * C), Write(C, 0, C), Barrier(), WriteMap({0: 1})))
+    assert plan == WritePlan((Grow(2 * C), Write(C, 0, C), EndBarrier(2 * C), WriteMap({0: 1})))
 
 
 @pytest.mark.parametrize("data", [b"\1\0\0\0", b"\0\0\0\1", b"\0\1\0\0"])
@@ -327,15 +337,21 @@ def test_the_slots_to_allocate_are_those_the_top_does_not_own(offset: int, lengt
 )
 def test_only_whole_clusters_of_the_top_are_discarded(offset: int, length: int, slots: list[int]) -> None:
     top = [5, 4, 0, 0, 3]
-    lone = plan_discard(stack(5, top), offset, length, single=True)
-    assert lone == DiscardPlan(tuple(slots), ())
-    assert lone.free_slots == tuple(slots)
-    stacked = plan_discard(stack(5, [0, 1, 2, 0, 0], top), offset, length, single=False)
-    assert stacked == DiscardPlan(tuple(slots), tuple(Punch(top[slot] * C, C) for slot in slots))
-    assert stacked.free_slots == ()
+    lone = plan_discard(stack(5, top), stack(5), offset, length, single=True)
+    assert lone == DiscardPlan(tuple(slots), (), tuple(slots))
+    below = stack(5, [0, 1, 2, 0, 0])
+    stacked = plan_discard(stack(5, [0, 1, 2, 0, 0], top), below, offset, length, single=False)
+    assert stacked == DiscardPlan(tuple(slots), tuple(Punch(top[slot] * C, C) for slot in slots), ())
+    merged = plan_discard(stack(5, top), below, offset, length, single=True)
+    assert merged.free_slots == tuple(slot for slot in slots if slot not in (1, 2))
+    assert merged.punches == tuple(Punch(top[slot] * C, C) for slot in slots if slot in (1, 2))
 
 
 # --- every plan, carried out --------------------------------------------------------------------------------------
+
+
+END = 6
+"""Clusters of a file; from there on nothing was ever written."""
 
 
 @st.composite
@@ -345,11 +361,11 @@ def tiny_stacks(draw: st.DrawFn) -> tuple[Map, list[bytearray], Allocator]:
     layers: list[Layer] = [level[:5] for level in levels]
     if len(layers) > 1 and draw(st.booleans()):
         layers[0] = RawLevel(draw(st.integers(0, 5 * C)))
-    files = [bytearray((level + 1) * 16 + index % 16 for index in range(6 * C)) for level in range(len(layers))]
+    files = [bytearray((level + 1) * 16 + index % 16 for index in range(END * C)) for level in range(len(layers))]
     if isinstance(layers[0], RawLevel):
         del files[0][layers[0].size_bytes :]
     used = np.array([cluster for cluster in levels[-1][:5] if cluster], dtype=np.uint32)
-    return stack(5, *layers), files, Allocator(used, first_cluster=1, file_clusters=6, entry_unit=1)
+    return stack(5, *layers), files, Allocator(used, first_cluster=1, file_clusters=END, entry_unit=1)
 
 
 def requests(size: int) -> st.SearchStrategy[tuple[int, bytes]]:
@@ -386,10 +402,14 @@ def test_the_map_names_a_cluster_after_a_barrier_after_its_bytes(
     stack_map, files, free = drawn
     plan = plan_write(stack_map, free, *request)
     kinds = [type(step) for step in plan.steps]
-    assert kinds.count(WriteMap) == kinds.count(Barrier) == bool(plan.new_clusters)
     if not plan.new_clusters:
+        assert not {Barrier, EndBarrier, WriteMap}.intersection(kinds)
         return
-    assert kinds[-2:] == [Barrier, WriteMap]
+    assert {*kinds[:-2]} <= {Grow, Scrub, Write, CopyUp}
+    assert kinds[-1] is WriteMap
+    last = max(plan.new_clusters.values())
+    was_zero = all(stack_map.is_hole(slot) for slot in plan.new_clusters) and min(plan.new_clusters.values()) >= END
+    assert plan.steps[-2] == (EndBarrier((last + 1) * C) if was_zero else Barrier())
     touched: dict[int, list[Step]] = {}
     for step in plan.steps:
         for patch in patches(step, request[1], files, C):
@@ -458,7 +478,7 @@ class Disk:
     def discard(self, index: int) -> bool:
         """True if the cluster reads as zeroes from here on. Storage that frees nothing: old bytes stay in place."""
         slot = self.window[index]
-        plan = plan_discard(self.map, slot * CLUSTER_BYTES, CLUSTER_BYTES, single=len(self.files) == 1)
+        plan = plan_discard(self.map, self.lower, slot * CLUSTER_BYTES, CLUSTER_BYTES, single=len(self.files) == 1)
         for punch in plan.punches:
             Patch(punch.offset, bytes(punch.length)).apply(self.files[-1])
         for freed in plan.free_slots:

@@ -268,7 +268,7 @@ def test_a_signal_ends_a_daemon_whose_tree_is_gone_and_whose_disk_is_open(tmp_pa
     assert_closed(disk.top)
 
 
-def test_a_disk_that_somebody_unmounts_alone_is_served_by_the_tree(tmp_path: Path) -> None:
+def test_a_disk_that_somebody_unmounts_or_cuts_off_is_attached_again(tmp_path: Path) -> None:
     [disk] = make_disks(tmp_path, 1)
     with serving(tmp_path, *entries([disk])) as daemon:
         with opened(daemon.disk()) as fd:
@@ -279,6 +279,14 @@ def test_a_disk_that_somebody_unmounts_alone_is_served_by_the_tree(tmp_path: Pat
         with opened(daemon.disk()) as fd:
             Writer(fd, disk).assert_all_there()
             Writer(fd, disk).write(20)
+        assert command(daemon, "attach") == "attached"
+        with opened(daemon.disk()) as fd:
+            Writer(fd, disk).assert_all_there()
+            forced = subprocess.run(["umount", "-f", daemon.disk()], capture_output=True, check=False)
+            assert forced.returncode != 0, "it is open: it is cut off, and stays mounted"
+            daemon.wait_for_line("ploop0: its connection is aborted")
+            assert errno_of(os.pread, fd, 1, 0) == "ENOTCONN"
+        assert (daemon.value("ploopfs/connection"), disk_mounts(daemon)) == ("aborted", ["ploop0"])
         assert command(daemon, "attach") == "attached"
         with opened(daemon.disk()) as fd:
             Writer(fd, disk).assert_all_there()

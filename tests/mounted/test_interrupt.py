@@ -153,3 +153,17 @@ def test_a_write_of_who_was_killed_while_it_was_held_is_never_done(scene: Scene)
         until(lambda: scene.held() == 0, "nobody is held for who is gone")
     with opened(scene.daemon.disk(), os.O_RDONLY) as fd:
         assert os.pread(fd, BLOCK_BYTES, scene.offset) == scene.content
+
+
+def test_who_is_killed_while_he_waits_for_none_of_his_requests_goes_at_once(scene: Scene) -> None:
+    """The kernel tells a server of signals to who waits, and a virtual machine waits for nothing it has asked for."""
+    fio = ["fio", "--name=a", f"--filename={scene.daemon.disk()}", "--rw=randread", "--bs=4k", "--size=1m", "--thread"]
+    asynchronously = ["--ioengine=libaio", "--direct=1", "--iodepth=4", f"--offset={scene.offset}"]
+    with scene.lost():
+        process = subprocess.Popen([*fio, *asynchronously], stdout=subprocess.DEVNULL)
+        try:
+            until(lambda: scene.held() == 4, "four requests are held")
+        finally:
+            process.kill()
+            assert process.wait(HANG_S) == -signal.SIGKILL
+        assert scene.held() == 0

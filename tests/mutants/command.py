@@ -15,10 +15,12 @@ from tests.mutants.arena import Arena, Mutant, MutantError, Verdict, each, mutat
 from tests.mutants.mutants import MUTANTS
 
 UNIT_TESTS = (
-    *(f"tests/{part}" for part in ("image", "engine", "device", "scst", "sysfs", "fuse")),
+    *(f"tests/{part}" for part in ("image", "engine", "device", "scst", "sysfs", "fuse", "blockfuse")),
     "--ignore=tests/fuse/test_mounted.py",
     "-m",
     "not real and not slow",
+    "tests/test_configured.py",
+    "tests/test_start.py",
 )
 EXAMPLES = """\
 exit codes:

@@ -43,7 +43,7 @@ def test_the_list_is_long_and_names_each_bug_once_and_reaches_every_part_of_the_
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     assert len({(mutant.file, mutant.old, mutant.new) for mutant in MUTANTS}) == len(MUTANTS)
     parts = {"image", "engine", "device", "scst", "sysfs", "fuse"}
-    assert {Path(mutant.file).parent.name for mutant in MUTANTS} == parts
+    assert parts <= {Path(mutant.file).parent.name for mutant in MUTANTS}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

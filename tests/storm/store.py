@@ -287,6 +287,9 @@ class StormFile:
         length = max(0, min(length, self._stores.platter.size(self.path) - offset))
         await self._change("punch hole", Change(offset, bytes(length)), offset, length)
 
+    def start_writeback(self) -> None:
+        """Whatever was written may be durable at any time."""
+
     async def sync(self) -> None:
         """What comes while it is under way may or may not be durable with it."""
         platter, path = self._stores.platter, self.path

@@ -193,6 +193,7 @@ class FakeRegistry:
     devices: dict[str, FakeDevice] = field(default_factory=dict)
     key: StandbyKey = field(default_factory=lambda: StandbyKey(enabled=True))
     changed: Signal = field(default_factory=Signal)
+    reload_asked: Signal = field(default_factory=Signal)
     events: Events = field(default_factory=Events)
     scst: Scst = field(init=False)
     _counted: tuple[dict[str, FakeDevice], int] = field(default_factory=lambda: ({}, 0))

@@ -4,7 +4,7 @@ import posixpath
 
 import pytest
 
-from ploopfs.errors import NoSuchDevice, PloopError
+from ploopfs.errors import BadValue, NoSuchDevice, PloopError
 from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Names, Report, Stream
 from ploopfs.sysfs.openfile import CHANGED, READY, opening
 from tests.sysfs.fakes import DEVICE, FakeDevice, FakeRegistry, node_at, opened, text_of, walk
@@ -26,6 +26,18 @@ def test_the_links_are_those_of_a_real_virtual_device(root: Directory) -> None:
         "sys/dev/block/182:0": "../../devices/virtual/block/ploop0",
         f"{DEVICE}/subsystem": "../../../../class/block",
     }
+
+
+async def test_a_reload_is_asked_for_by_a_one_and_by_nothing_else(root: Directory, registry: FakeRegistry) -> None:
+    node = node_at(root, "sys/fs/ploopfs/reload")
+    assert isinstance(node, Attribute)
+    assert node.store is not None
+    seen = registry.reload_asked.version
+    with pytest.raises(BadValue, match="reload takes 1"):
+        await node.store("0\n")
+    assert registry.reload_asked.version == seen
+    await node.store("1\n")
+    assert registry.reload_asked.version == seen + 1
 
 
 def test_no_two_names_share_a_node(root: Directory) -> None:

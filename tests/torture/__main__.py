@@ -51,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_on_signals()
     line, reports, began_s = TerminalLine(), list[Report](), time.monotonic()
     stories = arguments.stories or list(STORIES)
-    times = arguments.times or (0 if arguments.hours else len(stories))
+    limit_s = arguments.hours * 3600 + arguments.minutes * 60
+    times = arguments.times or (0 if limit_s else len(stories))
     seeds = _seeds(arguments.seed)
-    while len(reports) < times or time.monotonic() - began_s < arguments.hours * 3600:
+    while len(reports) < times or time.monotonic() - began_s < limit_s:
         name, seed = stories[len(reports) % len(stories)], next(seeds)
         line.say(f"[{len(reports) + 1}{f' of {times}' if times else ''}] {name} --seed {seed}")
         report = _one(name, seed, arguments, line)
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, metavar="N", help="of the first; the next has N + 1; default: fresh ones")
     parser.add_argument("--times", type=int, default=0, metavar="N", help="how many; default: each story once")
     parser.add_argument("--hours", type=float, default=0, metavar="H", help="go on for so long instead")
+    parser.add_argument("--minutes", type=float, default=0, metavar="M", help="the same, or beside the hours")
     parser.add_argument(
         "--troubles", type=int, default=TROUBLES, metavar="N", help=f"in each; default {TROUBLES}, which is one of each"
     )

@@ -82,12 +82,12 @@ class Judge(Protocol):
 
 
 class FilteredFiles:
-    """Files whose operations the judge decides."""
+    """Files whose operations the judge decides. `given_up` is what others have in common who may open the images."""
 
-    def __init__(self, inner: Files, judge: Judge) -> None:
+    def __init__(self, inner: Files, judge: Judge, given_up: GivenUp | None = None) -> None:
         self._inner = inner
         self._judge = judge
-        self._given_up = GivenUp()
+        self._given_up = given_up or GivenUp()
 
     async def open(self, path: str, *, writable: bool) -> "FilteredFile":
         work = partial(self._inner.open, path, writable=writable)
@@ -159,6 +159,10 @@ class FilteredFile:
 
     async def write(self, offset: int, data: Buffer) -> None:
         await self._decided("write", partial(self._inner.write, offset, data), offset, len(data))
+
+    def start_writeback(self) -> None:
+        """A hint, and no operation: nobody could see what becomes of it."""
+        self._inner.start_writeback()
 
     async def sync(self) -> None:
         await self._decided("fsync", self._inner.sync)

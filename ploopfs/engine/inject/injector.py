@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from ploopfs.bounds import MAX_RULES
 from ploopfs.engine.file import File, Files
+from ploopfs.engine.given_up import GivenUp
 from ploopfs.engine.inject.filter import FilteredFile, FilteredFiles, Operation
 from ploopfs.engine.inject.rule import Rule, Sectors
 from ploopfs.engine.stack import Stack
@@ -35,9 +36,10 @@ class Injector:
         """`stack` tells the device's stack of the moment; before this call no operation has a level."""
         self._stack = stack
 
-    def around(self, files: Files) -> Files:
-        """The same files, ruled by this injector from now on, whenever they were opened."""
-        return _InjectedFiles(files, self)
+    def around(self, files: Files, given_up: GivenUp | None = None) -> Files:
+        """The same files, ruled by this injector from now on, whenever they were opened. What happens late by its rules
+        keeps off whoever has the same `given_up`."""
+        return _InjectedFiles(files, self, given_up)
 
     def add(self, rule: Rule) -> Rule:
         """Raises BadValue for a rule that could never take anything, and LimitReached."""
@@ -147,8 +149,8 @@ class InjectedFile(FilteredFile):
 
 
 class _InjectedFiles(FilteredFiles):
-    def __init__(self, inner: Files, injector: Injector) -> None:
-        super().__init__(inner, injector)
+    def __init__(self, inner: Files, injector: Injector, given_up: GivenUp | None) -> None:
+        super().__init__(inner, injector, given_up)
         self._injector = injector
 
     def wrap(self, file: File) -> InjectedFile:
