@@ -222,6 +222,10 @@ HELPER_TIMEOUT_S = Bound(
     10, "s that a mount waits for the program that raises the kernel's limit of such requests", "it stays as it was"
 )
 
+KEPT_MEMORY_MIB = Bound(
+    128, "MiB of memory that a daemon keeps for the next requests when it is free again", "the rest goes to the system"
+)
+
 # --- commands -----------------------------------------------------------------------------------------------------
 
 MAX_TIMEOUT_S = Bound(2_000_000, "s of `--timeout`, which poll(2) can count", "a wrong command line")

@@ -236,6 +236,7 @@ REACHED = {
     "MAX_BACKGROUND": (
         "fuse/test_bounds.py::test_the_kernel_is_asked_for_no_more_background_requests_than_it_knows"
     ),
+    "KEPT_MEMORY_MIB": "engine/test_memory.py::test_what_large_requests_have_used_is_used_again_up_to_the_bound",
     "MAX_TIMEOUT_S": "test_cli.py::test_a_time_that_nobody_can_wait_for_is_refused",
     "MAX_LAST_EVENTS": "test_cli_text.py::test_more_events_than_there_can_be_are_all_of_them",
     "MAX_RECORD_BYTES": "test_cli_text.py::test_events_without_an_end_are_not_read_for_ever",

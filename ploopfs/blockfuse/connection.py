@@ -112,6 +112,10 @@ class Connection:
         if self._refusal is not None:
             raise self._refusal
 
+    @property
+    def is_closed(self) -> bool:
+        return self._fd < 0
+
     def end(self) -> None:
         """Take no more requests; `run` ends when those under way are answered."""
         if self._fd >= 0:

@@ -8,11 +8,14 @@ what was mounted here, known by its number; a descriptor belongs to the caller f
 import ctypes
 import errno
 import os
+import re
 import shutil
 import socket
 import stat
 import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,6 +33,9 @@ _MS_NODEV = 0x4
 _MNT_DETACH = 0x2
 _UMOUNT_NOFOLLOW = 0x8
 
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENOTCONN, errno.ECONNABORTED})
+"""The name has left the tree, or the tree is gone: the kernel has taken the mount with it."""
+
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: the numbers of process, user and group."""
 
@@ -46,17 +52,25 @@ class Mounted:
 
 def mount_over(file: str, *, source: str, allow_other: bool) -> Mounted:
     """Cover `file` with a file system whose root is a regular file, too. Raises MountError."""
-    fd = _mount_ourselves(file, source, allow_other=allow_other)
-    if fd is None:
-        fd = _mount_by_helper(file, source, allow_other=allow_other)
+    with _as_mount_error():
+        fd = _mount_ourselves(file, source, allow_other=allow_other)
+        if fd is None:
+            fd = _mount_by_helper(file, source, allow_other=allow_other)
+        try:
+            os.set_blocking(fd, False)
+            return Mounted(fd, _number_at(file))
+        except BaseException:
+            os.close(fd)
+            raise
+
+
+@contextmanager
+def _as_mount_error() -> Iterator[None]:
+    """What the system has no room for, or what has gone meanwhile."""
     try:
-        os.set_blocking(fd, False)
-        return Mounted(fd, _number_at(file))
-    except BaseException as error:
-        os.close(fd)
-        if isinstance(error, OSError):
-            raise MountError(f"the mount has gone again: {error.strerror}") from error
-        raise
+        yield
+    except OSError as error:
+        raise MountError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
 
 def unmount(file: str, number: int, *, lazily: bool = False) -> None:
@@ -64,24 +78,30 @@ def unmount(file: str, number: int, *, lazily: bool = False) -> None:
 
     Lazily, who has it open keeps it, and nobody is waited for.
     """
-    try:
-        if _number_at(file) != number:
-            return  # somebody has mounted another thing over it, or has taken ours away
-    except OSError:
-        return  # the name has left the tree, and the kernel has taken the mount with it
+    with _as_mount_error():
+        try:
+            if _number_at(file) != number:
+                return  # somebody has mounted another thing over it, or has taken ours away
+        except OSError as error:
+            if error.errno in _GONE:
+                return
+            raise
     failure = _umount(file, lazily=lazily)
     if failure == errno.EPERM:
         _unmount_by_helper(file, lazily=lazily)
     elif failure == errno.EBUSY:
         raise Busy("its mount is busy")
-    elif failure and is_mounted(number):
+    elif failure and is_mounted(file, number):
         raise MountError(f"umount2(2): {os.strerror(failure)}")
 
 
-def is_mounted(number: int) -> bool:
-    """From the table of mounts: no file system is asked, so no server that hangs is waited for."""
-    with open("/proc/self/mountinfo", "rb") as table:
-        return any(line.partition(b" ")[0] == b"%d" % number for line in table)
+def is_mounted(file: str, number: int) -> bool:
+    """From the table of mounts: no file system is asked, so no server that hangs is waited for. A number that is free
+    is given to the next mount of anybody, so the place counts, too; `file` has no symbolic link in its path."""
+    place = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % found[0][0], os.fsencode(file))
+    with _as_mount_error(), open("/proc/self/mountinfo", "rb") as table:
+        lines = (line.split(b" ", 5) for line in table)
+        return any(line[0] == b"%d" % number and line[4] == place for line in lines)
 
 
 def _number_at(file: str) -> int:
@@ -96,10 +116,7 @@ def _number_at(file: str) -> int:
 
 def _mount_ourselves(file: str, source: str, *, allow_other: bool) -> int | None:
     """The server's end; None without the right to mount."""
-    try:
-        fd = os.open(_FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise MountError(f"{_FUSE_DEVICE}: {error.strerror}") from error
+    fd = os.open(_FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     options = [f"fd={fd}", f"rootmode={stat.S_IFREG:o}", f"user_id={os.geteuid()}", f"group_id={os.getegid()}"]
     options += ["default_permissions", *(["allow_other"] if allow_other else [])]
     kind, flags = f"fuse.{SUBTYPE}".encode(), ctypes.c_ulong(_MS_NOSUID | _MS_NODEV)
@@ -190,19 +207,16 @@ def _run(
 ) -> "subprocess.CompletedProcess[str]":
     # The texts of the C library are looked at.
     environment |= {"LC_ALL": "C"}
-    try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            env=environment,
-            pass_fds=keeping,
-        )
-    except OSError as error:
-        raise MountError(f"{command[0]}: {error.strerror}") from error
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env=environment,
+        pass_fds=keeping,
+    )
 
 
 def _said_by(done: "subprocess.CompletedProcess[str]") -> str:

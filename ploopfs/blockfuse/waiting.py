@@ -27,16 +27,16 @@ _MAY_BE_LATE = frozenset({Op.READ, Op.FLUSH})
 
 
 class Pending:
-    """`unique` names the request, `pid` the thread that has asked, which may be gone when its `process` is not. `task`
-    is None until it runs."""
+    """`unique` names the request, `pid` the thread that has asked, of a `process` that it may be gone before. `task` is
+    None until it runs."""
 
     __slots__ = ("is_answered", "is_interrupted", "looks", "op", "pid", "process", "task", "unique")
 
-    def __init__(self, unique: int, pid: int, op: Op) -> None:
-        self.unique, self.pid, self.op = unique, pid, op
+    def __init__(self, unique: int, pid: int, process: int, op: Op) -> None:
+        self.unique, self.pid, self.process, self.op = unique, pid, process, op
         self.task: trio.lowlevel.Task | None = None
         self.is_answered = self.is_interrupted = False
-        self.looks = self.process = 0
+        self.looks = 0
 
 
 class WaitingRequests:
@@ -48,9 +48,10 @@ class WaitingRequests:
         self._fail_at_gate, self._fail = interrupt, fail
         self._pending: dict[int, Pending] = {}
         self._is_watched = False
+        self._processes = _Remembered(process_of)
 
     def add(self, nursery: trio.Nursery, unique: int, pid: int, op: Op) -> Pending:
-        pending = self._pending[unique] = Pending(unique, pid, op)
+        pending = self._pending[unique] = Pending(unique, pid, self._processes[pid], op)
         if not self._is_watched:
             self._is_watched = True
             nursery.start_soon(self._watch)
@@ -77,12 +78,13 @@ class WaitingRequests:
     async def _watch(self) -> None:
         while self._pending:
             await trio.sleep(_LOOK_AGAIN_S)
-            processes, leaving = _Remembered(process_of), _Remembered(is_leaving)
+            leaving = _Remembered(is_leaving)
+            # Who waits for nothing any more may end, and his number be given to another.
+            for gone in self._processes.keys() - {pending.pid for pending in self._pending.values()}:
+                del self._processes[gone]
             for pending in tuple(self._pending.values()):
                 pending.looks += 1
-                if pending.looks == 1:
-                    pending.process = processes[pending.pid]
-                elif not pending.looks % _LOOKS_AT_OTHERS and leaving[pending.process]:
+                if not pending.looks % _LOOKS_AT_OTHERS and leaving[pending.process]:
                     self._give_up(pending)
                 if pending.is_interrupted and is_told_to_end(pending.pid):
                     self._give_up(pending)

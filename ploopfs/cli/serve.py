@@ -26,6 +26,7 @@ from ploopfs.device.agents import run_agents
 from ploopfs.device.device import Device
 from ploopfs.device.registry import Registry
 from ploopfs.engine.apart import APART
+from ploopfs.engine.memory import keep_freed_memory
 from ploopfs.errors import MountError
 from ploopfs.fuse.host import LinuxHost
 from ploopfs.fuse.mountpoint import State, check_mountpoint, inspect_mountpoint, replace_stale
@@ -60,6 +61,7 @@ def mount(arguments: argparse.Namespace) -> int:
     # From here to the exit signals end us only through `serve`: not before it listens, nor after the last image.
     for number in (*ENDING, RELOADING):
         signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()
     APART.begin()
     own = (arguments.data_plane or config.data_plane) == DataPlane.OWN.value
     return trio.run(serve, config, mountpoint, "allow_other" in arguments.options, own, ready)

@@ -76,7 +76,10 @@ def _tells_of_loss(queue: RequestQueue, error: PloopError) -> bool:
 
 async def take_back_lock(queue: RequestQueue, delta: Delta) -> None:
     """A device that writes an image without its lock, or does not know whether it has it, stops: somebody else may
-    write it by now. Shielded, as nobody else takes it back, and bounded."""
+    write it by now. Shielded, as nobody else takes it back, and bounded. A lock that was lost stays lost: nothing is
+    written through this file any more, and it would only keep off who repairs the image."""
+    if delta.lock_lost:
+        return
     try:
         with trio.CancelScope(shield=True):
             async with bounded(delta.path, CLOSE_TIMEOUT_S):
@@ -151,10 +154,16 @@ async def settled(top: Delta, queue: RequestQueue, unflushed: Unflushed) -> Asyn
 async def marked_again(queue: RequestQueue) -> None:
     """Before requests may write to the top again that were kept from it because its mark could not be put back.
 
-    Raises Busy and QuiesceTimeout of the queue, BackendError and StorageTimeout of the mark."""
+    Raises Busy and QuiesceTimeout of the queue, BackendError and StorageTimeout of the mark; the latter also while
+    something that was given up may yet take the mark away."""
     stack = queue.stack
-    if not stack.deltas or stack.is_lost or stack.read_only or stack.top.header is None or stack.top.marked:
+    if not stack.deltas or stack.is_lost or stack.read_only or stack.top.header is None:
         return
+    if stack.top.marked:
+        if stack.top.header.is_marked_in_use:
+            return
+        if stack.top.file.abandoned:
+            raise StorageTimeout(f"{stack.top.path}: what was given up may yet clear its in-use mark: reopen the image")
     async with queue.quiesced(), bounded(stack.top.path, queue.bounds.quiesce_timeout_s):
         await stack.top.mark_in_use()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import trio
 
 from ploopfs.device.handover import bounded, lock_handed_over, marked, replay, take_back_lock
-from ploopfs.device.ownership import is_copy_of, is_the_image, slots_to_differ
+from ploopfs.device.ownership import explaining_mark, is_copy_of, is_the_image, slots_to_differ
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.table import ErrorTarget, PloopTarget, Table
 from ploopfs.device.unflushed import Unflushed
@@ -177,7 +177,8 @@ async def _loaded(
 ) -> Delta:
     accept_mark = _accept_mark(file, around)
     try:
-        delta = await load_delta(file, raw=image.raw, accept_mark=accept_mark, locks_as_writer=locks_as_writer)
+        with explaining_mark(image.path):
+            delta = await load_delta(file, raw=image.raw, accept_mark=accept_mark, locks_as_writer=locks_as_writer)
     except BadImage as error:
         raise refused(error, is_top=is_top) from error
     return _known(delta)

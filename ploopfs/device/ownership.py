@@ -3,12 +3,14 @@
 The kernel refuses a marked image. But the image that we hold, or a copy of it, bears the mark that we wrote ourselves.
 Pure decisions over headers and maps. Invariant: a mark is taken for ours only if all that we know of our image fits."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.engine.delta import AcceptMark, Delta
+from ploopfs.engine.unclosed import advice
 from ploopfs.errors import ImageNotClosed
 from ploopfs.image.bat import Bat
 from ploopfs.image.header import MUTABLE_START, Header
@@ -52,6 +54,17 @@ def _marked_header(old: Delta) -> Header | None:
         return old.header
     marked = old.header.marked_in_use()
     return marked.changed(in_use=marked.in_use, flags=marked.flags, extension_sectors=0)
+
+
+@contextmanager
+def explaining_mark(path: str) -> Iterator[None]:
+    """A mark that is not known to be ours is refused with what leads on: a repair takes it away, under the lock that
+    nobody else may have then, and what waits to be written again is written to what it leaves. Of ours it is if one was
+    written late to an image whose lock was lost meanwhile: that is not known from a stranger's."""
+    try:
+        yield
+    except ImageNotClosed as error:
+        raise ImageNotClosed(f"{error}; {advice(path)}") from error
 
 
 def refuse_foreign_mark(top: Delta, accept: AcceptMark) -> None:

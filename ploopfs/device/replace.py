@@ -18,7 +18,14 @@ import trio
 from ploopfs.bounds import VERIFY_TIMEOUT_S
 from ploopfs.device.handover import bounded, lock_handed_over, marked, replay, settled
 from ploopfs.device.last_error import LastError
-from ploopfs.device.ownership import is_copy_of, is_the_image, refuse_foreign_mark, slots_to_differ, vanished_slots
+from ploopfs.device.ownership import (
+    explaining_mark,
+    is_copy_of,
+    is_the_image,
+    refuse_foreign_mark,
+    slots_to_differ,
+    vanished_slots,
+)
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.device.verify import Verify, verify_replacement
@@ -164,8 +171,9 @@ class Replacement:
 
     async def _open(self, file: File, old: Stack, level: int, accept_mark: AcceptMark) -> Delta:
         replaced = old.deltas[level]
-        delta = await load_delta(file, raw=replaced.header is None, accept_mark=accept_mark)
-        refuse_foreign_mark(delta, accept_mark)
+        with explaining_mark(file.path):
+            delta = await load_delta(file, raw=replaced.header is None, accept_mark=accept_mark)
+            refuse_foreign_mark(delta, accept_mark)
         if delta.writable and delta.header is not None and delta.header.is_marked_in_use:
             # Our own mark, under which we have written: a close must not put this header back.
             delta.note_modified()

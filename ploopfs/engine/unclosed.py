@@ -59,7 +59,7 @@ async def close_unclosed(files: Files, image: ImageSpec) -> Closed | None:
 
 
 def not_closed(path: str, why: str) -> ImageNotClosed:
-    return ImageNotClosed(f"{path}: the image was not closed, and is not opened for writing: {why}; {_advice(path)}")
+    return ImageNotClosed(f"{path}: the image was not closed, and is not opened for writing: {why}; {advice(path)}")
 
 
 async def advised(files: Files, error: BadImage) -> BadImage:
@@ -73,10 +73,11 @@ async def advised(files: Files, error: BadImage) -> BadImage:
         finally:
             await dismiss(file)
         if examined.report.verdict is Verdict.BROKEN and examined.survey is not None:
-            return error.with_advice(_advice(error.path))
+            return error.with_advice(advice(error.path))
     return error
 
 
-def _advice(path: str) -> str:
+def advice(path: str) -> str:
+    """What to do about an image that is not sound, or was not closed, for the end of a message."""
     quoted = shlex.quote(path)
     return f"`ploopfs check -n {quoted}` shows what `ploopfs check -r {quoted}` would repair"

@@ -26,7 +26,8 @@ def describe(inode: Inode, mounted_ns: int, parent: Directory | None = None) -> 
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode.number
     entry.entry_timeout = KEPT_S if parent is not None and parent.is_fixed else 0
-    entry.attr_timeout = KEPT_S if _is_fixed(inode.node) else 0
+    # What stat(2) of a mountpoint says is how everybody knows a dead tree.
+    entry.attr_timeout = KEPT_S if _is_fixed(inode.node) and inode.number != pyfuse3.ROOT_INODE else 0
     entry.st_blksize = BLOCK_SIZE_BYTES
     kind, entry.st_size, entry.st_nlink = _shape(inode)
     entry.st_blocks = inode.node.device.allocated_bytes // 512 if isinstance(inode.node, Disk) else 0

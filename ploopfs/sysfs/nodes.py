@@ -161,11 +161,13 @@ class Changes:
 @dataclass(eq=False, slots=True)
 class Disk:
     """The disk itself, as a regular file of the device's size. `removed`: the device is gone. `changes` are not with
-    who serves the file, as more than one may."""
+    who serves the file, as more than one may. `is_settling`: one of those was cut off, and the storage has not done yet
+    what it was asked for; a write of that kind must not come after what somebody writes now."""
 
     device: BlockDevice
     removed: Callable[[], bool] = _never
     changes: Changes = field(default_factory=Changes)
+    is_settling: bool = False
 
     @property
     def mode(self) -> int:

@@ -6,7 +6,7 @@ Knows nothing of FUSE. Invariant: what opening took (the device's open count), `
 import os
 
 from ploopfs.bounds import MAX_OPEN_FILES, MAX_OTHERS_FILES
-from ploopfs.errors import BadValue, NoSuchDevice, PermissionDenied, TooManyOpen
+from ploopfs.errors import BadValue, Busy, NoSuchDevice, PermissionDenied, TooManyOpen
 from ploopfs.sysfs.nodes import BlockDevice, Disk
 
 
@@ -19,6 +19,8 @@ class OpenDisk:
     def __init__(self, disk: Disk, flags: int) -> None:
         if disk.removed():  # after its name was looked up
             raise NoSuchDevice("the device was removed")
+        if disk.is_settling:
+            raise Busy("requests of a connection that was cut off are still under way")
         if flags & os.O_ACCMODE != os.O_RDONLY and disk.device.read_only:
             raise PermissionDenied("the device is read-only")
         self.device: BlockDevice = disk.device

@@ -16,11 +16,13 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack
+from tests.bench.__main__ import main
 from tests.bench.cases import CLUSTER_BYTES, FULL, MIB, USING_UP, Case, Image, Plan, fio_options
 from tests.bench.fio import BenchError, counted
 from tests.bench.images import content, copy, empty_image, full_file, full_image, stack
 from tests.bench.measure import Cost, Result, Sample, cost, measure, rounds
 from tests.bench.peers import FILE, QEMU, Peer, planes
+from tests.bench.profile import profile
 from tests.bench.report import Figures, ratio, spread
 from tests.mounted.daemon import HANG_S, ROOT, until
 from tests.realparts import need
@@ -170,6 +172,18 @@ def test_a_copy_keeps_its_holes(tmp_path: Path) -> None:
     copied = copy(sparse, tmp_path / "copy.hds").stat()
     assert copied.st_size == 64 * MIB
     assert copied.st_blocks * 512 <= 2 * MIB
+
+
+def test_a_profile_needs_a_file_to_go_to_and_a_profiler(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--profile", FULL[1].name, "--profile-to", "read.png"])
+    assert "a file .svg (a flame graph) or .txt" in capsys.readouterr().err
+    monkeypatch.setattr("tests.bench.profile.shutil.which", lambda _name: None)
+    monkeypatch.setattr("tests.bench.profile.sys.executable", str(tmp_path / "bin" / "python"))
+    with pytest.raises(BenchError, match="py-spy is missing: tools/bench --profile puts it into"):
+        profile(FULL[1], next(iter(planes())), tmp_path / "read.svg", tmp_path, Plan.quick(), lambda _text: None)
 
 
 BENCH = (sys.executable, "-m", "tests.bench", "--quick", "--only", "holes")

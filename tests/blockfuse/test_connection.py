@@ -17,6 +17,7 @@ from ploopfs.blockfuse.connection import Connection
 from ploopfs.blockfuse.front import Front
 from ploopfs.bounds import MAX_TRANSFER_BYTES, SPARE_BUFFERS
 from ploopfs.device.bounds import Bounds
+from ploopfs.device.stats import Op
 from ploopfs.device.waiting import OnStandby
 from ploopfs.errors import MountError
 from ploopfs.sysfs.nodes import Disk
@@ -458,7 +459,7 @@ async def test_who_was_killed_while_he_had_not_waited_is_let_go_though_the_kerne
     autojump_clock: MockClock,  # noqa: ARG001 -- pytest-trio runs a test with the clock that it is given
 ) -> None:
     leaving: set[int] = set()
-    monkeypatch.setattr(waiting, "process_of", {fuse.PID: 815}.__getitem__)
+    monkeypatch.setattr(waiting, "process_of", {fuse.PID: 815, 1: 1}.__getitem__)
     monkeypatch.setattr(waiting, "is_leaving", leaving.__contains__)
     async with serving(rig) as (kernel, _):
         unique = await held(rig, kernel, *REQUESTS["write"])
@@ -468,6 +469,29 @@ async def test_who_was_killed_while_he_had_not_waited_is_let_go_though_the_kerne
         with trio.fail_after(1.1):
             assert (await kernel.answer(unique)).errno == errno.EINTR
         assert rig.queue.room.held == 0
+
+
+async def test_of_who_waits_for_nothing_any_more_nothing_is_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,  # noqa: ARG001 -- pytest-trio runs a test with the clock that it is given
+) -> None:
+    asked: list[int] = []
+
+    def process_of(pid: int) -> int:
+        asked.append(pid)
+        return pid
+
+    monkeypatch.setattr(waiting, "process_of", process_of)
+    requests = waiting.WaitingRequests(lambda _task, _op: False, lambda _unique, _number: None)
+    async with trio.open_nursery() as nursery:
+        first, *others = (requests.add(nursery, number, number % 3, Op.READ) for number in range(6))
+        assert asked == [0, 1, 2], "each is asked for once"
+        for pending in others:
+            requests.remove(pending)
+        await passed(0.2)
+        assert set(requests._processes) == {0}
+        requests.remove(first)
+    assert not requests._processes
 
 
 async def test_an_interrupt_of_what_was_answered_means_nothing(ready: Rig, told: Told) -> None:

@@ -1,6 +1,7 @@
 """The own connections of devices, over a machine that mounts on paper and connections that serve nobody."""
 
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,11 +12,13 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.blockfuse.mounting import Mounted
-from ploopfs.blockfuse.planes import CONNECTION, OwnPlane, Planes
+from ploopfs.blockfuse.plane import CONNECTION, OwnPlane
+from ploopfs.blockfuse.planes import Planes
 from ploopfs.bounds import CONNECTION_TIMEOUT_S
 from ploopfs.device.flavour import VZ7
 from ploopfs.device.registry import Registry
 from ploopfs.errors import Busy, MountError, NoSuchDevice, NotPermitted, PermissionDenied, PloopError
+from ploopfs.fuse.handles import open_file
 from ploopfs.scst.module import Scst
 from ploopfs.sysfs.nodes import Directory, Disk
 from ploopfs.sysfs.plane import Connection
@@ -52,6 +55,10 @@ class Carrier:
         if self.pending:
             await self.answered.wait()
 
+    @property
+    def is_closed(self) -> bool:
+        return self.closed
+
     def end(self) -> None:
         self.ended = True
         self.over.set()
@@ -68,7 +75,7 @@ class System:
     def __init__(self) -> None:
         self.table: dict[int, str] = {}
         self.calls: list[str] = []
-        self.refused: dict[str, PloopError] = {}
+        self.refused: dict[str, Exception] = {}
         self.busy: set[str] = set()
         self.gate = threading.Event()
         self.gate.set()
@@ -92,7 +99,7 @@ class System:
         assert self.table.get(number, file) == file
         self.table.pop(number, None)
 
-    def is_mounted(self, number: int) -> bool:
+    def is_mounted(self, file: str, number: int) -> bool:  # noqa: ARG002 -- of a system
         return number in self.table
 
 
@@ -199,12 +206,12 @@ async def test_what_no_disk_can_have_is_tried_once_and_told_once(
             assert scene.system.calls == ["mount /mnt/dev/ploop0 ploop0"]
             assert scene.states == ["ploop0 detached: not here", "ploop1 detached: not here"]
             assert scene.plane("ploop1").connection is DETACHED
+            scene.system.refused = {}
+            await scene.add("ploop2")
+            await scene.planes.wait_attached(scene.registry.devices["ploop2"])
+            assert scene.plane("ploop2").connection is ATTACHED, "another day, another try"
     told = "ploop0: no connection of its own, it is served by the tree: not here"
     assert [record.getMessage() for record in caplog.records] == [told]
-    scene.system.refused = {}
-    await scene.add("ploop2")
-    async with scene.mounted():
-        assert scene.plane("ploop2").connection is ATTACHED, "another day, another try"
 
 
 async def test_what_one_disk_cannot_have_others_may(scene: Scene) -> None:
@@ -252,7 +259,7 @@ async def test_what_an_aborted_connection_still_writes_is_waited_for_in_bounds(
         plane, first = scene.plane(), scene.carriers[0]
         first.pending = True
         plane.abort()
-        refusal = "requests of the aborted connection are still under way"
+        refusal = "requests of the connection that was cut off are still under way"
         async with trio.open_nursery() as nursery:
             nursery.start_soon(expect, Busy, refusal, plane.wait_attached)
             await wait_all_tasks_blocked()
@@ -260,8 +267,11 @@ async def test_what_an_aborted_connection_still_writes_is_waited_for_in_bounds(
             mock_clock.jump(CONNECTION_TIMEOUT_S)
         await wait_all_tasks_blocked()
         assert (plane.connection, scene.system.calls[-1].startswith("mount")) == (ABORTED, True)
+        with pytest.raises(Busy, match="cut off are still under way"):
+            open_file(first.disk, os.O_RDWR)  # as the tree does, where somebody has unmounted the dead one
         first.answered.set()
         await wait_all_tasks_blocked()
+        open_file(first.disk, os.O_RDWR).release()
         await plane.wait_attached()
         assert plane.connection is ATTACHED
 
@@ -351,6 +361,41 @@ async def test_a_bug_costs_one_disk_its_connection_and_no_other(scene: Scene, ca
         await wait_all_tasks_blocked()
         assert (plane.connection, scene.plane("ploop1").connection) == (ABORTED, ATTACHED)
         assert "met a bug" in caplog.text
+
+
+@pytest.mark.expects_warnings
+async def test_a_bug_in_an_operation_costs_that_operation(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    async with scene.mounted():
+        plane = scene.plane()
+        await plane.wait_detached()
+        scene.system.refused = {"/mnt/dev/ploop0": RuntimeError("a bug")}
+        await expect(Busy, "it was given up", plane.wait_attached)
+        assert (plane.connection, scene.plane("ploop1").connection) == (DETACHED, ATTACHED)
+        assert "met a bug" in caplog.text
+        scene.system.refused = {}
+        await plane.wait_attached()
+        assert plane.connection is ATTACHED
+
+
+@pytest.mark.parametrize("command", ["wait_attached", "wait_detached"])
+async def test_what_one_still_writes_that_others_have_cut_off_is_waited_for_too(
+    scene: Scene, mock_clock: MockClock, command: str
+) -> None:
+    async with scene.mounted():
+        plane, first = scene.plane(), scene.carriers[0]
+        first.pending = True
+        first.close()
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect, Busy, "cut off are still under way", getattr(plane, command))
+            await wait_all_tasks_blocked()
+            mock_clock.jump(CONNECTION_TIMEOUT_S)
+        assert len(scene.carriers) == 2
+        first.answered.set()
+        await wait_all_tasks_blocked()
+        assert plane.connection is ABORTED
+        await getattr(plane, command)()
+        assert plane.connection is (ATTACHED if command == "wait_attached" else DETACHED)
 
 
 # Devices come and go.

@@ -24,14 +24,15 @@ from ploopfs.device.flavour import VZ7, VZ9
 from ploopfs.device.messages import answer
 from ploopfs.device.registry import Registry
 from ploopfs.device.waiting import OnStandby
+from ploopfs.engine.checking import examine
 from ploopfs.engine.inject.rule import Rule
+from ploopfs.engine.repair import carry_out, plan_for
 from ploopfs.errors import ImageNotClosed, PloopError
-from ploopfs.image.header import CLOSED, HEADER_BYTES, Header
 from ploopfs.scst.module import Scst
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.forgetful import ForgetfulFiles
 from tests.device.mapped import line
-from tests.device.rig import CLUSTER, DISK_CLUSTERS, STACK, TOP, Asked, three_deltas
+from tests.device.rig import CLUSTER, DISK_CLUSTERS, STACK, Asked, three_deltas
 from tests.storm.run import deterministic
 
 BOUNDS = Bounds(park_timeout_s=1000, quiesce_timeout_s=5)
@@ -208,7 +209,8 @@ class World:
         except ImageNotClosed:
             top = self.device.queue.stack.top
             assert top.lock_lost
-            self.store.put(top.path, closed(self.store.bytes_of(top.path)))
+            assert "ploopfs check -r" in self.device.last_error
+            await repaired(self.store, top.path)
             await self.device.reopen()
 
     async def compare(self) -> None:
@@ -218,9 +220,16 @@ class World:
             assert len(found) == 1 and found <= block.may_be, f"at {offset}: {found}, expected {block.may_be}"  # noqa: PT018
 
 
-def closed(image: bytes) -> bytes:
-    header = Header.parse(image[:HEADER_BYTES], TOP)
-    return header.changed(in_use=CLOSED, flags=header.flags, extension_sectors=0).raw + image[len(header.raw) :]
+async def repaired(store: ForgetfulFiles, path: str) -> None:
+    """What `ploopfs check -r` does."""
+    file = await store.open(path, writable=True)
+    try:
+        await file.lock()
+        plan = plan_for(await examine(file))
+        assert plan is not None
+        await carry_out(file, plan)
+    finally:
+        await file.aclose()
 
 
 def _is_released(rule: Rule) -> bool:
@@ -305,7 +314,7 @@ def main() -> None:
             tell(seed)
         except* Exception as group:
             failed += 1
-            print(f"\nseed {seed}: {drawn(Random(seed))[1]}: {_innermost(group)!r}")
+            print(f"\nseed {seed}: {drawn(Random(seed))[1]}: {_innermost(group)!r}", flush=True)
         if seed % 100 == 99:
             told, took_s = seed + 1 - arguments.first, time.monotonic() - since_s
             print(f"\r{told} stories, {failed} failed, {took_s:.0f} s ", end="", file=sys.stderr)

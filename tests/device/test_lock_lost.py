@@ -9,6 +9,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.messages import answer
+from ploopfs.engine.checking import examine
+from ploopfs.engine.repair import carry_out, plan_for
+from ploopfs.image.header import HEADER_BYTES, Header
 from tests.device.mapped import line, mapped_rig, mapper_of
 from tests.device.rig import BASE, CLUSTER, MIDDLE, NEW, STACK, TOP, Asked, Rig, errno_of, image
 
@@ -184,3 +187,30 @@ async def test_a_top_of_which_only_an_unlock_or_a_look_was_given_up_is_closed_cl
     await rig.device.write(2 * CLUSTER, b"again")
     assert await rig.device.aclose()
     assert not rig.is_marked(TOP)
+
+
+async def test_a_top_that_got_a_mark_while_nobody_had_its_lock_is_opened_again_after_a_repair(
+    autojump_clock: MockClock  # noqa: ARG001 -- pytest-trio runs a test with the clock that it is given
+) -> None:
+    """Ours, written late, or a stranger's: the message says what leads on, and nothing acknowledged is lost."""
+    rig = await mapped_rig()
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    await steal_during(rig, TOP, rig.device.reopen())
+    image_of_top = rig.store.images[TOP]
+    image_of_top.writers.clear()
+    assert not rig.is_marked(TOP)
+    header = Header.parse(rig.store.bytes_of(TOP)[:HEADER_BYTES], TOP).marked_in_use()
+    image_of_top.data[:HEADER_BYTES] = header.raw
+    assert await errno_of(rig.device.reopen()) == errno.EBUSY
+    assert f"`ploopfs check -r {TOP}` would repair" in rig.device.last_error
+    assert not image_of_top.writers, "the repair can have the lock"
+    file = await rig.store.open(TOP, writable=True)
+    await file.lock()
+    plan = plan_for(await examine(file))
+    assert plan is not None
+    await carry_out(file, plan)
+    await file.aclose()
+    await rig.device.reopen()
+    assert await rig.device.read(2 * CLUSTER, 12) == b"acknowledged"
+    await rig.device.write(2 * CLUSTER, b"again")
+    assert await rig.device.aclose()

@@ -244,6 +244,28 @@ async def test_who_fills_what_may_be_kept_is_left_for_who_waits_for_the_flush() 
     assert rig.faults.log[-1] == ("fsync", TOP)
 
 
+async def test_a_storage_that_takes_nothing_without_waiting_is_asked_now_and_then(rig: Rig) -> None:
+    released = rig.hang("write")
+    top, asked = rig.device.stack.top, []
+    really = top.write_nowait
+
+    def counted(offset: int, data: Buffer) -> int:
+        asked.append(offset)
+        return really(offset, data)
+
+    top.write_nowait = counted  # type: ignore[method-assign]
+    for _ in range(16 + 640):
+        assert rig.device.write_nowait(IN_TOP, b"w") is None
+    assert len(asked) == 16 + 10
+    rig.faults.rules.clear()
+    released.set()
+    tries = 1
+    while rig.device.write_nowait(IN_TOP, b"w") is None:
+        tries += 1
+    assert tries <= 64
+    assert [rig.device.write_nowait(IN_TOP, b"w") for _ in range(5)] == [1] * 5
+
+
 async def test_an_error_target_has_nothing_at_hand() -> None:
     disk: Stack = error_disk(size_bytes=DISK_BYTES, cluster_bytes=CLUSTER)
     assert disk.read_nowait(0, 1) is None

@@ -457,6 +457,24 @@ async def test_who_clears_aborted_by_hand_puts_the_mark_back_first(autojump_cloc
     assert autojump_clock.current_time() < NEVER_S
 
 
+async def test_aborted_is_not_cleared_while_what_was_given_up_may_yet_take_the_mark_away(
+    autojump_clock: MockClock,
+) -> None:
+    """A mark that was put back before would not stay."""
+    rig = await rig_in(lost=False)
+    rule = rig.faults.on(TOP, rig.faults.pause("write", count=1, late=True))
+    assert await errno_of(rig.device.replace_top(NEW)) == errno.ETIMEDOUT
+    assert (rig.queue.aborted, rig.is_marked(TOP)) == (True, True)
+    assert await errno_of(rig.device.set_aborted(False)) == errno.ETIMEDOUT
+    assert rig.queue.aborted
+    assert rule.released is not None
+    rule.released.set()
+    await wait_all_tasks_blocked()
+    assert not rig.is_marked(TOP)
+    assert await errno_of(rig.device.set_aborted(False)) == errno.ETIMEDOUT
+    assert autojump_clock.current_time() < NEVER_S
+
+
 async def test_nor_does_a_device_that_no_failed_request_aborts() -> None:
     rig = await rig_of(three_deltas(), stack=STACK, armed=False, name="dm-0", flavour=VZ9)
     rig.lose(errno.ENOTCONN, "write", skip=1, count=1)

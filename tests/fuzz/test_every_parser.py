@@ -41,6 +41,10 @@ IN_A_REHEARSAL = "what it reads comes from the daemon that the rehearsal itself 
 
 WITHOUT: dict[str, str] = {
     # file:function, and why hostile input does not come there
+    "ploopfs/blockfuse/mounting.py:is_mounted": OF_THE_KERNEL,
+    "ploopfs/blockfuse/mounting.py:_number_at": OF_THE_KERNEL,
+    "ploopfs/blockfuse/mounting.py:_received": OF_THE_KERNEL,
+    "ploopfs/blockfuse/mounting.py:_said_by": "what it reads is printed by fusermount3, and becomes one line",
     "ploopfs/cli/namespace.py:may_mount": OF_THE_KERNEL,
     "ploopfs/cli/rehearse/play.py:_is_as_expected": IN_A_REHEARSAL,
     "ploopfs/cli/rehearse/play.py:_command": IN_A_REHEARSAL,
@@ -61,6 +65,7 @@ WITHOUT: dict[str, str] = {
     "ploopfs/engine/holders.py:_locks": OF_THE_KERNEL,
     "ploopfs/engine/lock.py:_is_locked": OF_THE_KERNEL,
     "ploopfs/image/map.py:slots_of": OF_NUMBERS,
+    "ploopfs/image/map.py:next_present": OF_NUMBERS,
     "ploopfs/image/clusters.py:_end": OF_NUMBERS,
     "ploopfs/engine/inject/filter.py:_decided": "what it matches is an operation with a rule",
     "ploopfs/cli/reload.py:reload": "what it splits was looked at, and is a text",

@@ -184,14 +184,7 @@ def test_what_a_hung_store_still_writes_keeps_the_next_connection_away(tmp_path:
         assert daemon.end() == Exit.OK
 
 
-@pytest.mark.parametrize(("word", "errno"), [("abort", "EPERM"), ("attached", "EINVAL"), ("", "EINVAL")])
-def test_a_command_that_makes_no_sense_is_refused_with_its_reason(tmp_path: Path, word: str, errno: str) -> None:
-    with serving(tmp_path, *entries(make_disks(tmp_path, 1)), options=["--data-plane", "pyfuse3"]) as daemon:
-        assert errno_of(daemon.store, "ploopfs/connection", word) == errno
-        assert daemon.value("ploopfs/last_error").startswith("connection: ")
-
-
-def test_who_waits_for_a_change_is_woken(tmp_path: Path) -> None:
+def test_a_change_wakes_who_waits_and_what_makes_no_sense_is_refused_with_its_reason(tmp_path: Path) -> None:
     with (
         serving(tmp_path, *entries(make_disks(tmp_path, 1))) as daemon,
         opened(daemon.attribute("ploopfs/connection"), os.O_RDONLY) as fd,
@@ -200,9 +193,13 @@ def test_who_waits_for_a_change_is_woken(tmp_path: Path) -> None:
         poller = select.poll()
         poller.register(fd, select.POLLPRI | select.POLLERR)
         assert poller.poll(0) == []
-        daemon.store("ploopfs/connection", "abort")
+        daemon.store("ploopfs/connection", "detach")
         assert poller.poll(60_000)
-        assert os.pread(fd, 100, 0) == b"aborted\n"
+        assert os.pread(fd, 100, 0) == b"detached\n"
+        for word, number in (("abort", "EPERM"), ("attached", "EINVAL"), ("", "EINVAL")):
+            assert errno_of(daemon.store, "ploopfs/connection", word) == number
+            assert daemon.value("ploopfs/last_error").startswith("connection: ")
+        assert daemon.value("ploopfs/connection") == "detached"
 
 
 # Unmounting.

@@ -48,7 +48,7 @@ def on_a_desktop(place: str, options: Sequence[str]) -> dict[str, Any]:
     mount("tmpfs", machine, fstype="tmpfs")
     os.mknod(f"{machine}/fuse", 0o020666, os.makedev(10, 229))
     os.chmod(f"{machine}/fuse", 0o666)
-    Path(f"{machine}/fuse.conf").write_text("user_allow_other\n")
+    Path(f"{machine}/fuse.conf").write_text("user_allow_other\nmount_max = 100000\n")
     mount(f"{machine}/fuse", "/dev/fuse", flags=MS_BIND)
     mount(f"{machine}/fuse.conf", "/etc/fuse.conf", flags=MS_BIND)
     become(NOBODY)

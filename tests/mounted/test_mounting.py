@@ -58,9 +58,10 @@ def test_what_is_mounted_is_a_connection_that_is_known_by_its_number_and_goes_ag
     assert (os.get_blocking(mounted.fd), os.get_inheritable(mounted.fd)) == (False, False)
     request = os.read(mounted.fd, REQUEST_BYTES)
     assert int.from_bytes(request[4:8], "little") == FUSE_INIT
-    assert is_mounted(mounted.number)
+    assert is_mounted(str(file), mounted.number)
+    assert not is_mounted(f"{file}x", mounted.number), "its number is somebody else's by now"
     unmount(str(file), mounted.number)
-    assert not is_mounted(mounted.number)
+    assert not is_mounted(str(file), mounted.number)
     with pytest.raises(OSError, match="No such device"):
         os.read(mounted.fd, REQUEST_BYTES)
     os.close(mounted.fd)
@@ -73,9 +74,9 @@ def test_what_is_in_use_stays_unless_it_goes_lazily(file: Path) -> None:
     with opened(file, os.O_PATH):
         with pytest.raises(Busy, match="busy"):
             unmount(str(file), mounted.number)
-        assert is_mounted(mounted.number)
+        assert is_mounted(str(file), mounted.number)
         unmount(str(file), mounted.number, lazily=True)
-        assert not is_mounted(mounted.number)
+        assert not is_mounted(str(file), mounted.number)
     os.close(mounted.fd)
 
 
@@ -85,11 +86,11 @@ def test_nothing_is_unmounted_but_what_was_mounted_here(file: Path, tmp_path: Pa
     subprocess.run(["mount", "--bind", tmp_path / "other", file], check=True)
     for lazily in (False, True):
         unmount(str(file), mounted.number, lazily=lazily)
-    assert is_mounted(mounted.number)
+    assert is_mounted(str(file), mounted.number)
     assert file.stat().st_ino == (tmp_path / "other").stat().st_ino
     subprocess.run(["umount", file], check=True)
     unmount(str(file), mounted.number + 1000)
-    assert is_mounted(mounted.number)
+    assert is_mounted(str(file), mounted.number)
     os.close(mounted.fd)
     unmount(str(file), mounted.number)
     unmount(str(tmp_path / "never there"), mounted.number)

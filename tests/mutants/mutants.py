@@ -15,7 +15,7 @@ MUTANTS = (
     # image
     _bug(
         "name a cluster before its bytes are on stable storage", "image/plan.py",
-        "steps += [Barrier(), WriteMap(entries)]", "steps += [WriteMap(entries), Barrier()]", "image/test_plan.py",
+        "else Barrier(), WriteMap(entries)]", "else WriteMap(entries), Barrier()]", "image/test_plan.py",
         "test_one_barrier_and_one_map_update_serve_the_whole_request",
     ),
     _bug(
@@ -221,14 +221,14 @@ MUTANTS = (
     ),
     _bug(
         "let a copy that follows the tracking be too short", "engine/writer.py",
-        "            self._track(new.new_clusters.values())\n", "",
+        "                self._track(new.new_clusters.values())\n", "",
         "engine/test_zeroes.py", "test_a_cluster_of_zeroes_is_tracked_though_nothing_is_written_to_it",
     ),
     _bug(
         "write before the image is marked in use", "engine/delta.py",
         "        await self._write_header()\n"
-        "        self.marked = True",
-        "        self.marked = True", "engine/test_order.py", "test_the_mark_is_durable_before_the_first_change",
+        "        self.marked, self",
+        "        self.marked, self", "engine/test_order.py", "test_the_mark_is_durable_before_the_first_change",
     ),
     _bug(
         "believe the fsync after one that failed", "engine/delta.py", "            self._sync_error = error\n", "",
@@ -308,6 +308,22 @@ MUTANTS = (
         "test_a_file_with_mistakes_changes_nothing_and_every_mistake_is_told_with_its_line",
     ),
     # device
+    _bug(
+        "keep the lock from who repairs the image", "device/handover.py",
+        "    if delta.lock_lost:\n        return\n", "", "device/test_lock_lost.py",
+        "test_a_top_that_got_a_mark_while_nobody_had_its_lock_is_opened_again_after_a_repair",
+    ),
+    _bug(
+        "resume a table on whose top something was given up", "device/mapper.py",
+        "waiting.lost_its_lock or waiting.is_in_doubt or", "waiting.lost_its_lock or", "device/test_mapper.py",
+        "test_a_table_on_whose_top_something_was_given_up_is_loaded_again_and_not_resumed",
+    ),
+    _bug(
+        "let an operation on a removed device open images", "device/queue.py",
+        "        if self._closing:\n            raise ShuttingDown(\"the device, or",
+        "        if False:\n            raise ShuttingDown(\"the device, or", "device/test_registry.py",
+        "test_an_operation_that_waited_while_its_device_was_removed_opens_nothing",
+    ),
     _bug(
         "believe a store that was gone while a fuse was out", "device/queue.py",
         "return tells_of_loss(error) and self.stack.is_unconfirmed and", "return False and",
@@ -441,8 +457,8 @@ MUTANTS = (
     _bug(
         "serve on without the mark after a replacement that failed", "device/handover.py",
         "        await _mark_again(top, queue, limit_s)\n"
-        "        raise\n\n\nasync def _stay",
-        "        raise\n\n\nasync def _stay",
+        "        raise\n\n\nasync def marked_again",
+        "        raise\n\n\nasync def marked_again",
         "device/test_replace_refused.py",
         "test_an_image_that_does_not_fit_is_refused_with_its_errno_and_nothing_changes",
     ),
@@ -530,8 +546,8 @@ MUTANTS = (
     ),
     # blockfuse
     _bug(
-        "attach a disk before what the aborted connection writes has landed", "blockfuse/planes.py",
-        "            await self._current.ended.wait()\n", "", "blockfuse/test_planes.py",
+        "attach a disk before what the aborted connection writes has landed", "blockfuse/plane.py",
+        "        await cut_off.ended.wait()\n", "", "blockfuse/test_planes.py",
         "test_what_an_aborted_connection_still_writes_is_waited_for_in_bounds",
     ),
     _bug(
@@ -544,7 +560,7 @@ MUTANTS = (
         "if pid == 0:", "mounted/test_mounting.py", "test_a_descriptor_that_somebody_else_sends_is_not_taken",
     ),
     _bug(
-        "let the requests of an aborted connection wait on", "blockfuse/planes.py",
+        "let the requests of an aborted connection wait on", "blockfuse/plane.py",
         '        self._current.carrier.close()\n        self._become(Connection.ABORTED, "somebody asked for it")',
         '        self._become(Connection.ABORTED, "somebody asked for it")', "blockfuse/test_planes.py",
         "test_an_aborted_connection_stays_mounted_and_the_next_one_takes_its_place",

@@ -1,0 +1,22 @@
+"""What happens to memory that is free again: the process keeps some of it for the next request.
+
+Without this the C library gives back what large requests have used, and the next ones take it anew, a page fault for
+each 4 KiB: 37 % of the CPU time of reads of 1 MiB, 18 % of that of writes (fio, depth 4). Knows nothing of who uses it.
+"""
+
+import ctypes
+
+from ploopfs.bounds import KEPT_MEMORY_MIB, MIB
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_HIGHEST_MMAP_THRESHOLD_BYTES = 32 * MIB
+"""glibc takes no more (mallopt(3)); larger pieces are mapped one by one, and given back."""
+
+
+def keep_freed_memory() -> None:
+    """Nothing, where the C library is none that has mallopt(3)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _HIGHEST_MMAP_THRESHOLD_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY_MIB * MIB)
