@@ -3,6 +3,7 @@ programs that are started speak as they do on a machine that nobody has set up f
 
 import logging
 import os
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -18,6 +19,9 @@ settings.load_profile("ploopfs")
 os.environ["LC_ALL"] = "C.UTF-8"
 for _name in ("LANGUAGE", "FORCE_COLOR", "POSIXLY_CORRECT"):
     os.environ.pop(_name, None)
+
+# Whoever runs the tests in the background of a shell has them ignore Ctrl-C, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

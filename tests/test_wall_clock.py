@@ -11,6 +11,7 @@ SHOWN = {
     "ploopfs/device/events.py": "when something happened",
     "ploopfs/device/standby.py": "standby_since, in seconds since the epoch",
     "ploopfs/engine/inject/rule.py": "when a rule was hit last",
+    "ploopfs/blockfuse/front.py": "times of a file",
     "ploopfs/fuse/entry.py": "times of a file",
     "ploopfs/fuse/operations.py": "times of a file",
     "ploopfs/cli/client.py": "for how long, told to a person",

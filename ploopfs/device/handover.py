@@ -16,7 +16,7 @@ from ploopfs.device.unflushed import Unflushed
 from ploopfs.engine.delta import Delta, dismiss
 from ploopfs.engine.file import File
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BackendError, PloopError, StorageTimeout
+from ploopfs.errors import BackendError, InStandby, PloopError, StorageTimeout
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ async def _give_lock(queue: RequestQueue, old: Delta) -> None:
         await old.file.unlock()
     except BackendError as error:
         log.info("%s", error)
-        if _tells_of_loss(queue, error):
+        # The file of a table that waits tells of no loss of those in force.
+        if old in queue.stack.deltas and _tells_of_loss(queue, error):
             raise
 
 
@@ -88,7 +89,8 @@ async def take_back_lock(queue: RequestQueue, delta: Delta) -> None:
         log.error("%s: the lock could not be taken back: %s", delta.path, error)
         delta.lock_lost = True
         if any(each.writable and each.file.identity == delta.file.identity for each in queue.stack.deltas):
-            _tells_of_loss(queue, error)
+            if delta in queue.stack.deltas:
+                _tells_of_loss(queue, error)
             queue.set_aborted(True)
 
 
@@ -154,8 +156,8 @@ async def settled(top: Delta, queue: RequestQueue, unflushed: Unflushed) -> Asyn
 async def marked_again(queue: RequestQueue) -> None:
     """Before requests may write to the top again that were kept from it because its mark could not be put back.
 
-    Raises Busy and QuiesceTimeout of the queue, BackendError and StorageTimeout of the mark; the latter also while
-    something that was given up may yet take the mark away."""
+    Raises InStandby, Busy and QuiesceTimeout of the queue, BackendError and StorageTimeout of the mark; the latter also
+    while something that was given up may yet take the mark away."""
     stack = queue.stack
     if not stack.deltas or stack.is_lost or stack.read_only or stack.top.header is None:
         return
@@ -164,14 +166,16 @@ async def marked_again(queue: RequestQueue) -> None:
             return
         if stack.top.file.abandoned:
             raise StorageTimeout(f"{stack.top.path}: what was given up may yet clear its in-use mark: reopen the image")
+    if queue.standby.refuses:
+        raise InStandby("the device is in standby, and its image bears no mark: recover it")
     async with queue.quiesced(), bounded(stack.top.path, queue.bounds.quiesce_timeout_s):
         await stack.top.mark_in_use()
 
 
 async def _stay_marked(top: Delta, queue: RequestQueue, limit_s: float) -> None:
     """Settling has failed, and requests go on unless the gate is shut by now."""
-    if top.file.abandoned and not queue.standby.refuses:
-        # It may cut the file, or clear the mark, at any time from now on.
+    if top.file.abandoned:
+        # It may cut the file, or clear the mark, at any time from now on. In standby, too: its target may let go of it.
         queue.set_aborted(True)
     elif top.header is not None and not top.header.is_marked_in_use:
         await _mark_again(top, queue, limit_s)
@@ -181,6 +185,7 @@ async def _mark_again(top: Delta, queue: RequestQueue, limit_s: float) -> None:
     """Shielded: the old stack serves on, and nobody may write to an image without its mark. Unless nothing is written
     through it any more, as its storage or its lock was lost meanwhile: then the image may be somebody else's."""
     if queue.standby.refuses or queue.aborted:
+        queue.set_aborted(True)  # standby ends when the target lets go, and puts back no mark
         return
     try:
         with trio.CancelScope(shield=True):
@@ -189,5 +194,4 @@ async def _mark_again(top: Delta, queue: RequestQueue, limit_s: float) -> None:
     except PloopError as error:
         log.error("%s: the in-use mark could not be put back: %s", top.path, error)
         queue.judge(Op.FLUSH, error, queue.generation)
-        if not queue.standby.refuses:
-            queue.set_aborted(True)  # whatever the flavour: see above
+        queue.set_aborted(True)  # whatever the flavour: see above

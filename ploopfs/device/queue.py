@@ -85,8 +85,7 @@ class RequestQueue:
     @property
     def loss(self) -> Reason | None:
         """What the storage of the stack in force failed with for good: what meant standby, any answer to an fsync, or
-        the loss of a top with something unconfirmed, after which it is not believed any more. It stays when the target
-        lets go of the device in standby, which clears standby and heals nothing."""
+        the loss of a top with something unconfirmed. It stays when the target lets go, which heals nothing."""
         generation, reason = self._loss
         return reason if generation == self.generation else None
 
@@ -189,8 +188,7 @@ class RequestQueue:
 
     @asynccontextmanager
     async def quiesced(self) -> AsyncIterator[None]:
-        """Inside, no request is in flight. Raises Busy if somebody else quiesces, QuiesceTimeout if requests stay,
-        ShuttingDown for an operation that comes too late."""
+        """Inside, no request is in flight. Raises Busy if somebody else quiesces, QuiesceTimeout, ShuttingDown."""
         self.check_lives()
         if self._quiescing:
             raise Busy("another operation holds the queue quiesced")
@@ -238,10 +236,7 @@ class RequestQueue:
 
     def judge(self, op: Op, error: PloopError, generation: int) -> RequestFailed:
         """The check at the end of a failed request: does it mean standby, or vz7's aborted state, and what does its
-        caller see?
-
-        A late error of a replaced stack (an older generation) changes nothing here.
-        """
+        caller see? A late error of a replaced stack (an older generation) changes nothing here."""
         if isinstance(error, BackendError):
             self.stats.failed(error.errno, error.operation)
         # Whoever asked for it: an fsync that failed is a failed flush, in a write's barrier or behind its FUA too.
@@ -284,11 +279,8 @@ class RequestQueue:
         return not (self.room or self._is_shut or self._is_full)
 
     def _verdict(self, ticket: Ticket) -> Kind | PloopError | None:
-        """What the gate says to a request now: wait, an error, or nothing in the way.
-
-        Suspended comes first, as device-mapper stops a request before its target sees it. Standby comes before a
-        quiesce: it refuses at once.
-        """
+        """What the gate says to a request now: wait, an error, or nothing in the way. Suspended comes first, as
+        device-mapper stops a request before its target sees it. Standby comes before a quiesce: it refuses at once."""
         if self._closing and self.standby.refuses:
             return ShuttingDown("the device is in standby, and its daemon ends")
         if self.suspended:

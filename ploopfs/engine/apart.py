@@ -31,6 +31,10 @@ class Apart:
     """Work is done one piece after the other. The thread begins with `begin`, or else with the first piece."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """A child of a fork has no thread but the one that forked."""
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._beginning = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -98,3 +102,4 @@ def path_of(fd: int) -> str:
 
 APART = Apart()
 """There is one in a process: its table costs nothing, and begins before the first image or is too late."""
+os.register_at_fork(after_in_child=APART.forget)

@@ -344,7 +344,8 @@ async def dismiss(file: File) -> None:
             await file.unlock()
         except BackendError as error:
             log.info("%s", error)
-        await file.aclose()
+        finally:
+            await file.aclose()  # also if the lock did not go in time
 
 
 async def reread(delta: Delta, accept_mark: AcceptMark | None = None) -> Delta:

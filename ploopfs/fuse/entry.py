@@ -16,8 +16,8 @@ from ploopfs.sysfs.nodes import Attribute, Changes, Directory, Disk, Link, Names
 ATTRIBUTE_SIZE_BYTES = 4096
 BLOCK_SIZE_BYTES = 4096
 KEPT_S = 24 * 3600
-"""How long the kernel keeps what does not change. Of the 13 requests that reading a value by its path takes, 5 are only
-made for names that were there before."""
+"""How long the kernel keeps what does not change. Of the 13 requests that reading a value by its path takes, 5 ask for
+names that were there before."""
 
 
 def describe(inode: Inode, mounted_ns: int, parent: Directory | None = None) -> pyfuse3.EntryAttributes:
@@ -26,8 +26,8 @@ def describe(inode: Inode, mounted_ns: int, parent: Directory | None = None) -> 
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode.number
     entry.entry_timeout = KEPT_S if parent is not None and parent.is_fixed else 0
-    # What stat(2) of a mountpoint says is how everybody knows a dead tree.
-    entry.attr_timeout = KEPT_S if _is_fixed(inode.node) and inode.number != pyfuse3.ROOT_INODE else 0
+    # Of the root the kernel asks each time: whoever looks at a mountpoint, or passes it, sees that its daemon is dead.
+    entry.attr_timeout = KEPT_S if inode.number != pyfuse3.ROOT_INODE and _is_fixed(inode.node) else 0
     entry.st_blksize = BLOCK_SIZE_BYTES
     kind, entry.st_size, entry.st_nlink = _shape(inode)
     entry.st_blocks = inode.node.device.allocated_bytes // 512 if isinstance(inode.node, Disk) else 0

@@ -213,6 +213,8 @@ class World:
             await self.settle()
             if any(request.in_flight is not None for request in self.requests):
                 self.answer(0, 0)
+            elif self.queue.standby.refuses and self.queue._closing:
+                self.queue.standby.recovered()  # no operation begins any more
             elif self.queue.standby.refuses:
                 self.recover()
             else:
@@ -220,7 +222,7 @@ class World:
         assert all(request.has_ended for request in self.requests)
         for operation in self.operations:
             assert operation.ended
-            assert operation.error is None or isinstance(operation.error, Busy | QuiesceTimeout)
+            assert operation.error is None or isinstance(operation.error, Busy | QuiesceTimeout | ShuttingDown)
         assert (len(self.queue.room), self.queue.room.held_bytes, self.queue.stats.in_flight) == (0, 0, 0)
 
 

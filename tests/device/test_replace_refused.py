@@ -433,11 +433,16 @@ async def test_where_the_mark_cannot_be_put_back_nobody_writes_any_more(
     with trio.fail_after(NEVER_S):
         assert await errno_of(rig.device.replace_top(NEW)) == errno.ENOENT
     assert autojump_clock.current_time() - started_s == (LIMIT_S if state is State.OFF else 0)
-    assert (rig.state, rig.queue.aborted) == (state, state is State.OFF)
+    assert (rig.state, rig.queue.aborted) == (state, True)
     assert "could not be put back" in caplog.text
     with pytest.raises(PloopError):
         await rig.device.write(2 * CLUSTER, b"w")
     assert not rig.is_marked(TOP)
+    if state is State.ON:
+        assert await errno_of(rig.device.set_aborted(False)) == errno.EIO
+        rig.queue.standby.detach()  # which ends standby
+        assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO
+        assert not rig.is_marked(TOP)
 
 
 async def test_who_clears_aborted_by_hand_puts_the_mark_back_first(autojump_clock: MockClock) -> None:

@@ -5,6 +5,7 @@ import errno
 import gc
 import logging
 import os
+import signal
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import trio
 
 from ploopfs.engine import apart
-from ploopfs.engine.apart import Apart, path_of
+from ploopfs.engine.apart import APART, Apart, path_of
 from ploopfs.engine.command import run_command
 from ploopfs.errors import CommandFailed
 
@@ -127,3 +128,12 @@ async def test_a_program_inherits_no_descriptor_of_ours(tmp_path: Path) -> None:
         ended = await run_command(["/bin/sh", "-c", "ls -l /proc/$$/fd"], {}, 60)
     assert "secret" not in ended.output
     assert "0 -> /dev/null" in ended.output
+
+
+def test_a_child_of_a_fork_has_a_thread_of_its_own() -> None:
+    assert APART.run_blocking(lambda: "here") == "here"
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # it would wait for the thread of its parent for ever
+        os._exit(APART.run_blocking(lambda: 7))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

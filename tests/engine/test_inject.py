@@ -78,7 +78,7 @@ Request = Callable[[Scene], Awaitable[object]]
         ("READ", lambda s: s.stack.read(2 * CLUSTER + 5, 7), ("EBUSY", "read", TOP, CLUSTER + 5, 7)),
         ("WRITE", lambda s: s.stack.write(2 * CLUSTER, b"w" * 512), ("EBUSY", "write", TOP, CLUSTER, 512)),
         ("FLUSH", lambda s: s.stack.flush(), ("EBUSY", "fsync", TOP, 0, 0)),
-        ("TRUNCATE", lambda s: s.stack.write(4 * CLUSTER, b"w"), ("EBUSY", "truncate", TOP, 3 * CLUSTER, 0)),
+        ("TRUNCATE", lambda s: s.stack.write(4 * CLUSTER, b"w"), ("EBUSY", "truncate", TOP, 2 * 3 * CLUSTER, 0)),
         ("DISCARD", lambda s: s.stack.discard(2 * CLUSTER, CLUSTER), ("EBUSY", "punch hole", TOP, CLUSTER, CLUSTER)),
         ("OPEN", lambda s: s.files.open(TOP, writable=False), ("EBUSY", "open", TOP, 0, 0)),
         ("STAT", lambda s: s.files.is_directory(TOP), ("EBUSY", "stat", TOP, 0, 0)),

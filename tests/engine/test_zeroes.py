@@ -268,8 +268,9 @@ async def test_the_hole_of_a_discard_that_comes_late_lands_in_nobody_elses_clust
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stack.discard, 3 * CLUSTER, CLUSTER)
         await wait_all_tasks_blocked()
-        await stack.write_zeroes(3 * CLUSTER, CLUSTER, unmap=True)
-        await stack.write(6 * CLUSTER, OLD)
+        nursery.start_soon(partial(stack.write_zeroes, 3 * CLUSTER, CLUSTER, unmap=True))
+        nursery.start_soon(stack.write, 6 * CLUSTER, OLD)
+        await wait_all_tasks_blocked()  # for a sync, which waits for the hole
         assert held.released is not None
         held.released.set()
     assert await reads_as(stack, bytes(CLUSTER) + OLD + OLD + bytes(3 * CLUSTER) + OLD + bytes(CLUSTER))

@@ -58,6 +58,7 @@ async def test_the_kernel_keeps_a_name_that_cannot_change_and_asks_for_every_oth
 
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
     operations = Operations(Directory(lambda: root))
+    assert (await Operations(Directory(dict, is_fixed=True)).getattr(ROOT_INODE, CALLER)).attr_timeout == 0
     for parent, name_s in ((b"fixed", KEPT_S), (b"changing", 0)):
         found = await operations.lookup(ROOT_INODE, parent, CALLER)
         assert (found.entry_timeout, found.attr_timeout) == (0, name_s), "the root is none that is fixed"

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -41,19 +42,17 @@ class Writers:
 
     def _write(self, writer: int, random: Random) -> None:
         blocks = range(writer, len(self._model.content) // BLOCK_BYTES, WRITERS)
-        with opened(self._path) as fd:
+        # It may be killed before the first of them has opened the disk, too.
+        with suppress(OSError), opened(self._path) as fd:
             while True:
                 offset = random.choice(blocks) * BLOCK_BYTES
                 data = random.randbytes(random.randrange(1, BLOCK_BYTES + 1))
                 with self._stepped:
                     number = next(self._numbers)
                     self._model.under_way[number] = Change(offset, len(data), data)
-                try:
-                    assert os.pwrite(fd, data, offset) == len(data)
-                    if number % FSYNC_EVERY == 0:
-                        os.fsync(fd)
-                except OSError:
-                    return
+                assert os.pwrite(fd, data, offset) == len(data)
+                if number % FSYNC_EVERY == 0:
+                    os.fsync(fd)
                 with self._stepped:
                     self._model.done(number)
                     self._stepped.notify_all()

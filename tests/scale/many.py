@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from ploopfs.engine.create import create_image
 from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, SECTOR_BYTES, V2
+from tests.bench.images import settle
 from tests.mounted.daemon import HANG_S, Daemon, device, opened, serving
 from tests.soak.measure import private_bytes
 
@@ -60,7 +61,7 @@ class Tree:
 
 
 def make_images(place: Path, count: int, size_bytes: int, tell: Tell) -> list[Path]:
-    """As sparse as a new image is."""
+    """New ones, which are on the disk as a whole: what is not, the mount would have to write."""
     place.mkdir()
     first = place / "0.hds"
     create_image(
@@ -70,6 +71,7 @@ def make_images(place: Path, count: int, size_bytes: int, tell: Tell) -> list[Pa
     for number in range(1, count):
         tell(f"making image {number + 1} of {count}")
         images.append(Path(copyfile(first, place / f"{number}.hds")))
+        settle(images[-1])
     return images
 
 

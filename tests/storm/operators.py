@@ -186,6 +186,8 @@ async def _reload(world: World, disk: Disk, random: Random, *, by_copy: bool) ->
         told.append(f"{last} {_told(await world.tell(disk, f'ploopfs/{last}', '1' if last == 'clear' else 'flush'))}")
         if last == "clear" or disk.device.mapper.suspended:  # type: ignore[union-attr]
             told.append(f"resume {_told(await world.tell(disk, 'ploopfs/resume', 'flush'))}")
+        if disk.device.queue._closing:
+            disk.mirrors.add(images[-1])  # what waits is closed with the device
     return "; ".join(told)
 
 

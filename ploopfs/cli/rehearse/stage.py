@@ -272,7 +272,8 @@ def _start(config: Path, mountpoint: str, log: str) -> "subprocess.Popen[bytes]"
         )
     deadline_s = time.monotonic() + START_TIMEOUT_S
     try:
-        while inspect_mountpoint(mountpoint) is not State.SERVING:
+        # Not as soon as the tree answers: its disks do not yet, and it could be unmounted before it was served.
+        while f"{mountpoint} is ready\n" not in Path(log).read_text(errors="replace"):
             if process.poll() is not None:
                 raise MountError(f"the daemon ended: {Path(log).read_text(errors='replace').strip()}")
             if time.monotonic() > deadline_s:
