@@ -46,18 +46,8 @@ class Front:
         return OpenDisk(self._disk, flags)
 
     def attributes(self) -> Attributes:
-        changes, since_ns = self._disk.changes, self._since_ns
-        return Attributes(
-            number=self._number,
-            size_bytes=self.device.size_bytes,
-            allocated_bytes=self.device.allocated_bytes,
-            mode=stat.S_IFREG | (self._disk.mode if changes.mode is None else changes.mode),
-            uid=os.geteuid() if changes.uid is None else changes.uid,
-            gid=os.getegid() if changes.gid is None else changes.gid,
-            atime_ns=since_ns if changes.atime_ns is None else changes.atime_ns,
-            mtime_ns=since_ns if changes.mtime_ns is None else changes.mtime_ns,
-            ctime_ns=since_ns if changes.ctime_ns is None else changes.ctime_ns,
-        )
+        shown = self._disk.changes.shown(self._disk.mode, (os.geteuid(), os.getegid()), self._since_ns)
+        return Attributes(self._number, self.device.size_bytes, self.device.allocated_bytes, shown)
 
     def change(self, wanted: SetAttr) -> None:
         valid, changes, now_ns = wanted.valid, self._disk.changes, time.time_ns()

@@ -4,12 +4,14 @@ Sans-IO, of the same ABI as `protocol`. Knows no disk. Invariant: the length in 
 """
 
 import mmap
+import stat
 from struct import Struct
 from typing import NamedTuple
 
 from ploopfs.blockfuse.protocol import LEAST_MINOR, MAJOR, MINOR, NS, Init
 from ploopfs.bounds import DISK_BACKGROUND, MAX_TRANSFER_BYTES
 from ploopfs.errors import MountError
+from ploopfs.sysfs.nodes import Shown
 
 HEADER = Struct("=IiQ")  # struct fuse_out_header: len, error, unique
 HEADER_BYTES = HEADER.size
@@ -39,17 +41,12 @@ _TIME_GRANULARITY_NS = 1
 
 
 class Attributes(NamedTuple):
-    """What stat(2) says of the file. `number` is the inode's."""
+    """What stat(2) says of the file, a regular one. `number` is the inode's."""
 
     number: int
     size_bytes: int
     allocated_bytes: int
-    mode: int
-    uid: int
-    gid: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
+    shown: Shown
 
 
 def header(unique: int, body_bytes: int) -> bytes:
@@ -82,12 +79,13 @@ def agreed(init: Init) -> bytes:
 
 def attributes(of: Attributes) -> bytes:
     """Valid for no time at all: they change without a request."""
-    times_ns = (of.atime_ns, of.mtime_ns, of.ctime_ns)
+    shown = of.shown
+    times_ns = (shown.atime_ns, shown.mtime_ns, shown.ctime_ns)
     seconds, nanoseconds = zip(*(divmod(time_ns, NS) for time_ns in times_ns), strict=True)
     blocks = of.allocated_bytes // 512
     return _ATTR.pack(
         *(0, 0, of.number, of.size_bytes, blocks, *seconds, *nanoseconds),
-        *(of.mode, 1, of.uid, of.gid, 0, _BLOCK_BYTES, 0),
+        *(stat.S_IFREG | shown.mode, 1, shown.uid, shown.gid, 0, _BLOCK_BYTES, 0),
     )
 
 

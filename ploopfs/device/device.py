@@ -245,7 +245,7 @@ class Device:
     def _wrote(self, start: int, data: Buffer, stack: Stack) -> None:
         if self._keeps_unflushed:
             self.unflushed.wrote(start, data)
-            if self.unflushed.is_writeback_due():
+            if self.unflushed.take_writeback_turn():
                 stack.start_writeback()
         else:
             self.unflushed.forget()

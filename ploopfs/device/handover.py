@@ -62,14 +62,16 @@ async def _give_lock(queue: RequestQueue, old: Delta) -> None:
         await old.file.unlock()
     except BackendError as error:
         log.info("%s", error)
-        # The file of a table that waits tells of no loss of those in force.
-        if old in queue.stack.deltas and _tells_of_loss(queue, error):
+        if _means_loss(queue, old, error):
             raise
 
 
-def _tells_of_loss(queue: RequestQueue, error: PloopError) -> bool:
-    """A storage may tell once that it is lost, and a lock may be where: whoever goes on would flush what is gone."""
-    if not isinstance(error, BackendError) or not queue.standby.means_standby(error.errno) or queue.is_lost:
+def _means_loss(queue: RequestQueue, delta: Delta, error: PloopError) -> bool:
+    """A storage may tell once that it is lost, and a lock may be where: whoever goes on would flush what is gone. The
+    file of a table that waits tells nothing of those in force."""
+    if delta not in queue.stack.deltas or not isinstance(error, BackendError):
+        return False
+    if not queue.standby.means_standby(error.errno) or queue.is_lost:
         return False
     queue.judge(Op.FLUSH, error, queue.generation)
     return True
@@ -89,8 +91,7 @@ async def take_back_lock(queue: RequestQueue, delta: Delta) -> None:
         log.error("%s: the lock could not be taken back: %s", delta.path, error)
         delta.lock_lost = True
         if any(each.writable and each.file.identity == delta.file.identity for each in queue.stack.deltas):
-            if delta in queue.stack.deltas:
-                _tells_of_loss(queue, error)
+            _means_loss(queue, delta, error)
             queue.set_aborted(True)
 
 

@@ -229,9 +229,8 @@ class Replacement:
         vanished = vanished_slots(old.top.bat, top.bat, self._replayed_slots())
         if vanished:
             log.warning("%s: %d map entries of the old top are not in %s", self._name, vanished, top.path)
-        return Stack(
-            deltas, lower=old.lower, size_bytes=old.size_bytes, counters=self._counters, below=old.below
-        )
+        # Not `successor`: a lost one that waits for its recovery counts nothing.
+        return Stack(deltas, lower=old.lower, size_bytes=old.size_bytes, counters=self._counters, below=old.below)
 
     async def _replay(self, stack: Stack, timeout: trio.CancelScope) -> None:
         """What a lost storage has acknowledged and no flush has confirmed is written again, before standby clears."""

@@ -67,7 +67,7 @@ class Unflushed:
         self.data_bytes += len(data)
         self._since_writeback += len(data)
 
-    def is_writeback_due(self) -> bool:
+    def take_writeback_turn(self) -> bool:
         """Once for each eighth of the limit: whoever reaches that waits for a flush of all that is not written by then.
         1 MiB writes, one after the other, are 1.5 times as fast for it."""
         is_due = self._since_writeback * 8 >= self.limit_bytes

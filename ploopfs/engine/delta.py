@@ -7,7 +7,8 @@ Several stacks may share a delta, one after the other: what is known of its file
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -178,31 +179,25 @@ class Delta:
 
     def write_nowait(self, offset: int, data: Buffer) -> int:
         """How many bytes could be written without waiting."""
-        try:
+        with self._noted(offset, len(data)):
             return self.file.write_nowait(offset, data)
-        except BackendError as error:
-            self._note_doubtful(error, offset, len(data))
-            raise
-        finally:
-            if self.tracker is not None:
-                self.tracker.mark(offset, len(data))
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Everything that is written to the file passes here, `write_nowait` or `punch`."""
-        try:
+        with self._noted(offset, len(data)):
             done = self.file.write_nowait(offset, data)
             if done < len(data):
                 await self._answers.change(self.file.write(offset + done, memoryview(data)[done:] if done else data))
-        except BackendError as error:
-            self._note_doubtful(error, offset, len(data))
-            raise
-        finally:
-            if self.tracker is not None:
-                self.tracker.mark(offset, len(data))
 
     async def punch(self, offset: int, length: int) -> None:
-        try:
+        with self._noted(offset, length):
             await self._answers.change(self.file.punch(offset, length))
+
+    @contextmanager
+    def _noted(self, offset: int, length: int) -> Iterator[None]:
+        """What a change that failed leaves in doubt, and what a copy of the file must have again."""
+        try:
+            yield
         except BackendError as error:
             self._note_doubtful(error, offset, length)
             raise

@@ -28,7 +28,7 @@ class Failing(Stack):
     ) -> None:
         self.deltas = tuple(deltas)
         self.lower = self.map = lower
-        self.below = below or lower
+        self.below = lower if below is None else below
         self.size_bytes = size_bytes
         self.cluster_bytes = lower.cluster_bytes
         self._failure = failure

@@ -33,9 +33,7 @@ async def grown(stack: Stack, size_sectors: int) -> Stack:
     lower = await lower_map(stack.deltas[:-1], header.cluster_bytes, header.disk_clusters)
     if header is not top.header:
         await _grow(stack, top, top.header, header)
-    return Stack(
-        stack.deltas, lower=lower, size_bytes=header.size_bytes, counters=stack.counters, below=stack.below
-    )
+    return stack.successor(stack.deltas, lower=lower, size_bytes=header.size_bytes)
 
 
 async def _grow(stack: Stack, top: Delta, old: Header, new: Header) -> None:
@@ -79,4 +77,4 @@ async def _grown_raw(stack: Stack, size_sectors: int) -> Stack:
     lower = await lower_map((), stack.cluster_bytes, size_bytes // stack.cluster_bytes)
     await top.grow(size_bytes)
     await top.sync()
-    return Stack(stack.deltas, lower=lower, size_bytes=size_bytes, counters=stack.counters)
+    return stack.successor(stack.deltas, lower=lower, size_bytes=size_bytes)

@@ -110,4 +110,4 @@ async def updated_index(stack: Stack, level: int, entries: Mapping[int, int]) ->
     moved = Delta(delta.file, header=delta.header, bat=None, file_size=size, trusted_size=size)
     deltas = (*stack.deltas[:level], moved, *stack.deltas[level + 1 :])
     lower = stack.lower.repointed(level, entries)
-    return Stack(deltas, lower=lower, size_bytes=stack.size_bytes, counters=stack.counters, below=stack.below)
+    return stack.successor(deltas, lower=lower)

@@ -95,6 +95,4 @@ def without_level(stack: Stack, copied: CopiedUp) -> Stack:
     if stack.deltas[:-1] != (*copied.below, copied.dropped) or len(stack.map) != len(copied.lower) or len(owned):
         raise Busy("the stack has changed since level top-1 was merged")
     deltas = (*copied.below, stack.top)
-    return Stack(
-        deltas, lower=copied.lower, size_bytes=stack.size_bytes, counters=stack.counters, below=stack.below
-    )
+    return stack.successor(deltas, lower=copied.lower)

@@ -3,7 +3,8 @@
 A stack never changes its deltas: replacing the top makes a new stack over the same lower deltas and the same lower
 map, so a request that has its stack cannot mix two images. Knows nothing of standby."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta
@@ -35,6 +36,11 @@ class Stack:
         self._counters = counters
         self._epochs = Epochs()
         self._writer = Writer(self.top, self.below, self.map, self._epochs, self._read_segments, counters)
+
+    def successor(self, deltas: Sequence[Delta], *, lower: Map, size_bytes: int | None = None) -> "Stack":
+        """What takes its place: `deltas` may be others, and `lower` is their map; a size that is not told stays."""
+        size_bytes = self.size_bytes if size_bytes is None else size_bytes
+        return Stack(deltas, lower=lower, size_bytes=size_bytes, counters=self.counters, below=self.below)
 
     @property
     def top(self) -> Delta:
@@ -146,16 +152,8 @@ class Stack:
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False, check_zeros: bool = True) -> None:
         """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""
-        epoch = self._epochs.enter()
-        self._writer.unconfirmed.begun()
-        try:
+        with self._changing():
             await self._writer.write(offset, data, check_zeros=check_zeros)
-        except BaseException:
-            self._writer.unconfirmed.failed()
-            raise
-        finally:
-            self._epochs.leave(epoch)
-        self._writer.unconfirmed.ended()
         if fua:
             self._counters.bio_fua_out += 1
             await self.flush()
@@ -163,31 +161,29 @@ class Stack:
     async def discard(self, offset: int, length: int) -> tuple[int, ...]:
         """Whole clusters that the top owns read as zeroes afterwards: the result. Anything else succeeds without
         effect."""
-        epoch = self._epochs.enter()
-        self._writer.unconfirmed.begun()
-        try:
-            slots = await self._writer.discard(offset, length)
-        except BaseException:
-            self._writer.unconfirmed.failed()
-            raise
-        finally:
-            self._epochs.leave(epoch)
-        self._writer.unconfirmed.ended()
-        return slots
+        with self._changing():
+            return await self._writer.discard(offset, length)
 
     async def write_zeroes(self, offset: int, length: int, *, unmap: bool, check_zeros: bool = True) -> None:
         """The range reads as zeroes afterwards; after a failure any part of it may. `unmap` gives back the space of
         whole clusters, as far as no lower delta would show through; without it they are written as by `write`."""
+        with self._changing():
+            await self._writer.write_zeroes(offset, length, unmap=unmap, check_zeros=check_zeros)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change of a user: what was acknowledged of it no sync has confirmed yet."""
         epoch = self._epochs.enter()
         self._writer.unconfirmed.begun()
         try:
-            await self._writer.write_zeroes(offset, length, unmap=unmap, check_zeros=check_zeros)
+            yield
         except BaseException:
             self._writer.unconfirmed.failed()
             raise
+        else:
+            self._writer.unconfirmed.ended()
         finally:
             self._epochs.leave(epoch)
-        self._writer.unconfirmed.ended()
 
     def seek_data(self, offset: int) -> int | None:
         """Where the first cluster that some level has begins, or `offset` if it lies in one; None: only holes follow.

@@ -21,8 +21,7 @@ names that were there before."""
 
 
 def describe(inode: Inode, mounted_ns: int, parent: Directory | None = None) -> pyfuse3.EntryAttributes:
-    """Owner is who serves the tree, as in sysfs: root, or the one user who could mount it without being root. `parent`
-    is the directory in which its name was found."""
+    """`parent` is the directory in which its name was found."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode.number
     entry.entry_timeout = KEPT_S if parent is not None and parent.is_fixed else 0
@@ -31,13 +30,9 @@ def describe(inode: Inode, mounted_ns: int, parent: Directory | None = None) -> 
     entry.st_blksize = BLOCK_SIZE_BYTES
     kind, entry.st_size, entry.st_nlink = _shape(inode)
     entry.st_blocks = inode.node.device.allocated_bytes // 512 if isinstance(inode.node, Disk) else 0
-    changes = inode.changes
-    entry.st_mode = kind | (inode.node.mode if changes.mode is None else changes.mode)
-    entry.st_uid = os.geteuid() if changes.uid is None else changes.uid
-    entry.st_gid = os.getegid() if changes.gid is None else changes.gid
-    entry.st_atime_ns = mounted_ns if changes.atime_ns is None else changes.atime_ns
-    entry.st_mtime_ns = mounted_ns if changes.mtime_ns is None else changes.mtime_ns
-    entry.st_ctime_ns = mounted_ns if changes.ctime_ns is None else changes.ctime_ns
+    shown = inode.changes.shown(inode.node.mode, (os.geteuid(), os.getegid()), mounted_ns)
+    entry.st_mode, entry.st_uid, entry.st_gid = kind | shown.mode, shown.uid, shown.gid
+    entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = shown.atime_ns, shown.mtime_ns, shown.ctime_ns
     return entry
 
 

@@ -157,6 +157,31 @@ class Changes:
     mtime_ns: int | None = None
     ctime_ns: int | None = None
 
+    def shown(self, mode: int, owner: tuple[int, int], since_ns: int) -> "Shown":
+        """What stat(2) says of a file of that mode which is there since then. `owner`, user and group, is who serves
+        the tree, as in sysfs: root, or the one user who could mount it without being root."""
+        uid, gid = owner
+        return Shown(
+            mode=mode if self.mode is None else self.mode,
+            uid=uid if self.uid is None else self.uid,
+            gid=gid if self.gid is None else self.gid,
+            atime_ns=since_ns if self.atime_ns is None else self.atime_ns,
+            mtime_ns=since_ns if self.mtime_ns is None else self.mtime_ns,
+            ctime_ns=since_ns if self.ctime_ns is None else self.ctime_ns,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Of a file, as it is now."""
+
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
 
 @dataclass(eq=False, slots=True)
 class Disk:

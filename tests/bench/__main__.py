@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from ploopfs.cli.exits import end_on_signals
 from ploopfs.cli.text import TerminalLine
 from tests.bench.cases import DEEP, FULL, MIB, USING_UP, Image, Plan
 from tests.bench.fio import BenchError
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.profile and not (arguments.profile_to or "").endswith((".svg", ".txt")):
         parser.error("--profile needs --profile-to with a file .svg (a flame graph) or .txt (its stacks)")
-    _end_on_signals()
+    end_on_signals()
     line = TerminalLine()
     try:
         if missing := lacks():
@@ -207,19 +208,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not positive")
     return number
-
-
-def _end_on_signals() -> None:
-    """The first signal unwinds, which cleans up; the clean-up is bounded and not to be cut short by a second one."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def end(number: int, _frame: object) -> None:
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    for each in signals:
-        signal.signal(each, end)
 
 
 if __name__ == "__main__":

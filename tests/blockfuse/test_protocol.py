@@ -32,6 +32,7 @@ from ploopfs.blockfuse.protocol import (
 )
 from ploopfs.blockfuse.replies import Attributes
 from ploopfs.errors import BadRequest, MountError
+from ploopfs.sysfs.nodes import Shown
 from tests.blockfuse import kernel
 from tests.blockfuse.kernel import U16, U32, U64, packed, request, transfer
 
@@ -164,7 +165,7 @@ def test_a_kernel_that_is_too_old_is_told_apart() -> None:
 
 def test_attributes_lie_where_the_kernel_looks_for_them() -> None:
     times_ns = (3_000_000_004, -1, 5_000_000_006)
-    body = replies.attributes(Attributes(7, 1 << 40, 1536, stat.S_IFREG | 0o660, 11, 12, *times_ns))
+    body = replies.attributes(Attributes(7, 1 << 40, 1536, Shown(0o660, 11, 12, *times_ns)))
     assert len(body) == 104
     assert body[:16] == bytes(16), "never valid for longer than the answer"
     longs = [int.from_bytes(body[at : at + 8], "little", signed=True) for at in range(16, 64, 8)]

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ploopfs.bounds import MAX_DEVICES
+from ploopfs.cli.exits import end_on_signals
 from ploopfs.cli.text import TerminalLine
 from tests.scale.large import MapMemory, Replaced, measure_map, measure_replace
 from tests.scale.many import Tree, make_images, measure_tree
@@ -41,7 +41,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    _end_on_signals()
+    end_on_signals()
     line = TerminalLine()
     found: list[Figure] = []
     try:
@@ -167,18 +167,6 @@ def _count(text: str) -> int:
     if not 2 <= number <= MAX_DEVICES:
         raise argparse.ArgumentTypeError(f"{text} is not from 2 to {MAX_DEVICES:d}")
     return number
-
-
-def _end_on_signals() -> None:
-    """The first one unwinds, which ends the daemon and cleans up."""
-
-    def end(number: int, _frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, end)
 
 
 if __name__ == "__main__":
