@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ploopfs.cli import logs
-from ploopfs.cli.logs import Behind, FileLog, SystemLog, file_log
+from ploopfs.cli.logs import Behind, FileLog, SystemLog, end_log, file_log
 from tests.mounted.daemon import HANG_S
 
 
@@ -104,6 +104,18 @@ def test_ending_waits_for_a_stuck_log_no_longer_than_it_should(monkeypatch: pyte
             logger.warning("waits")
             behind.close()
             assert store.texts == []
+
+
+def test_what_is_said_after_the_end_of_the_log_stands_behind_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, root = Store(), logging.Logger("root")
+    monkeypatch.setattr(logging, "getLogger", lambda: root)
+    root.addHandler(Behind(store))
+    for number in range(1000):
+        root.warning("message %d", number)
+    end_log()
+    store.texts.append("said")
+    assert store.texts == [*(f"message {number}" for number in range(1000)), "said"]
+    assert not root.handlers
 
 
 def test_a_traceback_is_written_as_one_record() -> None:

@@ -150,6 +150,14 @@ def log_to(write: Write, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[Behind(write)])
 
 
+def end_log() -> None:
+    """What was logged is written, as far as a stuck log takes it: whatever is said next stands behind it."""
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, Behind)]:
+        root.removeHandler(handler)
+        handler.close()
+
+
 def file_log(path: str) -> FileLog:
     """Raises OSError, also for a pipe without a reader instead of waiting for one."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)

@@ -20,7 +20,7 @@ from ploopfs.blockfuse.planes import Linux, Planes
 from ploopfs.bounds import MAX_DEVICES, SHUTDOWN_DEADLINE_S, SPARE_DEVICES, STATUS_TASKS
 from ploopfs.cli.configured import Configured
 from ploopfs.cli.exits import Exit
-from ploopfs.cli.logs import FileLog, daemon_log, file_log, has_system_log, log_to, tell
+from ploopfs.cli.logs import FileLog, daemon_log, end_log, file_log, has_system_log, log_to, tell
 from ploopfs.config import Config, load
 from ploopfs.device.agents import run_agents
 from ploopfs.device.device import Device
@@ -64,7 +64,10 @@ def mount(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     APART.begin()
     own = (arguments.data_plane or config.data_plane) == DataPlane.OWN.value
-    return trio.run(serve, config, mountpoint, "allow_other" in arguments.options, own, ready)
+    try:
+        return trio.run(serve, config, mountpoint, "allow_other" in arguments.options, own, ready)
+    finally:
+        end_log()  # why it was refused is the last that is said
 
 
 async def serve(config: Config, mountpoint: str, allow_other: bool, own: bool, ready: Callable[[], None]) -> int:

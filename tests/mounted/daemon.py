@@ -44,6 +44,11 @@ def ploopfs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*PLOOPFS, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
+def said(stderr: str) -> str:
+    """What the command itself says, wherever that stands: not what is logged."""
+    return "\n".join(line for line in stderr.splitlines() if line.startswith("ploopfs: "))
+
+
 def errno_of(call: Callable[..., object], *arguments: object) -> str:
     try:
         call(*arguments)

@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from ploopfs.cli.exits import Exit
-from tests.mounted.daemon import Daemon, device, errno_of, is_mounted, opened, ploopfs, serving, until, write_config
+from tests.mounted.daemon import (
+    Daemon,
+    device,
+    errno_of,
+    is_mounted,
+    opened,
+    ploopfs,
+    said,
+    serving,
+    until,
+    write_config,
+)
 from tests.mounted.disks import CLUSTER_BYTES, Disk, assert_closed, make_disk, sums
 from tests.mounted.storage import Bindfs
 from tests.mounted.writer import Writer
@@ -32,7 +43,7 @@ def refused(place: Path, image: Path, allowed: Path) -> str:
     assert done.returncode == Exit.CONFIG, done.stderr
     assert not is_mounted(place / "mnt")
     assert_closed(disk.top)
-    return done.stderr.splitlines()[-1].removeprefix(f"ploopfs: {config}: devices[1] (ploop1): ")
+    return said(done.stderr).removeprefix(f"ploopfs: {config}: devices[1] (ploop1): ")
 
 
 def test_a_descriptor_cannot_name_an_image_outside(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.mounted.daemon import (
     is_mounted,
     opened,
     ploopfs,
+    said,
     serving,
     unmount,
     until,
@@ -63,8 +64,7 @@ def test_a_bad_image_is_told_with_file_field_and_value(tmp_path: Path) -> None:
     with opened(disk.top) as fd:
         os.pwrite(fd, (3).to_bytes(4, "little"), 28)  # m_Sectors
     told = refused(write_config(tmp_path, device(disk.top)), tmp_path / "mnt", Exit.CONFIG)
-    last_line = told.splitlines()[-1]
-    assert last_line.startswith(f"ploopfs: {tmp_path}/config.yaml: devices[0] (ploop0): {disk.top}: m_Sectors is 3, ")
+    assert said(told).startswith(f"ploopfs: {tmp_path}/config.yaml: devices[0] (ploop0): {disk.top}: m_Sectors is 3, ")
 
 
 def test_what_is_already_open_is_closed_when_a_later_image_is_bad(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_fuse_device_that_may_not_be_opened_is_told_when_the_images_are_open_a
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh", *mount]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     told = "ploopfs: /dev/fuse: Permission denied: run as root, or allow the device to this user"
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (Exit.NO_MOUNT, told)
+    assert (done.returncode, said(done.stderr)) == (Exit.NO_MOUNT, told)
     assert "Traceback" not in done.stderr
     assert_closed(disk.top)
 
@@ -186,7 +186,8 @@ def test_an_image_on_a_dead_store_stays_marked_and_the_exit_code_says_so(
             if noticed:
                 assert writer.errno_of_write() == "ENOTCONN"
         assert daemon.end() == Exit.NOT_CLOSED
-        assert str(bindfs.path / "disk" / disk.top.name) in daemon.log.splitlines()[-1]
+        errors = [line for line in daemon.log.splitlines() if " ERROR " in line]
+        assert str(bindfs.path / "disk" / disk.top.name) in errors[-1]
     assert is_marked(disk.top)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,28 @@ pytestmark = pytest.mark.real
 
 LOUD = 300
 """Refused control writes: each is a message of more than a hundred bytes."""
+
+
+LATE_LOG = """
+import sys
+import threading
+from ploopfs.cli import logs, main
+
+ends = threading.Event()
+write, close = logs.FileLog.__call__, logs.Behind.close
+
+def write_late(self, record):
+    ends.wait()
+    write(self, record)
+
+def close_it(self):
+    ends.set()
+    close(self)
+
+logs.FileLog.__call__, logs.Behind.close = write_late, close_it
+sys.exit(main.main())
+"""
+"""Its log writes nothing before it is asked to end."""
 
 
 def be_loud(daemon: Daemon, count: int = LOUD) -> None:
@@ -102,6 +125,18 @@ def test_a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end(tmp_path:
         unmount(mountpoint)
         os.close(reading)
     assert_closed(disk.top)
+
+
+def test_why_a_mount_was_refused_is_the_last_thing_said(tmp_path: Path) -> None:
+    """What was opened before is closed again first, and the log tells all of that, however slow it is."""
+    disk = make_disk(tmp_path / "disk")
+    (tmp_path / "mnt").mkdir()
+    config = write_config(tmp_path, device(disk.directory), device(tmp_path / "none", "ploop1"))
+    command = [sys.executable, "-c", LATE_LOG, "mount", str(config), str(tmp_path / "mnt")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
+    *logged, last = done.stderr.splitlines()
+    assert (done.returncode, last.partition(" (ploop1): ")[0]) == (Exit.CONFIG, f"ploopfs: {config}: devices[1]")
+    assert any("ploop0 was added" in line for line in logged)
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
