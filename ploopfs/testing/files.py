@@ -15,11 +15,12 @@ from ploopfs.engine.probe import ProbedImage
 from ploopfs.errors import BackendError, ImageLocked, ImageMismatch
 
 _DEVICE_NUMBER = 0x700
+_numbers = itertools.count(1)
 
 
 @dataclass(slots=True)
 class MemoryImage:
-    """The bytes of one file; `writers` and `readers` are the open files that hold its lock."""
+    """The bytes of one file; `writers` and `readers` are the numbers of the open files that hold its lock."""
 
     data: bytearray
     inode: int
@@ -77,8 +78,13 @@ class MemoryFile:
         self.identity = Identity(_DEVICE_NUMBER, image.inode, "memory")
         self.closed = False
         self.abandoned = False
+        self._number = next(_numbers)  # an address may be that of an earlier one that holds its lock for ever
         self._image = image
         self._answers_at_once = answers_at_once
+
+    @property
+    def has_lock(self) -> bool:
+        return self._number in self._image.writers | self._image.readers
 
     def read_nowait(self, offset: int, length: int) -> bytearray | None:
         self._check_open("read")
@@ -134,7 +140,7 @@ class MemoryFile:
     async def lock(self, *, as_writer: bool | None = None) -> None:
         await trio.lowlevel.checkpoint()
         self._check_open("lock")
-        image, me = self._image, id(self)
+        image, me = self._image, self._number
         writes = self.writable if as_writer is None else as_writer
         others = image.writers - {me} | (image.readers - {me} if writes else set())
         image.writers.discard(me)
@@ -145,12 +151,12 @@ class MemoryFile:
 
     async def unlock(self) -> None:
         await trio.lowlevel.checkpoint()
-        self._image.writers.discard(id(self))
-        self._image.readers.discard(id(self))
+        self._image.writers.discard(self._number)
+        self._image.readers.discard(self._number)
 
     def close(self) -> None:
-        self._image.writers.discard(id(self))
-        self._image.readers.discard(id(self))
+        self._image.writers.discard(self._number)
+        self._image.readers.discard(self._number)
         self.closed = True
 
     async def aclose(self) -> None:
