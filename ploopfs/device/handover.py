@@ -3,6 +3,7 @@
 Knows nothing of what replaces what. Invariant: a block that fails leaves the old file locked and marked as it was.
 """
 
+import errno
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -11,12 +12,13 @@ import trio
 
 from ploopfs.bounds import CLOSE_TIMEOUT_S
 from ploopfs.device.queue import RequestQueue
+from ploopfs.device.standby import STANDBY_ERRNOS
 from ploopfs.device.stats import Op
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.engine.delta import Delta, dismiss
 from ploopfs.engine.file import File
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BackendError, InStandby, PloopError, StorageTimeout
+from ploopfs.errors import BackendError, ImageLocked, InStandby, PloopError, StorageTimeout
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +68,10 @@ async def _give_lock(queue: RequestQueue, old: Delta) -> None:
             raise
 
 
-def _means_loss(queue: RequestQueue, delta: Delta, error: PloopError) -> bool:
+def _means_loss(queue: RequestQueue, delta: Delta, error: BackendError) -> bool:
     """A storage may tell once that it is lost, and a lock may be where: whoever goes on would flush what is gone. The
     file of a table that waits tells nothing of those in force."""
-    if delta not in queue.stack.deltas or not isinstance(error, BackendError):
-        return False
-    if not queue.standby.means_standby(error.errno) or queue.is_lost:
+    if delta not in queue.stack.deltas or not queue.standby.means_standby(error.errno) or queue.is_lost:
         return False
     queue.judge(Op.FLUSH, error, queue.generation)
     return True
@@ -90,9 +90,19 @@ async def take_back_lock(queue: RequestQueue, delta: Delta) -> None:
     except PloopError as error:
         log.error("%s: the lock could not be taken back: %s", delta.path, error)
         delta.lock_lost = True
-        if any(each.writable and each.file.identity == delta.file.identity for each in queue.stack.deltas):
-            _means_loss(queue, delta, error)
-            queue.set_aborted(True)
+        for each in queue.stack.deltas:
+            if each.writable and each.file.identity == delta.file.identity:
+                each.lock_lost = True
+                _stop(queue, each.path, error)
+
+
+def _stop(queue: RequestQueue, path: str, error: PloopError) -> None:
+    """Who has the lock has the lease: for the device its storage has answered EBUSY, whatever kept the lock from us,
+    unless that says itself that the storage is lost. So it stands by where somebody has promised to recover it. It is
+    aborted besides, as the target may let go of it, which gives nobody the lock."""
+    tells = isinstance(error, BackendError) and error.errno in STANDBY_ERRNOS
+    queue.judge(Op.FLUSH, error if tells else BackendError(errno.EBUSY, "lock", path), queue.generation)
+    queue.set_aborted(True)
 
 
 async def weaken_locks(stack: Stack) -> None:
@@ -155,12 +165,18 @@ async def settled(top: Delta, queue: RequestQueue, unflushed: Unflushed) -> Asyn
 
 
 async def marked_again(queue: RequestQueue) -> None:
-    """Before requests may write to the top again that were kept from it because its mark could not be put back.
+    """Before requests may write to the top again that were kept from it because its mark could not be put back, or its
+    lock could not be taken back.
 
     Raises InStandby, Busy and QuiesceTimeout of the queue, BackendError and StorageTimeout of the mark; the latter also
-    while something that was given up may yet take the mark away."""
+    while something that was given up may yet take the mark away. ImageLocked if the lock was lost: whoever has had it
+    may have changed the image, of which we know what it was before, so that having it again is not enough."""
     stack = queue.stack
-    if not stack.deltas or stack.is_lost or stack.read_only or stack.top.header is None:
+    if not stack.deltas or stack.is_lost or stack.read_only:
+        return
+    if stack.top.lock_lost:
+        raise ImageLocked(f"{stack.top.path}: its lock was lost, somebody else may have written it: reopen the image")
+    if stack.top.header is None:
         return
     if stack.top.marked:
         if stack.top.header.is_marked_in_use:

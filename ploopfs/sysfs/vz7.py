@@ -28,7 +28,8 @@ ALWAYS_ZERO = (
 
 
 async def _set_aborted(device: Device, text: str) -> None:
-    await device.set_aborted(lax_value(text) != 0)
+    with device.why.explaining("aborted"):
+        await device.set_aborted(lax_value(text) != 0)
 
 
 def _in_flight(name: str, op: Op) -> Row[Device]:

@@ -8,11 +8,15 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ploopfs.device.agent_state import AgentState
 from ploopfs.device.messages import answer
+from ploopfs.device.standby import State
 from ploopfs.engine.checking import examine
 from ploopfs.engine.repair import carry_out, plan_for
+from ploopfs.errors import ImageLocked
 from ploopfs.image.header import HEADER_BYTES, Header
 from tests.device.mapped import line, mapped_rig, mapper_of
+from tests.device.outage import IMPATIENT, agent_at_work, passes
 from tests.device.rig import BASE, CLUSTER, MIDDLE, NEW, STACK, TOP, Asked, Rig, errno_of, image
 
 pytestmark = pytest.mark.expects_warnings
@@ -41,6 +45,7 @@ async def flipped(rig: Rig) -> None:
     await answer(mapper_of(rig), "flip_upper_deltas")
 
 
+REASON = f"errno=EBUSY operation=lock offset=0 length=0 level=2 file={TOP}"
 HAND_OVERS = (replaced_by_itself, reopened, loaded, loaded_under_a_new_top, flipped)
 
 
@@ -94,6 +99,105 @@ async def test_nor_one_whose_lock_was_taken_when_its_loaded_table_was_cleared() 
     asked = await steal_during(rig, TOP, mapper_of(rig).clear())
     assert (asked.errno, rig.queue.aborted) == (0, True)
     assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO
+
+
+async def cleared(rig: Rig) -> None:
+    await mapper_of(rig).load(line(*STACK))
+    rig.faults.on(TOP, taken := rig.faults.pause("lock", count=1))
+    async with trio.open_nursery() as nursery:
+        asked = Asked(nursery, mapper_of(rig).clear())
+        await wait_all_tasks_blocked()
+        await (await rig.store.open(TOP, writable=True)).lock()
+        assert taken.released is not None
+        taken.released.set()
+    assert not asked.error
+
+
+async def replaced_by_a_second_table(rig: Rig) -> None:
+    """The lock of the image is then the first table's, and lost by that."""
+    await mapper_of(rig).load(line(*STACK))
+    asked = await steal_during(rig, TOP, mapper_of(rig).load(line(*STACK)))
+    assert asked.errno == errno.EBUSY
+
+
+def stolen_from(hand_over: Callable[[Rig], Awaitable[None]]) -> Callable[[Rig], Awaitable[None]]:
+    async def steal(rig: Rig) -> None:
+        assert (await steal_during(rig, TOP, hand_over(rig))).errno == errno.EBUSY
+
+    return steal
+
+
+THEFTS = [*map(stolen_from, HAND_OVERS), cleared, replaced_by_a_second_table]
+NAMES = [*(hand_over.__name__ for hand_over in HAND_OVERS), "cleared", "replaced by a second table"]
+
+
+@pytest.mark.parametrize("steal", THEFTS, ids=NAMES)
+async def test_a_device_that_somebody_has_promised_to_recover_stands_by_when_its_lock_is_lost(
+    steal: Callable[[Rig], Awaitable[None]],
+) -> None:
+    """Who has the lock has the lease. Nobody else stands by: a target that is not there would not bring it back."""
+    for armed in (True, False):
+        rig = await mapped_rig(armed=armed)
+        await rig.device.write(2 * CLUSTER, b"acknowledged")
+        await steal(rig)
+        assert (rig.state, rig.queue.aborted) == (State.ON if armed else State.NOT_SUPPORTED, True)
+        reason = rig.queue.standby.reason
+        assert (str(reason) if reason else "") == (REASON if armed else "")
+
+
+@pytest.mark.parametrize("steal", THEFTS, ids=NAMES)
+async def test_whose_lock_was_lost_is_recovered_by_its_agent_when_that_is_to_be_had_again(
+    steal: Callable[[Rig], Awaitable[None]], autojump_clock: MockClock
+) -> None:
+    rig = await mapped_rig()
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    async with agent_at_work(rig, autojump_clock, patience=IMPATIENT) as outage:
+        await steal(rig)
+        mapper_of(rig).queue.resume()
+        await passes(10)
+        assert (rig.state, "holds its lock" in rig.device.last_error) == (State.ON, True)
+        rig.store.images[TOP].writers.clear()
+        await outage.wait_until(AgentState.IDLE)
+    assert (rig.state, rig.queue.aborted, rig.is_marked(TOP)) == (State.OFF, False, True)
+    assert await rig.device.read(2 * CLUSTER, 12) == b"acknowledged"
+    await rig.device.write(2 * CLUSTER, b"again")
+    assert await rig.device.aclose()
+
+
+@pytest.mark.parametrize("steal", THEFTS, ids=NAMES)
+async def test_a_target_that_lets_go_of_it_gives_nobody_the_lock(steal: Callable[[Rig], Awaitable[None]]) -> None:
+    rig = await mapped_rig()
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    await steal(rig)
+    mapper_of(rig).queue.resume()
+    rig.queue.standby.detach()
+    since = len(rig.faults.log)
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) == errno.EIO
+    assert rig.changes_of(TOP, since) == []
+
+
+@pytest.mark.parametrize("is_held", [True, False], ids=["somebody has it", "nobody has it any more"])
+@pytest.mark.parametrize("armed", [True, False])
+@pytest.mark.parametrize("steal", THEFTS, ids=NAMES)
+async def test_aborted_is_not_cleared_by_hand_where_the_lock_was_lost(
+    steal: Callable[[Rig], Awaitable[None]], armed: bool, is_held: bool
+) -> None:
+    """Whoever has had it may have changed the image, and our map of it is that of before."""
+    rig = await mapped_rig(armed=armed)
+    await steal(rig)
+    mapper_of(rig).queue.resume()
+    if not is_held:
+        rig.store.images[TOP].writers.clear()
+    since = len(rig.faults.log)
+    with pytest.raises(ImageLocked, match=rf"{TOP}: its lock was lost, .*: reopen the image"):
+        await rig.device.set_aborted(False)
+    assert rig.queue.aborted
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"w")) != 0
+    assert rig.changes_of(TOP, since) == []
+    if not is_held:
+        await mapper_of(rig).clear()
+        await rig.device.reopen()
+        await rig.device.write(2 * CLUSTER, b"w")
 
 
 async def test_a_lower_delta_whose_lock_was_taken_stops_nobody() -> None:

@@ -456,11 +456,24 @@ MUTANTS = (
     ),
     _bug(
         "write on after the lock was lost", "device/handover.py",
-        "            queue.set_aborted(True)\n\n\n"
-        "async def weaken",
-        "            pass\n\n\n"
-        "async def weaken",
-        "device/test_lock_lost.py", "test_a_device_that_could_not_get_its_lock_back_writes_no_more",
+        "    queue.set_aborted(True)\n\n\nasync def weaken", "\n\nasync def weaken",
+        "device/test_lock_lost.py", "test_a_target_that_lets_go_of_it_gives_nobody_the_lock",
+    ),
+    _bug(
+        "write on after aborted was cleared, though the lock was lost", "device/handover.py",
+        "    if stack.top.lock_lost:\n", "    if False:\n",
+        "device/test_lock_lost.py", "test_aborted_is_not_cleared_by_hand_where_the_lock_was_lost",
+    ),
+    _bug(
+        "know of no lost lock where another file of ours had it", "device/handover.py",
+        "                each.lock_lost = True\n", "",
+        "device/test_lock_lost.py", "test_aborted_is_not_cleared_by_hand_where_the_lock_was_lost",
+    ),
+    _bug(
+        "leave a device whose lock was lost to nobody", "device/handover.py",
+        'BackendError(errno.EBUSY, "lock", path)', 'BackendError(errno.ETIMEDOUT, "lock", path)',
+        "device/test_lock_lost.py",
+        "test_a_device_that_somebody_has_promised_to_recover_stands_by_when_its_lock_is_lost",
     ),
     _bug(
         "forget the replay of a table", "device/instance.py",

@@ -70,6 +70,10 @@ class Rules:
         """A stack that was lost is in force again, since the table that was to take its place is gone."""
         self.may = True
 
+    def lock_lost(self) -> None:
+        """We have the lock of the top no more: somebody else may have its lease."""
+        self.may = self.is_loss_known = True
+
     def switched_on(self, generation: int) -> None:
         if not self.is_armed:
             raise Violation(f"{self.device}: standby with a fuse out")

@@ -303,6 +303,10 @@ class StormFile:
         await self._do("lock", lambda: None)
         await self._inner.lock(as_writer=as_writer)
 
+    @property
+    def has_lock(self) -> bool:
+        return self._inner.has_lock
+
     async def unlock(self) -> None:
         await self._do("unlock", lambda: None)
         await self._inner.unlock()

@@ -35,7 +35,7 @@ from tests.storm.counting import Counted
 from tests.storm.model import Model
 from tests.storm.platter import Platter
 from tests.storm.rules import Rules
-from tests.storm.store import ORIGIN, Origin, Stores, asked_by
+from tests.storm.store import ORIGIN, Origin, Stores, StormFile, asked_by
 from tests.storm.trace import Trace, Violation
 from tests.sysfs.fakes import write
 
@@ -380,6 +380,8 @@ class World:
             case "standby_on":
                 if queue.stack.is_lost or disk.is_degraded:
                     disk.rules.condemned()
+                if record.facts["operation"] == "lock" and not _has_lock(queue.stack.top.file):
+                    disk.rules.lock_lost()
                 disk.rules.switched_on(queue.generation)
             case "standby_off":
                 disk.rules.switched_off(
@@ -400,6 +402,12 @@ class World:
 def _is_in_force(disk: Disk, file: object) -> bool:
     """A device that is being closed may still hear of its store, as when it takes back a lock."""
     return any(_below(delta.file) is file for delta in disk.device.queue.stack.deltas)
+
+
+def _has_lock(file: File) -> bool:
+    below = _below(file)
+    assert isinstance(below, StormFile)
+    return below.has_lock
 
 
 def _below(file: File) -> object:
