@@ -9,6 +9,9 @@ from enum import IntEnum
 from ploopfs.cli.text import printable
 from ploopfs.errors import ConfigError, MountError
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals by which a user, a service manager and a terminal that is closed end a command."""
+
 
 class Exit(IntEnum):
     """Documented in the README and in `ploopfs --help`."""
@@ -50,14 +53,13 @@ def interrupted(interrupt: KeyboardInterrupt) -> int:
 
 def end_on_signals() -> None:
     """The first signal unwinds, which ends and unmounts everything; that is not to be cut short by a second one."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def end(number: int, _frame: object) -> None:
-        for each in signals:
+        for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    for each in signals:
+    for each in ENDING:
         signal.signal(each, end)
 
 

@@ -4,23 +4,28 @@ import argparse
 import json
 import os
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import TypeVar
 
 import trio
 
 from ploopfs.bounds import READ_TIMEOUT_S
 from ploopfs.cli import interrupt
 from ploopfs.cli.exits import Exit
-from ploopfs.cli.text import say
+from ploopfs.cli.text import printable, say
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.create import create_disk, create_image, snapshot_disk
+from ploopfs.engine.create import Making, create_disk, create_image, snapshot_disk
 from ploopfs.engine.file import OsFiles
 from ploopfs.engine.grow import grown
 from ploopfs.engine.inspect import ImageInfo, inspect_stack
 from ploopfs.engine.opening import DESCRIPTOR_NAME, open_stack, resolve
 from ploopfs.errors import BadValue, PloopError
 from ploopfs.image.header import SECTOR_BYTES, VERSIONS
+
+T = TypeVar("T")
 
 _UNITS = {"": SECTOR_BYTES, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})([kKmMgGtT]?)")
@@ -53,34 +58,54 @@ def sectors(text: str) -> int:
 
 def create(arguments: argparse.Namespace) -> int:
     """A directory with a disk; or one image file, if PATH has a suffix."""
-    _print_result(arguments, interrupt.run_sync(partial(_create, arguments)))
+    _print_result(arguments, _made(partial(_create, arguments)))
     return Exit.OK
 
 
-def _create(arguments: argparse.Namespace) -> dict[str, str]:
+def _made(make: Callable[[Making], T]) -> T:
+    """What was not finished is gone afterwards, or is named."""
+    making = Making(trio.from_thread.check_cancelled)
+
+    def left() -> str:
+        files = ", ".join(printable(path) for path in making.unfinished)
+        return f"{files}: left behind unfinished, or may be soon: to be removed" if files else ""
+
+    try:
+        return interrupt.run_sync(partial(make, making), left)
+    except BaseException:
+        if text := left():
+            print(f"ploopfs: {text}", file=sys.stderr)
+        raise
+
+
+def _create(arguments: argparse.Namespace, making: Making) -> dict[str, str]:
     path, version = arguments.path, VERSIONS[arguments.format_version]
     cluster_sectors = arguments.cluster_size
     if os.path.basename(path) == DESCRIPTOR_NAME:
         path = os.path.dirname(path) or "."
     elif os.path.splitext(path)[1] and not os.path.isdir(path) and not path.endswith("/"):
-        create_image(path, size_sectors=arguments.size, cluster_sectors=cluster_sectors, version=version)
+        create_image(
+            path, size_sectors=arguments.size, cluster_sectors=cluster_sectors, version=version, making=making
+        )
         return {"image": os.path.abspath(path)}
-    made = create_disk(path, size_sectors=arguments.size, cluster_sectors=cluster_sectors, version=version)
+    made = create_disk(
+        path, size_sectors=arguments.size, cluster_sectors=cluster_sectors, version=version, making=making
+    )
     return {"descriptor": os.path.abspath(made)}
 
 
 def snapshot(arguments: argparse.Namespace) -> int:
-    guid, new_top = interrupt.run_sync(partial(_snapshot, arguments.path))
+    guid, new_top = _made(partial(_snapshot, arguments.path))
     _print_result(arguments, {"snapshot": guid, "top": new_top})
     return Exit.OK
 
 
-def _snapshot(path: str) -> tuple[str, str]:
+def _snapshot(path: str, making: Making) -> tuple[str, str]:
     if os.path.isdir(path):
         path = os.path.join(path, DESCRIPTOR_NAME)
     if not path.endswith(".xml"):
         raise BadValue(f"{path}: a snapshot is taken of a disk, expected its {DESCRIPTOR_NAME} or its directory")
-    return snapshot_disk(os.path.realpath(path))
+    return snapshot_disk(os.path.realpath(path), making)
 
 
 def resize(arguments: argparse.Namespace) -> int:

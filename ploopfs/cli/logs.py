@@ -135,9 +135,11 @@ class Behind(logging.Handler):
         return True
 
 
-def tell(text: str) -> None:
-    """One line on standard error by a thread of its own: whoever should read it may be stuck."""
-    threading.Thread(target=_print, args=(f"{text}\n".encode("utf-8", "surrogateescape"),), daemon=True).start()
+def tell(text: str) -> threading.Thread:
+    """One line on standard error by a thread of its own, which is the result: whoever should read it may be stuck."""
+    thread = threading.Thread(target=_print, args=(f"{text}\n".encode("utf-8", "surrogateescape"),), daemon=True)
+    thread.start()
+    return thread
 
 
 def _print(line: bytes) -> None:

@@ -50,6 +50,7 @@ def mount(arguments: argparse.Namespace) -> int:
             raise MountError(f"{mountpoint} {State.STALE.value}; --replace-stale clears it")
         replace_stale(mountpoint)
     check_mountpoint(mountpoint)
+    ready: Callable[[], object]
     if arguments.daemon:
         if log_file is None and not has_system_log():
             print("ploopfs: no system log here: messages of the daemon are lost without --log-file", file=sys.stderr)
@@ -70,7 +71,7 @@ def mount(arguments: argparse.Namespace) -> int:
         end_log()  # why it was refused is the last that is said
 
 
-async def serve(config: Config, mountpoint: str, allow_other: bool, own: bool, ready: Callable[[], None]) -> int:
+async def serve(config: Config, mountpoint: str, allow_other: bool, own: bool, ready: Callable[[], object]) -> int:
     """Serve until unmounted or signalled; `ready` is called when the tree answers. `own`: each disk gets a connection
     of its own. The exit code."""
     capacity = min(len(config.devices) + SPARE_DEVICES, MAX_DEVICES)

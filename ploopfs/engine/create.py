@@ -2,21 +2,23 @@
 
 Blocking, for a command line. Invariant: a file appears whole and durable or not at all, and a descriptor names only
 files that exist: the new delta first, then the descriptor through a rename; after the rename nothing is taken back.
-Where the power failed meanwhile, what is left of a new image is named by no descriptor, and is whole or opens nowhere.
+Where the power failed meanwhile, or who made it was killed, what is left of a new image is named by no descriptor, and
+is whole or opens nowhere.
 """
 
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 from ploopfs.bounds import MAX_DESCRIPTOR_BYTES
 from ploopfs.engine import lock
 from ploopfs.engine.confined import ANYWHERE, open_image
 from ploopfs.engine.delta import check_map_size
 from ploopfs.engine.opening import DESCRIPTOR_NAME
-from ploopfs.errors import AlreadyExists, BackendError, Busy, ImageNotClosed
+from ploopfs.errors import AlreadyExists, BackendError, Busy, ImageNotClosed, PloopError
 from ploopfs.image.descriptor import Descriptor, new_descriptor, parse, serialise, with_snapshot
 from ploopfs.image.header import HEADER_BYTES, SECTOR_BYTES, V2, Header, Version
 
@@ -25,16 +27,31 @@ _IMAGE_MODE = 0o600
 _DESCRIPTOR_MODE = 0o644
 
 
-def create_image(path: str, *, size_sectors: int, cluster_sectors: int, version: Version) -> Header:
+@dataclass(slots=True)
+class Making:
+    """What one operation makes, for who may end it. `check` is called between its steps, and raises when nobody wants
+    it any more. `unfinished` are the files that are there, or may soon be, and are taken away if it ends now: what is
+    still listed afterwards could not be."""
+
+    check: Callable[[], None] = lambda: None
+    unfinished: list[str] = field(default_factory=list)
+
+
+def create_image(
+    path: str, *, size_sectors: int, cluster_sectors: int, version: Version, making: Making | None = None
+) -> Header:
     """An empty image; the size is rounded up to whole clusters. Raises AlreadyExists, BadImage, BackendError."""
     header = Header.new(size_sectors=size_sectors, cluster_sectors=cluster_sectors, version=version, path=path)
     check_map_size(header, path)
-    with _new_image(path, header):
+    with _new_image(path, header, making or Making()):
         return header
 
 
-def create_disk(directory: str, *, size_sectors: int, cluster_sectors: int, version: Version) -> str:
+def create_disk(
+    directory: str, *, size_sectors: int, cluster_sectors: int, version: Version, making: Making | None = None
+) -> str:
     """A directory with one empty image and its DiskDescriptor.xml; returns the descriptor's path."""
+    making = making or Making()
     descriptor_path = posixpath.join(directory, DESCRIPTOR_NAME)
     image_path = posixpath.join(directory, BASE_IMAGE_NAME)
     header = Header.new(size_sectors=size_sectors, cluster_sectors=cluster_sectors, version=version, path=image_path)
@@ -51,8 +68,8 @@ def create_disk(directory: str, *, size_sectors: int, cluster_sectors: int, vers
         _make_directories(os.path.abspath(directory))
     if os.path.lexists(descriptor_path):
         raise AlreadyExists(f"{descriptor_path}: exists")
-    with _new_image(image_path, header):
-        _replace_file(descriptor_path, serialise(descriptor))
+    with _new_image(image_path, header, making, is_named=False):
+        _replace_file(descriptor_path, serialise(descriptor), making)
     _make_rename_durable(descriptor_path)
     return descriptor_path
 
@@ -67,11 +84,12 @@ def _make_directories(directory: str) -> None:
         _sync_directory_of(path)
 
 
-def snapshot_disk(descriptor_path: str) -> tuple[str, str]:
+def snapshot_disk(descriptor_path: str, making: Making | None = None) -> tuple[str, str]:
     """Freeze the top of a disk that nobody uses and put an empty delta on it; returns (snapshot GUID, new file).
 
     Raises BackendError, BadDescriptor, BadImage, Busy, ImageLocked, ImageNotClosed.
     """
+    making = making or Making()
     data = _read_file(descriptor_path)
     descriptor = parse(data, descriptor_path)
     snapshot_guid = _new_guid()
@@ -82,8 +100,8 @@ def snapshot_disk(descriptor_path: str) -> tuple[str, str]:
         # Another snapshot may have been taken before the lock was ours; its delta must not drop out of the descriptor.
         if _read_file(descriptor_path) != data:
             raise Busy(f"{descriptor_path}: another operation has just changed it")
-        with _new_image(new_path, _delta_header(fd, descriptor)):
-            _replace_file(descriptor_path, text)
+        with _new_image(new_path, _delta_header(fd, descriptor), making):
+            _replace_file(descriptor_path, text, making)
         _make_rename_durable(descriptor_path)
     return snapshot_guid, new_path
 
@@ -123,38 +141,72 @@ def _unused(path: str) -> Iterator[int]:
 
 
 @contextmanager
-def _new_image(path: str, header: Header) -> Iterator[None]:
-    """An empty image where nothing was, durable when the block starts; gone again if the block fails."""
+def _new_image(path: str, header: Header, making: Making, *, is_named: bool = True) -> Iterator[None]:
+    """An empty image where nothing was, durable when the block starts; gone again if the block fails. `is_named`: it is
+    somebody's as it is, without the block."""
+    making.check()
+    making.unfinished.append(path)
     try:
         with _mapped("create", path):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _IMAGE_MODE)
     except BackendError as error:
+        making.unfinished.remove(path)
         if error.errno == AlreadyExists.errno:
-            raise AlreadyExists(f"{path}: exists") from error
+            raise AlreadyExists(f"{path}: exists{_left_by_a_kill(path, is_named=is_named)}") from error
         raise
-    try:
+    with _taken_away_unless_done(path, making):
         with _mapped("write", path):
             _write_and_close(fd, header.raw, size_bytes=header.bat_area_bytes)
+            making.check()
             _sync_directory_of(path)
         yield
+
+
+def _left_by_a_kill(path: str, *, is_named: bool) -> str:
+    """What to do about what stands in the way, if it is nothing but what a create leaves that was killed."""
+    try:
+        fd = open_image(path, os.O_RDONLY, ANYWHERE)
+        try:
+            size, data = os.fstat(fd).st_size, os.pread(fd, HEADER_BYTES, 0)
+        finally:
+            os.close(fd)
+        header = Header.parse(data, path) if size else None
+    except (OSError, PloopError):
+        return ""
+    whole = header.bat_area_bytes if header else 1
+    if header is not None and header.is_marked_in_use:
+        return ""
+    if size < whole:
+        return f", and is no whole image (it has {size} bytes), as a `create` that was killed leaves one: remove it"
+    if size == whole and not is_named:
+        return f", empty and without a {DESCRIPTOR_NAME}, as a `create` that was killed leaves it: remove it"
+    return ""
+
+
+@contextmanager
+def _taken_away_unless_done(path: str, making: Making) -> Iterator[None]:
+    """The file is unfinished inside."""
+    try:
+        yield
     except BaseException:
-        with suppress(OSError):
-            os.unlink(path)
+        with suppress(OSError):  # what stays is told by who asks what is unfinished
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            making.unfinished.remove(path)
         raise
+    making.unfinished.remove(path)
 
 
-def _replace_file(path: str, data: bytes) -> None:
+def _replace_file(path: str, data: bytes, making: Making) -> None:
     """Through PATH.tmp, fsync and rename, as the original tools store a descriptor; a failure leaves PATH as it was."""
     temporary = f"{path}.tmp"
-    with _mapped("write", temporary):
+    making.check()
+    making.unfinished.append(temporary)
+    with _mapped("write", temporary), _taken_away_unless_done(temporary, making):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _DESCRIPTOR_MODE)
-        try:
-            _write_and_close(fd, data, size_bytes=len(data))
-            os.rename(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+        _write_and_close(fd, data, size_bytes=len(data))
+        making.check()
+        os.rename(temporary, path)
 
 
 def _make_rename_durable(path: str) -> None:

@@ -4,20 +4,22 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ploopfs.bounds import MAX_DELTAS
+from ploopfs.engine import create
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.create import create_disk, create_image, snapshot_disk
+from ploopfs.engine.create import Making, create_disk, create_image, snapshot_disk
 from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import open_stack, resolve
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import AlreadyExists, BackendError, BadDescriptor, BadImage, Busy, ImageLocked, ImageNotClosed
 from ploopfs.image.check import Verdict
 from ploopfs.image.descriptor import NONE_GUID, Descriptor, parse
-from ploopfs.image.header import FLAG_EMPTY, V1, V2, Header, Version
+from ploopfs.image.header import FLAG_EMPTY, IN_USE, V1, V2, Header, Version
 from ploopfs.testing.images import ImageBuilder
 from tests.engine.disk import verdict
 
@@ -191,6 +193,150 @@ def test_a_directory_that_is_not_there_is_the_storage_saying_so(tmp_path: Path) 
     with pytest.raises(BackendError) as raised:
         snapshot_disk(str(tmp_path / "DiskDescriptor.xml"))
     assert raised.value.errno == errno.ENOENT
+
+
+class Unwanted(Exception):
+    """Somebody has pressed Ctrl-C."""
+
+
+def unwanted_after(checks: int) -> Making:
+    left = [*range(checks)]
+
+    def check() -> None:
+        if not left:
+            raise Unwanted
+        left.pop()
+
+    return Making(check)
+
+
+def make_image(directory: Path, making: Making) -> None:
+    create_image(str(directory / "new.hds"), size_sectors=256, cluster_sectors=64, version=V2, making=making)
+
+
+def make_disk(directory: Path, making: Making) -> None:
+    create_disk(str(directory), size_sectors=256, cluster_sectors=64, version=V2, making=making)
+
+
+def make_snapshot(directory: Path, making: Making) -> None:
+    snapshot_disk(str(directory / "DiskDescriptor.xml"), making)
+
+
+@pytest.mark.parametrize(("make", "steps"), [(make_image, 2), (make_disk, 4), (make_snapshot, 4)])
+def test_what_nobody_wants_any_more_is_gone_again_wherever_that_shows(
+    tmp_path: Path, make: Callable[[Path, Making], None], steps: int
+) -> None:
+    if make is make_snapshot:
+        new_disk(tmp_path)
+    before = listing(tmp_path)
+    for checks in range(steps):
+        making = unwanted_after(checks)
+        with pytest.raises(Unwanted):
+            make(tmp_path, making)
+        assert (listing(tmp_path), making.unfinished) == (before, [])
+    making = unwanted_after(steps)
+    make(tmp_path, making)
+    assert (len(listing(tmp_path)) > len(before), making.unfinished) == (True, [])
+
+
+def test_what_could_not_be_taken_away_is_known_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = new_disk(tmp_path)
+    making = Making()
+    monkeypatch.setattr(os, "unlink", failing(errno.ENOTCONN))
+    monkeypatch.setattr(os, "rename", failing(errno.ENOTCONN))
+    with pytest.raises(BackendError):
+        snapshot_disk(path, making)
+    monkeypatch.undo()
+    assert set(making.unfinished) == {str(left) for left in tmp_path.iterdir()} - {path, f"{tmp_path}/root.hds"}
+    assert len(making.unfinished) == 2
+
+
+class Killed(BaseException):
+    """Nothing of the process is done any more."""
+
+
+class DyingOs:
+    """Calls that change something are done as long as there are any `left`."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __getattr__(self, name: str) -> object:
+        if name not in ("open", "write", "ftruncate", "fsync", "rename", "unlink"):
+            return getattr(os, name)
+
+        def call(*arguments: object) -> object:
+            if name == "open" and isinstance(arguments[1], int) and not arguments[1] & os.O_CREAT:
+                return os.open(*arguments)  # type: ignore[arg-type]
+            if not self.left:
+                raise Killed
+            self.left -= 1
+            return getattr(os, name)(*arguments)
+
+        return call
+
+
+def killed_after(calls: int, make: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether it was, before it had ended."""
+    with monkeypatch.context() as patch:
+        patch.setattr(create, "os", DyingOs(calls))
+        try:
+            make()
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("make", [make_image, make_disk])
+async def test_what_a_create_leaves_that_was_killed_opens_nowhere_and_the_next_one_says_what_to_do(
+    tmp_path: Path, make: Callable[[Path, Making], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = 0
+    for calls in range(100):
+        place = tmp_path / str(calls)
+        place.mkdir()
+        if not killed_after(calls, partial(make, place, Making()), monkeypatch):
+            break
+        images = list(place.glob("*.hds"))
+        if (place / "DiskDescriptor.xml").exists() or not images:
+            continue
+        image = str(images[0])
+        is_whole = images[0].stat().st_size == CLUSTER
+        if not is_whole:
+            with pytest.raises(BadImage, match=r"\.hds: file size is \d+ bytes, expected"):
+                await opened(image)
+        left += 1
+        with pytest.raises(AlreadyExists) as raised:
+            make(place, Making())
+        told = str(raised.value).removeprefix(f"{image}: exists")
+        assert told.endswith(": remove it") or (told == "" and is_whole and make is make_image), told
+        images[0].unlink()
+        make(place, Making())
+    assert left == (4 if make is make_image else 9)
+
+
+def test_an_image_that_holds_something_or_is_in_use_is_nobodys_to_remove(tmp_path: Path) -> None:
+    for name, builder in (("data", ImageBuilder(clusters={1: b"x" * CLUSTER})), ("used", ImageBuilder(in_use=IN_USE))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "root.hds").write_bytes(builder.build())
+        with pytest.raises(AlreadyExists, match=r"root\.hds: exists$"):
+            new_disk(tmp_path / name)
+
+
+async def test_a_snapshot_that_was_killed_leaves_the_disk_as_it_was_or_has_been_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = new_disk(tmp_path)
+    for calls in range(100):
+        before = len(described(path).chain())
+        if not killed_after(calls, partial(snapshot_disk, path), monkeypatch):
+            break
+        assert len(described(path).chain()) in (before, before + 1)
+        stack = await opened(path)
+        await stack.aclose(clean=True)
+        snapshot_disk(path)
+    else:
+        raise AssertionError("it was never let live")
 
 
 # --- snapshot ---------------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""Ctrl-C in a command that works on images, while their store hangs: it ends at once, and nothing half-made looks
-whole."""
+"""A command that works on images is told to end, or is killed, while their store hangs or is slow: it ends at once, and
+nothing half-made looks whole."""
 
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +46,91 @@ def interrupted(bindfs: Bindfs, *arguments: str) -> int:
             process.wait(HANG_S)
 
 
+STUBBORN = """
+import os
+import signal
+import sys
+import threading
+import trio
+from ploopfs.cli import main
+
+number, kind, where = getattr(signal, sys.argv.pop(1)), sys.argv.pop(1), int(sys.argv.pop(1))
+sync, syncs = os.fsync, []
+
+def fsync(fd):
+    syncs.append(fd)
+    if len(syncs) == where:
+        os.kill(os.getpid(), number)
+        if kind == "hangs":
+            threading.Event().wait()
+        try:
+            while True:
+                trio.from_thread.check_cancelled()
+        except trio.Cancelled:
+            pass
+    sync(fd)
+
+os.fsync = fsync
+sys.exit(main.main())
+"""
+"""The store takes so long for one fsync that a signal comes meanwhile, and then answers, or never does."""
+
+KILLED = """
+import os
+import signal
+import sys
+from ploopfs.cli import main
+
+setattr(os, sys.argv.pop(1), lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+sys.exit(main.main())
+"""
+
+MAKING: dict[str, list[int]] = {"image.hds": [1], "disk": [2, 3, 4], "snapshot": [1, 2, 3]}
+"""What is made, and in which of its fsyncs something is unfinished. After the last one all of it is there."""
+
+
+def made_with(place: Path, what: str, number: str, kind: str, where: int) -> "subprocess.CompletedProcess[str]":
+    verb = ("snapshot", str(place / "disk")) if what == "snapshot" else ("create", "64M", str(place / what))
+    command = ["env", f"--default-signal={number.removeprefix('SIG')}", sys.executable, "-c", STUBBORN]
+    command += [number, kind, str(where), *verb]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
+
+
+def files_of(place: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("what", "number"), [("image.hds", "SIGINT"), ("disk", "SIGTERM"), ("snapshot", "SIGHUP")])
+def test_what_is_being_made_is_gone_again_when_the_store_answers_after_all(
+    tmp_path: Path, what: str, number: str
+) -> None:
+    if what == "snapshot":
+        make_disk(tmp_path / "disk")
+    before = files_of(tmp_path)
+    for where in MAKING[what]:
+        done = made_with(tmp_path, what, number, "slow", where)
+        assert (done.returncode, done.stdout, done.stderr) == (128 + getattr(signal, number), "", "")
+        assert files_of(tmp_path) == before
+    done = made_with(tmp_path, what, number, "slow", MAKING[what][-1] + 1)
+    assert (done.returncode, done.stderr) == (0, ""), "it was done when that was asked"
+    assert len(files_of(tmp_path)) > len(before)
+
+
+@pytest.mark.parametrize(("what", "where"), [("image.hds", 1), ("disk", 3), ("snapshot", 3)])
+def test_what_cannot_be_taken_away_is_named(tmp_path: Path, what: str, where: int) -> None:
+    if what == "snapshot":
+        make_disk(tmp_path / "disk")
+    before = files_of(tmp_path)
+    done = made_with(tmp_path, what, "SIGTERM", "hangs", where)
+    named, _, told = done.stderr.partition(": left behind unfinished, or may be soon: to be removed\n")
+    assert (done.returncode, told) == (128 + signal.SIGTERM, "")
+    left = [path for path in files_of(tmp_path) if path not in before]
+    assert sorted(named.removeprefix("ploopfs: ").split(", ")) == sorted(left)
+    for path in left:
+        os.unlink(path)
+    assert files_of(tmp_path) == before
+
+
 def ploopfs(*arguments: str) -> int:
     return subprocess.run([*PLOOPFS, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode
 
@@ -71,3 +158,21 @@ def test_a_disk_that_was_not_made_is_no_disk_and_can_be_made_then(bindfs: Bindfs
         left.unlink()
     assert ploopfs("create", "64M", os.fspath(place)) == 0
     assert ploopfs("check", os.fspath(place)) == 0
+
+
+@pytest.mark.parametrize(("what", "step"), [("image.hds", "ftruncate"), ("disk", "rename")])
+def test_the_next_create_says_what_to_do_about_what_one_that_was_killed_has_left(
+    tmp_path: Path, what: str, step: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / what
+    command = [sys.executable, "-c", KILLED, step, "create", "64M", str(place)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    [image] = tmp_path.rglob("*.hds")
+    assert (ploopfs("check", os.fspath(image)) == 0) is (step == "rename")
+    capfd.readouterr()
+    assert ploopfs("create", "64M", os.fspath(place)) == 1
+    told = capfd.readouterr().err
+    assert told.startswith(f"ploopfs: {image}: exists, ")
+    assert re.search(r"as a `create` that was killed leaves (it|one): remove it\n$", told)
+    image.unlink()
+    assert ploopfs("create", "64M", os.fspath(place)) == 0

@@ -299,6 +299,16 @@ MUTANTS = (
         "config = load(path, names_devices=True)", "config = load(path)", "test_configured.py",
         "test_a_file_with_mistakes_changes_nothing_and_every_mistake_is_told_with_its_line",
     ),
+    _bug(
+        "make a disk that nobody wants any more", "engine/create.py",
+        "        making.check()\n        os.rename", "        os.rename", "engine/test_create.py",
+        "test_what_nobody_wants_any_more_is_gone_again_wherever_that_shows",
+    ),
+    _bug(
+        "have an image removed that holds something", "engine/create.py",
+        "if size == whole and not is_named:", "if not is_named:", "engine/test_create.py",
+        "test_an_image_that_holds_something_or_is_in_use_is_nobodys_to_remove",
+    ),
     # device
     _bug(
         "keep the lock from who repairs the image", "device/handover.py",
