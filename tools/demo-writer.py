@@ -9,8 +9,12 @@ import random
 import select
 import signal
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 
 BLOCK_BYTES = 4096
+PATIENCE_S = 30
 
 
 def block(number: int) -> bytes:
@@ -19,7 +23,8 @@ def block(number: int) -> bytes:
 
 
 def write(disk: str, standby: str, journal_path: str) -> None:
-    """Write random blocks through one open file until SIGTERM. A refused write is repeated when standby is over."""
+    """Write random blocks through one open file until SIGTERM. A refused write or flush is repeated when standby is
+    over."""
     stopping = False
 
     def stop(_number: int, _frame: object) -> None:
@@ -35,20 +40,27 @@ def write(disk: str, standby: str, journal_path: str) -> None:
         while not stopping:
             number += 1
             offset = chooser.randrange(blocks) * BLOCK_BYTES
-            while True:
-                try:
-                    os.pwrite(fd, block(number), offset)
-                    break
-                except OSError as error:
-                    refused += 1
-                    print(f"writer: block {number}: {errno.errorcode[error.errno or 0]}", flush=True)
-                    wait_for(standby, "off")
+            refused += repeated(partial(os.pwrite, fd, block(number), offset), f"block {number}", standby)
             print(offset, number, file=journal)
             if number % 64 == 0:
-                os.fdatasync(fd)
-    os.fdatasync(fd)
+                refused += repeated(partial(os.fdatasync, fd), f"flush after block {number}", standby)
+    refused += repeated(partial(os.fdatasync, fd), "the last flush", standby)
     os.close(fd)
     print(f"writer: {number} writes acknowledged, {refused} refused and repeated, one open file all along", flush=True)
+
+
+def repeated(call: Callable[[], object], what: str, standby: str) -> int:
+    """Until it succeeds; how often it was refused."""
+    refused = 0
+    while True:
+        try:
+            call()
+        except OSError as error:
+            refused += 1
+            print(f"writer: {what}: {errno.errorcode[error.errno or 0]}", flush=True)
+            wait_for(standby, "off")
+        else:
+            return refused
 
 
 def wait_for(attribute: str, value: str) -> None:
@@ -78,9 +90,14 @@ def verify(disk: str, journal_path: str) -> int:
 
 
 def wait_lines(path: str, count: int) -> None:
-    """Wait until a growing file has `count` lines."""
+    """Wait until a growing file has `count` lines. It ends when the file grows no more."""
     pause = select.poll()
-    while _lines_of(path) < count:
+    found, deadline_s = 0, time.monotonic() + PATIENCE_S
+    while (lines := _lines_of(path)) < count:
+        if lines > found:
+            found, deadline_s = lines, time.monotonic() + PATIENCE_S
+        if time.monotonic() > deadline_s:
+            sys.exit(f"demo: {path} still has {lines} lines after {PATIENCE_S} s, expected {count}: nobody writes")
         pause.poll(50)
 
 
