@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,14 @@ from tests.mounted.daemon import (
     write_config,
 )
 from tests.mounted.disks import BLOCK_BYTES, MIB, Disk, assert_closed, make_disk
+from tests.mounted.planes import OWN, carried_by
 from tests.mounted.storage import Bindfs
 from tests.mounted.writer import Writer
 from tests.realparts import need
 
 pytestmark = pytest.mark.real
+
+serving_own = partial(serving, options=carried_by(OWN))
 
 
 def mounts(below: Path) -> list[tuple[str, str, str]]:
@@ -65,7 +69,7 @@ def entries(disks: list[Disk]) -> list[dict[str, object]]:
 
 def test_each_disk_has_a_mount_and_the_tree_is_counted_once(tmp_path: Path) -> None:
     disks = make_disks(tmp_path)
-    with serving(tmp_path, *entries(disks)) as daemon:
+    with serving_own(tmp_path, *entries(disks)) as daemon:
         mnt = os.fspath(daemon.mountpoint)
         assert mounts(daemon.mountpoint) == [
             (mnt, "fuse.ploopfs", "ploopfs"),
@@ -110,7 +114,7 @@ def test_on_demand_the_tree_serves_the_disks_itself(tmp_path: Path, how: str) ->
 def test_disks_come_and_go_with_a_reload(tmp_path: Path) -> None:
     disks = make_disks(tmp_path, 3)
     listed = entries(disks)
-    with serving(tmp_path, *listed[:2]) as daemon:
+    with serving_own(tmp_path, *listed[:2]) as daemon:
         write_config(tmp_path, listed[0], listed[2])
         with opened(daemon.disk("ploop1")) as fd:
             kept = ploopfs("reload", "-m", daemon.mountpoint)
@@ -134,7 +138,7 @@ def test_an_aborted_device_fails_alone_and_is_attached_again(tmp_path: Path) -> 
     disks = make_disks(tmp_path)
     [entry, other] = entries(disks)
     held = entry | {"on_standby": "hold", "hold_timeout_ms": HOLD_MS}
-    with serving(tmp_path, held, other) as daemon, ThreadPoolExecutor(1) as thread:
+    with serving_own(tmp_path, held, other) as daemon, ThreadPoolExecutor(1) as thread:
         with opened(daemon.disk()) as fd, opened(daemon.disk("ploop1")) as neighbour:
             writer = Writer(fd, disks[0])
             writer.write(20)
@@ -167,7 +171,7 @@ def test_what_a_hung_store_still_writes_keeps_the_next_connection_away(tmp_path:
     """Cut off is at once; attached again is what cannot be overtaken by a write of before."""
     make_disk(bindfs.bricks / "disk", size_bytes=4 * MIB)
     [healthy] = make_disks(tmp_path, 1)
-    with serving(tmp_path, device(bindfs.path / "disk"), device(healthy.directory, "ploop1")) as daemon:
+    with serving_own(tmp_path, device(bindfs.path / "disk"), device(healthy.directory, "ploop1")) as daemon:
         with opened(daemon.disk()) as fd, ThreadPoolExecutor(1) as thread:
             with bindfs.stopped():
                 write = thread.submit(errno_of, os.pwrite, fd, b"under way", 1 << 20)
@@ -186,7 +190,7 @@ def test_what_a_hung_store_still_writes_keeps_the_next_connection_away(tmp_path:
 
 def test_a_change_wakes_who_waits_and_what_makes_no_sense_is_refused_with_its_reason(tmp_path: Path) -> None:
     with (
-        serving(tmp_path, *entries(make_disks(tmp_path, 1))) as daemon,
+        serving_own(tmp_path, *entries(make_disks(tmp_path, 1))) as daemon,
         opened(daemon.attribute("ploopfs/connection"), os.O_RDONLY) as fd,
     ):
         assert os.read(fd, 100) == b"attached\n"
@@ -207,7 +211,7 @@ def test_a_change_wakes_who_waits_and_what_makes_no_sense_is_refused_with_its_re
 
 def test_umount_of_a_tree_names_who_is_in_use_and_puts_back_what_it_took(tmp_path: Path) -> None:
     disks = make_disks(tmp_path)
-    with serving(tmp_path, *entries(disks)) as daemon:
+    with serving_own(tmp_path, *entries(disks)) as daemon:
         with opened(daemon.disk("ploop1")) as fd:
             refused = ploopfs("umount", daemon.mountpoint)
             why = "ploop1: connection: its mount is busy, it is open (1 times)"
@@ -232,7 +236,7 @@ def test_umount_of_a_tree_names_who_is_in_use_and_puts_back_what_it_took(tmp_pat
 
 def test_plain_umount_is_refused_and_the_recursive_one_ends_the_daemon(tmp_path: Path) -> None:
     disks = make_disks(tmp_path)
-    with serving(tmp_path, *entries(disks)) as daemon:
+    with serving_own(tmp_path, *entries(disks)) as daemon:
         for plain in (["umount"], ["fusermount3", "-u"]):
             assert subprocess.run([*plain, daemon.mountpoint], capture_output=True, check=False).returncode != 0
         assert disk_mounts(daemon) == ["ploop0", "ploop1"]
@@ -244,7 +248,7 @@ def test_plain_umount_is_refused_and_the_recursive_one_ends_the_daemon(tmp_path:
 
 def test_fusermount3_lazily_ends_the_daemon_as_soon_as_nobody_has_a_disk_open(tmp_path: Path) -> None:
     [disk] = make_disks(tmp_path, 1)
-    with serving(tmp_path, *entries([disk])) as daemon:
+    with serving_own(tmp_path, *entries([disk])) as daemon:
         with opened(daemon.disk()) as fd:
             subprocess.run(["fusermount3", "-u", "-z", daemon.mountpoint], check=True)
             assert mounts(daemon.mountpoint) == []
@@ -257,7 +261,7 @@ def test_fusermount3_lazily_ends_the_daemon_as_soon_as_nobody_has_a_disk_open(tm
 
 def test_a_signal_ends_a_daemon_whose_tree_is_gone_and_whose_disk_is_open(tmp_path: Path) -> None:
     [disk] = make_disks(tmp_path, 1)
-    with serving(tmp_path, *entries([disk])) as daemon, opened(daemon.disk()) as fd:
+    with serving_own(tmp_path, *entries([disk])) as daemon, opened(daemon.disk()) as fd:
         subprocess.run(["umount", "-l", daemon.mountpoint], check=True)
         assert os.pwrite(fd, b"acknowledged", 0) == 12
         assert daemon.end() == Exit.OK
@@ -267,7 +271,7 @@ def test_a_signal_ends_a_daemon_whose_tree_is_gone_and_whose_disk_is_open(tmp_pa
 
 def test_a_disk_that_somebody_unmounts_or_cuts_off_is_attached_again(tmp_path: Path) -> None:
     [disk] = make_disks(tmp_path, 1)
-    with serving(tmp_path, *entries([disk])) as daemon:
+    with serving_own(tmp_path, *entries([disk])) as daemon:
         with opened(daemon.disk()) as fd:
             Writer(fd, disk).write(20)
         subprocess.run(["umount", daemon.disk()], check=True)
@@ -291,7 +295,7 @@ def test_a_disk_that_somebody_unmounts_or_cuts_off_is_attached_again(tmp_path: P
 
 def test_a_request_under_way_is_answered_before_a_signal_ends_the_daemon(tmp_path: Path, bindfs: Bindfs) -> None:
     disk = make_disk(bindfs.bricks / "disk", size_bytes=4 * MIB)
-    with serving(tmp_path, device(bindfs.path / "disk")) as daemon:
+    with serving_own(tmp_path, device(bindfs.path / "disk")) as daemon:
         with opened(daemon.disk()) as fd, ThreadPoolExecutor(1) as thread:
             with bindfs.stopped():
                 write = thread.submit(os.pwrite, fd, b"under way", 1 << 20)
@@ -308,7 +312,7 @@ def test_a_request_under_way_is_answered_before_a_signal_ends_the_daemon(tmp_pat
 
 def test_a_killed_daemon_leaves_dead_disks_that_go_with_the_dead_tree(tmp_path: Path) -> None:
     disks = make_disks(tmp_path)
-    with serving(tmp_path, *entries(disks)) as daemon, opened(daemon.disk()) as fd:
+    with serving_own(tmp_path, *entries(disks)) as daemon, opened(daemon.disk()) as fd:
         before = mounts(daemon.mountpoint)
         Writer(fd, disks[0]).write(20)
         daemon.process.kill()
@@ -316,7 +320,7 @@ def test_a_killed_daemon_leaves_dead_disks_that_go_with_the_dead_tree(tmp_path: 
         assert errno_of(os.pwrite, fd, b"x", 0) == "ENOTCONN"
         assert errno_of(os.stat, daemon.disk("ploop1")) == "ENOTCONN"
         assert [place for place in ploopfs_mounts() if place == os.fspath(daemon.mountpoint)] != []
-        with serving(tmp_path, *entries(disks), options=["--replace-stale"]) as second:
+        with serving(tmp_path, *entries(disks), options=[*carried_by(OWN), "--replace-stale"]) as second:
             assert mounts(second.mountpoint) == before, "nothing of the dead one is left below"
             assert errno_of(os.pwrite, fd, b"x", 0) == "ENOTCONN"
             with opened(second.disk()) as again:
@@ -333,7 +337,7 @@ def test_a_killed_daemon_leaves_dead_disks_that_go_with_the_dead_tree(tmp_path: 
 def test_a_copy_of_a_disk_in_another_name_space_is_served_until_it_goes(tmp_path: Path) -> None:
     need(commands=("unshare", "nsenter"))
     [disk] = make_disks(tmp_path, 1)
-    with serving(tmp_path, *entries([disk])) as daemon:
+    with serving_own(tmp_path, *entries([disk])) as daemon:
         elsewhere = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo there; cat"],
             stdin=subprocess.PIPE,
