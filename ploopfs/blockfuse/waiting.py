@@ -21,7 +21,8 @@ _LOOK_AGAIN_S = 0.1
 
 _LOOKS_AT_OTHERS = 10
 """Nor does it tell of any signal to who has not waited for his request, such as a virtual machine, and waits for it now
-because he was killed: every so many looks."""
+because he was killed: every so many looks. Of a thread that has ended before its request is read nothing is known, and
+it may be one of a process, or a worker of a loop device, that lives: to fail it would be an error of the disk."""
 
 _MAY_BE_LATE = frozenset({Op.READ, Op.FLUSH})
 

@@ -471,6 +471,23 @@ async def test_who_was_killed_while_he_had_not_waited_is_let_go_though_the_kerne
         assert rig.queue.room.held == 0
 
 
+@pytest.mark.expects_warnings
+async def test_what_a_thread_has_asked_for_that_was_gone_when_it_was_read_stays_held_as_its_process_may_live(
+    rig: Rig,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,  # noqa: ARG001 -- pytest-trio runs a test with the clock that it is given
+) -> None:
+    """A worker of a loop device, say: whoever has mounted that is not to see an error of the disk."""
+    monkeypatch.setattr(waiting, "process_of", lambda _pid: 0)
+    async with serving(rig) as (kernel, _):
+        unique = await held(rig, kernel, *REQUESTS["write"])
+        await passed(10)
+        assert rig.queue.room.held == 1
+        rig.faults.rules.clear()
+        await rig.device.reopen()
+        assert (await kernel.answer(unique)).errno == 0
+
+
 async def test_of_who_waits_for_nothing_any_more_nothing_is_remembered(
     monkeypatch: pytest.MonkeyPatch,
     autojump_clock: MockClock,  # noqa: ARG001 -- pytest-trio runs a test with the clock that it is given

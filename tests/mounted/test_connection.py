@@ -206,6 +206,32 @@ def test_a_change_wakes_who_waits_and_what_makes_no_sense_is_refused_with_its_re
         assert daemon.value("ploopfs/connection") == "detached"
 
 
+def test_who_has_opened_the_tree_s_file_and_who_the_attached_one_see_each_other_s_writes_at_once(
+    tmp_path: Path,
+) -> None:
+    """Nothing is kept of a disk but by the device, which is one, whichever way the requests come."""
+    [disk] = make_disks(tmp_path, 1)
+    with serving_own(tmp_path, *entries([disk])) as daemon:
+        assert command(daemon, "detach") == "detached"
+        with opened(daemon.disk()) as before:
+            assert command(daemon, "attach") == "attached"
+            with opened(daemon.disk()) as after:
+                assert os.fstat(before).st_dev != os.fstat(after).st_dev
+                for number, (writing, reading) in enumerate([(before, after), (after, before)] * 10):
+                    data = bytes([number + 1]) * BLOCK_BYTES
+                    assert os.pwrite(writing, data, 0) == os.pwrite(writing, data, disk.size_bytes // 2) == BLOCK_BYTES
+                    assert os.pread(reading, BLOCK_BYTES, 0) == os.pread(reading, BLOCK_BYTES, disk.size_bytes // 2)
+                    assert os.pread(reading, BLOCK_BYTES, 0) == data
+                os.fsync(before)
+                os.fsync(after)
+                assert daemon.value("ploopfs/unflushed_bytes") == "0"
+            refused = ploopfs("umount", daemon.mountpoint)
+            assert (refused.returncode, disk_mounts(daemon)) == (Exit.NO_MOUNT, ["ploop0"])
+            assert os.pwrite(before, b"still served", 0) == 12
+        assert daemon.end() == Exit.OK
+    assert_closed(disk.top)
+
+
 # Unmounting.
 
 
