@@ -68,6 +68,8 @@ def _made(make: Callable[[Making], T]) -> T:
 
     def left() -> str:
         files = ", ".join(printable(path) for path in making.unfinished)
+        if making.undecided:
+            return f"{files}: left behind, to be removed unless {printable(making.undecided)} names them"
         return f"{files}: left behind unfinished, or may be soon: to be removed" if files else ""
 
     try:

@@ -6,6 +6,7 @@ Where the power failed meanwhile, or who made it was killed, what is left of a n
 is whole or opens nowhere.
 """
 
+import errno
 import os
 import posixpath
 import uuid
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 
 from ploopfs.bounds import MAX_DESCRIPTOR_BYTES
 from ploopfs.engine import lock
+from ploopfs.engine.answers import SURELY_NOT_WRITTEN
 from ploopfs.engine.confined import ANYWHERE, open_image
 from ploopfs.engine.delta import check_map_size
 from ploopfs.engine.opening import DESCRIPTOR_NAME
@@ -25,16 +27,19 @@ from ploopfs.image.header import HEADER_BYTES, SECTOR_BYTES, V2, Header, Version
 BASE_IMAGE_NAME = "root.hds"
 _IMAGE_MODE = 0o600
 _DESCRIPTOR_MODE = 0o644
+_SURELY_NOT_RENAMED = SURELY_NOT_WRITTEN | {errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(slots=True)
 class Making:
     """What one operation makes, for who may end it. `check` is called between its steps, and raises when nobody wants
     it any more. `unfinished` are the files that are there, or may soon be, and are taken away if it ends now: what is
-    still listed afterwards could not be."""
+    still listed afterwards could not be. `undecided` is a descriptor of which nobody knows whether it is the new one:
+    then what is unfinished stays, as the new one names it."""
 
     check: Callable[[], None] = lambda: None
     unfinished: list[str] = field(default_factory=list)
+    undecided: str = ""
 
 
 def create_image(
@@ -190,15 +195,17 @@ def _taken_away_unless_done(path: str, making: Making) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(OSError):  # what stays is told by who asks what is unfinished
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            making.unfinished.remove(path)
+            if not making.undecided:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+                making.unfinished.remove(path)
         raise
     making.unfinished.remove(path)
 
 
 def _replace_file(path: str, data: bytes, making: Making) -> None:
-    """Through PATH.tmp, fsync and rename, as the original tools store a descriptor; a failure leaves PATH as it was."""
+    """Through PATH.tmp, fsync and rename, as the original tools store a descriptor; a failure leaves PATH as it was, or
+    the storage was lost in the rename, which may have been done."""
     temporary = f"{path}.tmp"
     making.check()
     making.unfinished.append(temporary)
@@ -206,7 +213,14 @@ def _replace_file(path: str, data: bytes, making: Making) -> None:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _DESCRIPTOR_MODE)
         _write_and_close(fd, data, size_bytes=len(data))
         making.check()
-        os.rename(temporary, path)
+        making.undecided = path
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno in _SURELY_NOT_RENAMED:
+                making.undecided = ""
+            raise
+        making.undecided = ""
 
 
 def _make_rename_durable(path: str) -> None:

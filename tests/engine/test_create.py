@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -172,8 +173,10 @@ def test_an_image_and_its_name_are_durable_before_a_descriptor_names_it(
     assert calls == [("write", name), ("fsync", name), ("fsync", "disk"), *described_anew]
 
 
-@pytest.mark.parametrize("of_os", ["write", "ftruncate", "fsync", "rename"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    ("of_os", "number"),
+    [*product(("write", "ftruncate", "fsync"), (errno.ENOSPC, errno.EIO)), ("rename", errno.ENOSPC)],
+)
 def test_a_create_that_fails_leaves_nothing_behind(
     tmp_path: Path, of_os: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +252,31 @@ def test_what_could_not_be_taken_away_is_known_afterwards(tmp_path: Path, monkey
     monkeypatch.undo()
     assert set(making.unfinished) == {str(left) for left in tmp_path.iterdir()} - {path, f"{tmp_path}/root.hds"}
     assert len(making.unfinished) == 2
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+async def test_what_a_descriptor_may_name_whose_rename_was_lost_is_not_taken_away(
+    tmp_path: Path, is_done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage that was lost tells nobody whether it has done it."""
+    path, making, rename = new_disk(tmp_path), Making(), os.rename
+    before = Path(path).read_bytes()
+
+    def lose(source: str, target: str) -> None:
+        if is_done:
+            rename(source, target)
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(os, "rename", lose)
+    with pytest.raises(BackendError):
+        snapshot_disk(path, making)
+    monkeypatch.undo()
+    image, descriptor = making.unfinished
+    assert (making.undecided, descriptor, os.path.exists(descriptor)) == (path, f"{path}.tmp", not is_done)
+    assert (Path(path).read_bytes() == before) is not is_done
+    assert [entry.path for entry in described(path).chain()][1:] == ([image] if is_done else [])
+    assert verdict(Path(image).read_bytes()).verdict is Verdict.CLEAN
+    await (await opened(path)).aclose(clean=True)
 
 
 class Killed(BaseException):

@@ -85,6 +85,22 @@ setattr(os, sys.argv.pop(1), lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 sys.exit(main.main())
 """
 
+LOST = """
+import os
+import signal
+import sys
+import threading
+from ploopfs.cli import main
+
+def rename(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait()
+
+os.rename = rename
+sys.exit(main.main())
+"""
+"""The store never says whether it has put the descriptor in its place."""
+
 MAKING: dict[str, list[int]] = {"image.hds": [1], "disk": [2, 3, 4], "snapshot": [1, 2, 3]}
 """What is made, and in which of its fsyncs something is unfinished. After the last one all of it is there."""
 
@@ -158,6 +174,18 @@ def test_a_disk_that_was_not_made_is_no_disk_and_can_be_made_then(bindfs: Bindfs
         left.unlink()
     assert ploopfs("create", "64M", os.fspath(place)) == 0
     assert ploopfs("check", os.fspath(place)) == 0
+
+
+def test_what_a_descriptor_may_name_is_to_be_removed_by_nobody_who_has_not_looked(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk")
+    before = files_of(tmp_path)
+    command = [sys.executable, "-c", LOST, "snapshot", str(tmp_path / "disk")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
+    left = [path for path in files_of(tmp_path) if path not in before]
+    descriptor = disk.directory / "DiskDescriptor.xml"
+    [image] = [path for path in left if path != f"{descriptor}.tmp"]
+    told = f"ploopfs: {image}, {descriptor}.tmp: left behind, to be removed unless {descriptor} names them\n"
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, told)
 
 
 @pytest.mark.parametrize(("what", "step"), [("image.hds", "ftruncate"), ("disk", "rename")])

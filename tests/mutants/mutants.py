@@ -305,6 +305,11 @@ MUTANTS = (
         "test_what_nobody_wants_any_more_is_gone_again_wherever_that_shows",
     ),
     _bug(
+        "take away an image that the descriptor may name", "engine/create.py",
+        "            if not making.undecided:", "            if True:", "engine/test_create.py",
+        "test_what_a_descriptor_may_name_whose_rename_was_lost_is_not_taken_away",
+    ),
+    _bug(
         "have an image removed that holds something", "engine/create.py",
         "if size == whole and not is_named:", "if not is_named:", "engine/test_create.py",
         "test_an_image_that_holds_something_or_is_in_use_is_nobodys_to_remove",
