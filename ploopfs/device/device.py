@@ -16,7 +16,7 @@ from ploopfs.device.agent_state import AgentState
 from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
-from ploopfs.device.handover import marked_again
+from ploopfs.device.handover import marked_again, stand_by_without_lock
 from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
 from ploopfs.device.mapper import Mapper
@@ -290,8 +290,11 @@ class Device:
     def _standby_changed(self) -> None:
         """Without STANDBY_EN nobody has promised to recover the device, and nothing is kept for that; what a storage
         may have lost already is kept all the same, for whoever recovers it."""
-        if self.queue.standby.state is State.NOT_SUPPORTED and not self.queue.is_lost:
+        state = self.queue.standby.state
+        if state is State.NOT_SUPPORTED and not self.queue.is_lost:
             self.unflushed.forget()
+        elif state is State.OFF:
+            stand_by_without_lock(self.queue)
 
     def check_idle(self) -> None:
         """Raises Busy with what speaks against removing it: somebody uses it, an operation or its outcome is pending,

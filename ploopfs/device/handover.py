@@ -105,6 +105,14 @@ def _stop(queue: RequestQueue, path: str, error: PloopError) -> None:
     queue.set_aborted(True)
 
 
+def stand_by_without_lock(queue: RequestQueue) -> None:
+    """Somebody has promised to recover a device that has lost its lock before: of the requests that it refuses as
+    aborted none would meet the storage, and tell him."""
+    stack = queue.stack
+    if stack.deltas and not stack.is_lost and stack.top.lock_lost:
+        _stop(queue, stack.top.path, ImageLocked("it was lost before"))
+
+
 async def weaken_locks(stack: Stack) -> None:
     """Nobody of us writes the lower deltas any more: others may read them, too."""
     for delta in stack.deltas:

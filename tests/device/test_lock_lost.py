@@ -176,6 +176,43 @@ async def test_a_target_that_lets_go_of_it_gives_nobody_the_lock(steal: Callable
     assert rig.changes_of(TOP, since) == []
 
 
+@pytest.mark.parametrize("steal", THEFTS, ids=NAMES)
+async def test_a_table_that_is_loaded_recovers_it_too(steal: Callable[[Rig], Awaitable[None]]) -> None:
+    rig = await mapped_rig()
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    await steal(rig)
+    assert await errno_of(mapper_of(rig).load(line(*STACK))) == errno.EBUSY
+    assert (rig.state, rig.queue.aborted) == (State.ON, True)
+    rig.store.images[TOP].writers.clear()
+    await mapper_of(rig).load(line(*STACK))
+    assert (rig.state, rig.queue.suspended) == (State.OFF, True)
+    await mapper_of(rig).resume()
+    assert (rig.state, rig.queue.aborted, rig.is_marked(TOP)) == (State.OFF, False, True)
+    assert await rig.device.read(2 * CLUSTER, 12) == b"acknowledged"
+    await rig.device.write(2 * CLUSTER, b"again")
+    assert await rig.device.aclose()
+
+
+@pytest.mark.parametrize("steal", THEFTS, ids=NAMES)
+async def test_whose_lock_was_lost_before_anybody_promised_to_recover_it_stands_by_as_soon_as_somebody_does(
+    steal: Callable[[Rig], Awaitable[None]], autojump_clock: MockClock
+) -> None:
+    rig = await mapped_rig(armed=False)
+    async with agent_at_work(rig, autojump_clock, patience=IMPATIENT) as outage:
+        await steal(rig)
+        mapper_of(rig).queue.resume()
+        rig.store.images[TOP].writers.clear()
+        rig.scst.load()
+        await passes(10)
+        assert (rig.state, rig.queue.aborted) == (State.NOT_SUPPORTED, True)
+        rig.scst.attach(rig.device)
+        assert (rig.state, str(rig.queue.standby.reason)) == (State.ON, REASON)
+        await outage.wait_until(AgentState.IDLE)
+    assert (rig.state, rig.queue.aborted) == (State.OFF, False)
+    await rig.device.write(2 * CLUSTER, b"again")
+    assert await rig.device.aclose()
+
+
 @pytest.mark.parametrize("is_held", [True, False], ids=["somebody has it", "nobody has it any more"])
 @pytest.mark.parametrize("armed", [True, False])
 @pytest.mark.parametrize("steal", THEFTS, ids=NAMES)

@@ -101,3 +101,22 @@ def test_aborted_is_not_cleared_by_hand_until_the_image_is_opened_again(tmp_path
             writer.assert_all_there()
         assert daemon.end() == 0
     assert_closed(disk.top)
+
+
+def test_who_is_attached_after_its_lock_was_taken_is_recovered_then(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk", depth=2)
+    with serving(tmp_path, VZ7.configured(disk.directory, standby=False, **REOPENS)) as daemon:
+        served = VZ7.of(daemon)
+        with opened(served.disk) as fd:
+            writer = Writer(fd, disk)
+            writer.write(40)
+            with stolen(served, disk.top, reopen):
+                assert writer.errno_of_write() == "EIO"
+                mgmt = daemon.mountpoint / "sys/kernel/scst_tgt/handlers/vdisk_blockio/mgmt"
+                mgmt.write_text("add_device ploop0 filename=/dev/ploop0\n")
+                assert served.value("queue/standby") == "on"
+            until(lambda: served.value("queue/standby") == "off", "the agent has recovered it")
+            writer.write(40)
+            writer.assert_all_there()
+        assert daemon.end() == 0
+    assert_closed(disk.top)

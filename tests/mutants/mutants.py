@@ -485,6 +485,12 @@ MUTANTS = (
         "device/test_lock_lost.py", "test_aborted_is_not_cleared_by_hand_where_the_lock_was_lost",
     ),
     _bug(
+        "leave a device whose lock was lost before it was attached to nobody", "device/device.py",
+        "            stand_by_without_lock(self.queue)\n", "            pass\n",
+        "device/test_lock_lost.py",
+        "test_whose_lock_was_lost_before_anybody_promised_to_recover_it_stands_by_as_soon_as_somebody_does",
+    ),
+    _bug(
         "leave a device whose lock was lost to nobody", "device/handover.py",
         'BackendError(errno.EBUSY, "lock", path)', 'BackendError(errno.ETIMEDOUT, "lock", path)',
         "device/test_lock_lost.py",

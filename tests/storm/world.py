@@ -278,8 +278,8 @@ class World:
             return await self.control(f"{disk.directory}/{file}", text)
 
     def attach(self, disk: Disk) -> None:
-        self.scst.attach(disk.device)
         disk.rules.attached()
+        self.scst.attach(disk.device)
 
     def detach(self, disk: Disk) -> None:
         if not disk.rules.keeps_for_recovery:
