@@ -380,7 +380,7 @@ class World:
             case "standby_on":
                 if queue.stack.is_lost or disk.is_degraded:
                     disk.rules.condemned()
-                if record.facts["operation"] == "lock" and not _has_lock(queue.stack.top.file):
+                elif record.facts["operation"] == "lock" and not _has_lock(queue.stack.top.file):
                     disk.rules.lock_lost()
                 disk.rules.switched_on(queue.generation)
             case "standby_off":
