@@ -144,7 +144,7 @@ def test_there_is_room_for_as_many_as_a_bound_says_and_not_for_one_more() -> Non
 REACHED = {
     "HELPER_TIMEOUT_S": "fuse/test_bounds.py::test_a_program_that_hangs_does_not_keep_the_tree_from_being_ready",
     "INTERRUPT_GRACE_MS": (
-        "mounted/test_interrupted.py::test_it_ends_at_once_with_130_and_the_disk_is_what_it_was"
+        "mounted/test_interrupted.py::test_it_ends_at_once_and_the_disk_is_what_it_was"
     ),
     "SHOWN_CHANGES": "test_cli_check.py::test_many_changes_are_counted_and_the_first_are_shown",
     "REQUESTS": "device/test_queue.py::test_a_full_queue_refuses_with_eio_whoever_waits_or_is_in_flight",

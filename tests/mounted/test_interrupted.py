@@ -32,14 +32,14 @@ def is_asking_the_store(process: "subprocess.Popen[bytes]") -> bool:
     return False
 
 
-def interrupted(bindfs: Bindfs, *arguments: str) -> int:
+def interrupted(bindfs: Bindfs, *arguments: str, number: signal.Signals = signal.SIGINT) -> int:
     """The exit code of a command that was interrupted while it waited for the store."""
-    command = ["env", "--default-signal=INT", *PLOOPFS, *arguments]
+    command = ["env", "--default-signal=INT,HUP", *PLOOPFS, *arguments]
     with bindfs.stopped():
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
             until(lambda: is_asking_the_store(process), "it asks the store")
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             return process.wait(AT_ONCE_S)
         finally:
             process.kill()
@@ -152,14 +152,23 @@ def ploopfs(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "verb", [("snapshot",), ("resize", "128M"), ("check",), ("check", "-r"), ("info",)], ids=" ".join
+    ("verb", "number"),
+    [
+        (("snapshot",), signal.SIGINT),
+        (("resize", "128M"), signal.SIGTERM),
+        (("check",), signal.SIGHUP),
+        (("check", "-r"), signal.SIGTERM),
+        (("info",), signal.SIGINT),
+    ],
 )
-def test_it_ends_at_once_with_130_and_the_disk_is_what_it_was(bindfs: Bindfs, verb: Sequence[str]) -> None:
+def test_it_ends_at_once_and_the_disk_is_what_it_was(
+    bindfs: Bindfs, verb: Sequence[str], number: signal.Signals
+) -> None:
     disk = make_disk(bindfs.bricks / "disk")
     place = bindfs.path / "disk"
     before = {path.name: path.read_bytes() for path in disk.directory.iterdir()}
     path = place / disk.top.name if verb[0] == "resize" else place
-    assert interrupted(bindfs, *verb, os.fspath(path)) == 130
+    assert interrupted(bindfs, *verb, os.fspath(path), number=number) == 128 + number
     assert all((disk.directory / name).read_bytes() == content for name, content in before.items())
     assert ploopfs("check", os.fspath(place)) == 0
 
