@@ -301,7 +301,7 @@ MUTANTS = (
     ),
     _bug(
         "make a disk that nobody wants any more", "engine/create.py",
-        "        making.check()\n        os.rename", "        os.rename", "engine/test_create.py",
+        "        making.check()\n        making.undecided", "        making.undecided", "engine/test_create.py",
         "test_what_nobody_wants_any_more_is_gone_again_wherever_that_shows",
     ),
     _bug(
@@ -471,7 +471,7 @@ MUTANTS = (
     ),
     _bug(
         "write on after the lock was lost", "device/handover.py",
-        "    queue.set_aborted(True)\n\n\nasync def weaken", "\n\nasync def weaken",
+        "    queue.set_aborted(True)\n\n\ndef stand_by", "\n\ndef stand_by",
         "device/test_lock_lost.py", "test_a_target_that_lets_go_of_it_gives_nobody_the_lock",
     ),
     _bug(
