@@ -170,7 +170,7 @@ def steps(tree: Tree, one: DeviceStatus) -> Iterator[Step]:
     elif one.aborted:
         yield Step(f"ploopfs reopen {one.device}{mount}", "the storage is sound again: open the top anew")
         if os.path.exists(f"{control}/pstate/aborted"):
-            yield Step(f"echo 0 > {control}/pstate/aborted", "or: take writes again as it is")
+            yield Step(f"echo 0 > {control}/pstate/aborted", "or: take writes again as it is, unless its lock was lost")
         yield Step(f"ploopfs replace {one.device} PATH{mount}", "or: put another image in the place of the top")
 
 
