@@ -242,7 +242,7 @@ class StormFile:
         self.abandoned = False
         self.dead: int | None = None
         self.untold: int | None = None
-        self.severed = self.is_closed = False
+        self.severed = self.is_closed = self._knows_its_lock = False
         self._stores, self._inner = stores, inner
 
     def read_nowait(self, offset: int, length: int) -> bytearray | None:
@@ -300,12 +300,15 @@ class StormFile:
         return await self._do("stat", lambda: self._stores.platter.size(self.path))
 
     async def lock(self, *, as_writer: bool | None = None) -> None:
+        """Who was told of an error, or gave it up, cannot know that an unlock before it has failed, too."""
+        self._knows_its_lock = False
         await self._do("lock", lambda: None)
         await self._inner.lock(as_writer=as_writer)
+        self._knows_its_lock = True
 
     @property
     def has_lock(self) -> bool:
-        return self._inner.has_lock
+        return self._inner.has_lock and self._knows_its_lock
 
     async def unlock(self) -> None:
         await self._do("unlock", lambda: None)
