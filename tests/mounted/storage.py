@@ -79,6 +79,17 @@ def store(place: Path) -> Iterator[Bindfs]:
         running.close()
 
 
+def waits_for_store(process: int) -> bool:
+    """Some thread of it waits in the kernel for the answer of a FUSE server."""
+    for task in Path(f"/proc/{process}/task").iterdir():
+        try:
+            if "request_wait_answer" in (task / "stack").read_text():
+                return True
+        except OSError:
+            continue
+    return False
+
+
 def wait_mounted(place: Path) -> None:
     """The mount table reports its changes to poll(2)."""
     with open("/proc/self/mounts", "rb") as table:

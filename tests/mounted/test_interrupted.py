@@ -13,23 +13,12 @@ import pytest
 
 from tests.mounted.daemon import HANG_S, PLOOPFS, ROOT, until
 from tests.mounted.disks import make_disk
-from tests.mounted.storage import Bindfs
+from tests.mounted.storage import Bindfs, waits_for_store
 
 pytestmark = pytest.mark.real
 
 AT_ONCE_S = 10
 """The grace is one second; the rest is for a machine that is busy."""
-
-
-def is_asking_the_store(process: "subprocess.Popen[bytes]") -> bool:
-    """Some thread of it waits in the kernel for a FUSE server."""
-    for task in Path(f"/proc/{process.pid}/task").iterdir():
-        try:
-            if "fuse" in (task / "stack").read_text() or "fuse" in (task / "wchan").read_text():
-                return True
-        except OSError:
-            continue
-    return False
 
 
 def interrupted(bindfs: Bindfs, *arguments: str, number: signal.Signals = signal.SIGINT) -> int:
@@ -38,7 +27,7 @@ def interrupted(bindfs: Bindfs, *arguments: str, number: signal.Signals = signal
     with bindfs.stopped():
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
-            until(lambda: is_asking_the_store(process), "it asks the store")
+            until(lambda: waits_for_store(process.pid), "it asks the store")
             process.send_signal(number)
             return process.wait(AT_ONCE_S)
         finally:

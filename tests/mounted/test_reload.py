@@ -27,7 +27,7 @@ from tests.mounted.daemon import (
     write_config,
 )
 from tests.mounted.disks import MIB, assert_closed, is_marked, make_disk
-from tests.mounted.storage import Bindfs
+from tests.mounted.storage import Bindfs, waits_for_store
 from tests.mounted.writer import Writer
 from tests.realparts import need
 
@@ -132,7 +132,8 @@ def test_the_verb_tells_of_its_own_reload_and_not_of_one_that_is_under_way(tmp_p
         write_config(tmp_path, device(disk.directory), other)
         with bindfs.stopped():
             daemon.process.send_signal(signal.SIGHUP)
-            until(lambda: daemon.events()[-1]["event"] == "config_reload_begin", "the first reload")
+            until(lambda: waits_for_store(daemon.process.pid), "the first reload has read the file, and opens an image")
+            assert daemon.events()[-1]["event"] == "config_reload_begin"
             write_config(tmp_path, device(disk.directory, on_standby="hold"), other)
             command = [*PLOOPFS, "reload", "-m", os.fspath(daemon.mountpoint)]
             verb = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
