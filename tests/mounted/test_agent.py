@@ -15,25 +15,14 @@ import pytest
 
 from ploopfs.engine import lock
 from ploopfs.engine.probe import SCRATCH_PREFIX
-from tests.mounted.daemon import HANG_S, Daemon, device, errno_of, opened, serving, unmount, until
+from tests.mounted.agents import QUICK, REOPEN
+from tests.mounted.daemon import Daemon, device, errno_of, opened, serving, unmount, until
 from tests.mounted.disks import BLOCK_BYTES, Disk, assert_closed, is_marked, make_disk, sums
 from tests.mounted.storage import Bindfs
 from tests.mounted.writer import Writer
 
 pytestmark = pytest.mark.real
 
-QUICK: dict[str, object] = {
-    "probe_interval_s": 0.05,
-    "probe_timeout_s": HANG_S,
-    "healthy_probes": 2,
-    "backoff_s": 0.1,
-    "backoff_max_s": 0.2,
-    "settle_s": 0,
-}
-"""Quick, but for a probe: it flushes, which takes long on a busy disk, and one that is given up is an answer of the
-store like another."""
-
-REOPEN: dict[str, object] = {"reopen": True, **QUICK}
 HANG_NOTICED_S = 0.5
 
 

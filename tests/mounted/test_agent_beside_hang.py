@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounted.agents import QUICK
 from tests.mounted.daemon import device, opened, serving, until
 from tests.mounted.disks import assert_closed, make_disk
 from tests.mounted.sshfs import SFTP_SERVER, sshfs
 from tests.mounted.storage import Bindfs
-from tests.mounted.test_agent import QUICK, SCRIPT, Scene, program
+from tests.mounted.test_agent import SCRIPT, Scene, program
 from tests.mounted.writer import Writer
 from tests.realparts import need
 

@@ -5,6 +5,7 @@ an old content or a new one, some of the bytes of either; after the outage its o
 once it is synced. Knows nothing of ploop.
 """
 
+import mmap
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from tests.torture.board import Board
 
 NAMES = 12
 SIZES = (1, 700, 4096, 30_000, 150_000)
+
+BLOCK_BYTES = 4096
+"""What O_DIRECT is aligned to."""
 
 Content = bytes | None
 """None is a file that is not there."""
@@ -45,7 +49,10 @@ class User:
         _sync_directory(place)
 
     def work(self) -> None:
-        kinds = (self._create, self._create, self._overwrite, self._append, self._truncate, self._remove, self._read)
+        kinds = (
+            *(self._create, self._create, self._overwrite, self._overwrite_directly),
+            *(self._append, self._truncate, self._remove, self._read),
+        )
         while True:
             name = f"file{self._random.randrange(NAMES)}"
             old = self.journal.get(name)
@@ -110,14 +117,24 @@ class User:
         assert old is not None
         start = self._random.randrange(len(old) + 1)
         data = self._data()[: len(old) - start]
-        new = old[:start] + data + old[start + len(data) :]
+        return _overwriting("overwrite", old, start, data, lambda: self._written(name, data, start))
 
-        def may_be(found: Content) -> bool:
-            if found is None or len(found) != len(new):
-                return False
-            return all(byte in both for byte, *both in zip(found, old, new, strict=True))
+    def _overwrite_directly(self, name: str, old: Content) -> Operation:
+        """Past the page cache, which has the file from all that is not."""
+        assert old is not None
+        blocks = len(old) // BLOCK_BYTES
+        if not blocks:
+            return self._overwrite(name, old)
+        first = self._random.randrange(blocks)
+        data = self._random.randbytes(self._random.randrange(1, blocks - first + 1) * BLOCK_BYTES)
 
-        return Operation("overwrite", lambda: self._written(name, data, start), new, may_be)
+        def call() -> None:
+            with opened(self._place / name, os.O_RDWR | os.O_DIRECT) as fd, mmap.mmap(-1, len(data)) as buffer:
+                buffer[:] = data
+                assert os.pwritev(fd, [buffer], first * BLOCK_BYTES) == len(data)
+                os.fsync(fd)
+
+        return _overwriting("overwrite directly", old, first * BLOCK_BYTES, data, call)
 
     def _append(self, name: str, old: Content) -> Operation:
         assert old is not None
@@ -167,6 +184,17 @@ class User:
         with opened(self._place / name) as fd:
             _write(fd, data, offset)
             os.fsync(fd)
+
+
+def _overwriting(name: str, old: bytes, start: int, data: bytes, call: Callable[[], None]) -> Operation:
+    new = old[:start] + data + old[start + len(data) :]
+
+    def may_be(found: Content) -> bool:
+        if found is None or len(found) != len(new):
+            return False
+        return all(byte in both for byte, *both in zip(found, old, new, strict=True))
+
+    return Operation(name, call, new, may_be)
 
 
 def _write(fd: int, data: bytes, offset: int) -> None:

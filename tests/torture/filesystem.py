@@ -13,11 +13,12 @@ from random import Random
 
 from tests.mounted.blocks import FileSystem, looped, mounted, run
 from tests.torture.board import Board, users
-from tests.torture.faults import FAULTS, Fault
+from tests.torture.faults import Fault, faults_on
 from tests.torture.files import User
 from tests.torture.outages import Troubles
 from tests.torture.report import Report
-from tests.torture.scene import Scene, Setting, scene
+from tests.torture.scene import Scene, scene
+from tests.torture.setting import Setting
 
 USERS = 2
 STEPS = 10
@@ -97,6 +98,11 @@ class Restarts:
                 mount_again(self._fs)
 
 
+def faults_of(setting: Setting) -> list[Fault]:
+    """Not a full store: that is told with either policy, and no file system forgives its disk a write that failed."""
+    return [fault for fault in faults_on(setting) if fault.is_loss or fault.errno is None]
+
+
 def mount_again(fs: Mounted) -> None:
     """What its journal has is done at the first mount; then there is nothing that its check would mend."""
     fs.unmount()
@@ -127,7 +133,7 @@ def torture(place: Path, setting: Setting, system: FileSystem, random: Random, *
                     mount_again(fs)
 
         met, restarts = Troubles(running, board, random, told=told, settle=settle), Restarts(running, fs, board, random)
-        everything = [met.of(fault) for fault in FAULTS if fault.is_loss or fault.errno is None]
+        everything = [met.of(fault) for fault in faults_of(setting)]
         everything += [met.lose_again_in_recovery, restarts.orderly, restarts.terminated, restarts.killed]
         with users(board, [user.work for user in of]):
             met.befall(everything, troubles, STEPS)

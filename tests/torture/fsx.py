@@ -17,18 +17,23 @@ from typing import TypeVar
 
 from tests.mounted.daemon import errno_of, opened
 from tests.mounted.disks import Disk
+from tests.mounted.planes import OWN
 from tests.mounted.space import KEEP_SIZE, PUNCH, ZERO_RANGE, fallocate
 from tests.torture.board import Board, users
-from tests.torture.faults import FAULTS, Fault
+from tests.torture.faults import Fault, faults_on
 from tests.torture.outages import Troubles
 from tests.torture.report import Report
-from tests.torture.scene import Scene, Setting, scene
+from tests.torture.scene import Scene, scene
+from tests.torture.setting import Setting
 
 T = TypeVar("T")
 
 USERS = 3
 STEPS = 50
 """How many calls each user makes between two troubles, at least."""
+
+BLOCKS_BYTES = (512, 4096)
+"""What O_DIRECT may be aligned to."""
 
 DEAD_MOUNT = ("ENOTCONN", "ECONNABORTED", "EIO")
 
@@ -61,24 +66,37 @@ def cut(size_bytes: int, owners: int, random: Random) -> list[list[Piece]]:
 
 
 class User:
-    """`calls` counts what has succeeded, by its name; `bytes` what was written and read."""
+    """`calls` counts what has succeeded, by its name; `bytes` what was written and read. `zeroes` can be asked for
+    without being written, or are refused."""
 
-    def __init__(self, number: int, path: Path, disk: Disk, pieces: list[Piece], board: Board, random: Random) -> None:
+    def __init__(
+        self,
+        number: int,
+        path: Path,
+        disk: Disk,
+        pieces: list[Piece],
+        board: Board,
+        random: Random,
+        *,
+        zeroes: bool,
+    ) -> None:
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self._number, self._path, self._disk, self._board, self._random = number, path, disk, board, random
         self._pieces, self._hot = pieces, random.sample(pieces, min(HOT_PIECES, len(pieces)))
         self._fds: dict[int, int] = {}
-        self._mount = board.mounts
+        self._mount, self._zeroes = board.mounts, zeroes
 
     def work(self) -> None:
         kinds: dict[Callable[[], None], int] = {
             self._write: 40,
-            self._punch: 3,
-            self._zero: 3,
+            self._punch if self._zeroes else self._ask_for_zeroes: 3,
+            self._zero if self._zeroes else self._ask_for_zeroes: 3,
             self._read: 30,
             self._fsync: 8,
             self._write_synchronously: 4,
+            self._write_directly: 8,
+            self._read_directly: 6,
             self._read_across_the_end: 2,
             self._write_across_the_end: 2,
             self._truncate: 2,
@@ -109,10 +127,34 @@ class User:
     def _zero(self) -> None:
         self._zero_part(self._random.choice((ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)))
 
+    def _ask_for_zeroes(self) -> None:
+        part = self._part()
+        refused = self._done(lambda: errno_of(fallocate, self._fd(), PUNCH, part.start, part.length))
+        assert refused in ("ENOTSUP", "ENOTCONN"), refused
+
     def _read(self) -> None:
         part = self._part()
         found = self._done(lambda: os.pread(self._fd(), part.length, part.start))
         self._compare(part, found)
+
+    def _read_directly(self) -> None:
+        part = self._aligned_part()
+        if part.length:
+            with mmap.mmap(-1, part.length) as buffer:
+                done = self._done(lambda: os.preadv(self._fd(os.O_RDWR | os.O_DIRECT), [buffer], part.start))
+                self._compare(part, buffer[:done])
+
+    def _write_directly(self) -> None:
+        """From memory that is aligned as well, among all that is written otherwise to the same bytes."""
+        part = self._aligned_part()
+        if part.length:
+            with mmap.mmap(-1, part.length) as buffer:
+                buffer[:] = self._data(part.length)
+
+                def write() -> int:
+                    return os.pwritev(self._fd(os.O_RDWR | os.O_DIRECT), [buffer], part.start)
+
+                self._note_written(part, self._changed(part, buffer[:], write))
 
     def _fsync(self) -> None:
         call = self._random.choice((os.fsync, os.fdatasync))
@@ -162,6 +204,12 @@ class User:
     def _part(self) -> Piece:
         return self._random.choice(self._hot if self._random.random() < 0.7 else self._pieces).part(self._random)
 
+    def _aligned_part(self) -> Piece:
+        """Empty where there is none."""
+        part, block = self._part(), self._random.choice(BLOCKS_BYTES)
+        start = -(-part.start // block) * block
+        return Piece(start, max(0, part.start + part.length - start) // block * block)
+
     @property
     def _has_the_end(self) -> bool:
         return self._pieces[-1].start + self._pieces[-1].length == self._disk.size_bytes
@@ -178,6 +226,9 @@ class User:
     def _write_part(self, part: Piece, flags: int, *, beyond: int = 0) -> None:
         data = self._data(part.length)
         done = self._changed(part, data, lambda: os.pwrite(self._fd(flags), data + bytes(beyond), part.start))
+        self._note_written(part, done)
+
+    def _note_written(self, part: Piece, done: int | None) -> None:
         if done is not None:
             assert done == part.length, f"{done} bytes of {part}"
             self.bytes["written"] += part.length
@@ -283,11 +334,14 @@ def torture(place: Path, setting: Setting, random: Random, *, troubles: int) -> 
     with scene(place, setting) as running:
         pieces = cut(setting.size_bytes, USERS, random)
         of = [
-            User(number, running.served.disk, running.disk, pieces[number], board, Random(random.getrandbits(32)))
+            User(
+                *(number, running.served.disk, running.disk, pieces[number], board, Random(random.getrandbits(32))),
+                zeroes=setting.plane == OWN,
+            )
             for number in range(USERS)
         ]
         met, remounts = Troubles(running, board, random, told=partial(told, setting)), Remounts(running, board, random)
-        everything = [met.of(fault) for fault in FAULTS]
+        everything = [met.of(fault) for fault in faults_on(setting)]
         everything += [met.lose_again_in_recovery, remounts.at_rest, remounts.under_load, remounts.killed]
         with users(board, [user.work for user in of]):
             met.befall(everything, troubles, STEPS)

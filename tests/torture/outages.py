@@ -13,6 +13,7 @@ from tests.torture.faults import KILLED, Fault
 from tests.torture.scene import Scene
 
 LONGEST_RECOVERY_S = 0.02
+LONGEST_AGENT_S = 0.4
 """About as long as one takes, so that the store goes again before, in the middle of it, and afterwards."""
 
 Trouble = Callable[[], str]
@@ -57,7 +58,7 @@ class Troubles:
     def of(self, fault: Fault) -> Trouble:
         def happen() -> str:
             with self._board.outage(*self._told(fault)):
-                with fault.happening(self._scene, self._random):
+                with fault.strikes(self._scene, self._random):
                     self._wait_bite(fault)
                     while fault.is_loss and self._random.random() < 0.5:
                         self._scene.try_to_recover(self._random)
@@ -76,10 +77,15 @@ class Troubles:
             scene.store.kill()
             scene.wait_standby()
             scene.store.remount()
-            recovering = thread.submit(scene.try_to_recover, self._random)
-            wait([recovering], timeout=self._random.uniform(0, LONGEST_RECOVERY_S))
-            scene.store.kill()
-            assert recovering.result() in ("success", "ENOTCONN"), recovering.result()
+            if scene.setting.agent:
+                scene.pause(self._random.uniform(0, LONGEST_AGENT_S))
+                scene.store.kill()
+            else:
+                recovering = thread.submit(scene.try_to_recover, self._random)
+                wait([recovering], timeout=self._random.uniform(0, LONGEST_RECOVERY_S))
+                scene.store.kill()
+                assert recovering.result() in ("success", "ENOTCONN"), recovering.result()
+            self._board.call_back()
             scene.wait_standby()
             scene.store.remount()
             scene.recover(self._random)

@@ -82,18 +82,32 @@ class Powered(Bindfs):
         self._has_power = False
 
 
+@contextmanager
+def _memory(place: Path) -> Iterator[Path]:
+    """A disk that nobody has to wait for: the plug is pulled above it."""
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "tmpfs", place)
+    try:
+        yield place
+    finally:
+        unmount(place)
+
+
+def _made(brick: Path) -> Path:
+    with brick.open("wb") as empty:
+        empty.truncate(BRICK_BYTES)
+    run(*MAKE, brick)
+    return brick
+
+
 def log_of(seed: int) -> int:
     return Random(seed).choice((KEEPING_LOG, DROPPING_LOG))
 
 
 @contextmanager
 def powered(place: Path) -> Iterator[Powered]:
-    """Mounted at `place`/store, kept in `place`/bricks, which is mounted from `place`/brick.ext4; all are made."""
-    brick = place / "brick.ext4"
-    with brick.open("wb") as empty:
-        empty.truncate(BRICK_BYTES)
-    run(*MAKE, brick)
-    with looped(brick, direct_io=False) as loop:
+    """Mounted at `place`/store, kept in `place`/bricks, whose disk is in `place`/memory; all are made."""
+    with _memory(place / "memory") as memory, looped(_made(memory / "brick.ext4"), direct_io=False) as loop:
         running = Powered(place, loop)
         running.bricks.mkdir()
         running.path.mkdir()

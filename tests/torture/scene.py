@@ -1,4 +1,4 @@
-"""A disk on a store that lies, served by a daemon that comes and goes, and the ways in which it is recovered.
+"""A disk on a store that fails, served by a daemon that comes and goes, and the ways in which it is recovered.
 
 Knows nothing of who uses the disk. Invariant: whatever was done to it, at each clean end the image is sound, the lower
 deltas are what they were, and QEMU reads in the closed stack what the users have noted.
@@ -11,45 +11,28 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from ploopfs.engine.create import snapshot_disk
-from tests.mounted.daemon import HANG_S, HOLD_MS, Daemon, errno_of, opened, ploopfs, serving
+from tests.mounted.daemon import HANG_S, Daemon, errno_of, opened, ploopfs, serving
 from tests.mounted.disks import MIB, Disk, assert_closed, by_qemu, is_marked, make_disk, sums
-from tests.mounted.flavours import KINDS, Kind, Recover, Served, replaced
-from tests.torture.lying import Lying, lying
+from tests.mounted.flavours import Recover, Served, replaced
+from tests.mounted.planes import carried_by
+from tests.torture.setting import Setting, Store
 
 DESCRIPTOR = "DiskDescriptor.xml"
 ASK_AGAIN_MS = 20
 LAST_EVENTS = 20
 
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a torture is done to."""
-
-    kind: Kind
-    policy: str
-    depth: int
-    window_bytes: int
-    size_bytes: int = 16 * MIB
-
-    def __str__(self) -> str:
-        window = f"a window of {self.window_bytes} bytes"
-        return f"{self.kind.flavour}, {self.policy}, {self.depth} deltas, {window}"
-
-    @classmethod
-    def of(cls, random: Random) -> "Setting":
-        policy, depth = random.choice(("fail", "hold")), random.randrange(1, 4)
-        return cls(random.choice(KINDS), policy, depth, window_bytes=random.choice((1, 64 << 10, MIB)))
+S = TypeVar("S")
 
 
 class Scene:
     """`disk` names the files behind the store's back. Made by `scene`."""
 
-    def __init__(self, place: Path, store: Lying, disk: Disk, setting: Setting) -> None:
+    def __init__(self, place: Path, store: Store, disk: Disk, setting: Setting) -> None:
         self.place, self.store, self.disk, self.setting = place, store, disk, setting
         self.copies = 0
         self._daemon: Daemon | None = None
@@ -74,6 +57,11 @@ class Scene:
         """Where the descriptor has the top."""
         return self.top.with_name(self.top.name.rpartition("-of-")[2])
 
+    def store_as(self, kind: type[S]) -> S:
+        """For what only such a store can do."""
+        assert isinstance(self.store, kind)
+        return self.store
+
     def _brick(self, path: Path) -> Path:
         return self.store.bricks / path.relative_to(self.store.path)
 
@@ -85,10 +73,9 @@ class Scene:
             # The locks of this store are its mount's alone: only who killed the daemon knows that nobody has the image.
             repaired = ploopfs("check", "--repair", self.top)
             assert repaired.returncode == 0, repaired.stdout + repaired.stderr
-        configured = self.setting.kind.configured(
-            self.top.parent, on_standby=self.setting.policy, hold_timeout_ms=HOLD_MS
-        )
-        self._daemon = self._running.enter_context(serving(self.place, configured))
+        configured, options = self.setting.configured(self.top.parent), carried_by(self.setting.plane)
+        self._daemon = self._running.enter_context(serving(self.place, configured, options=options))
+        assert self.served.value("ploopfs/data_plane") == self.setting.plane
 
     def end(self, *, compare: bool) -> None:
         """Ask the daemon to; `compare` where what the users have noted is all that was written."""
@@ -142,7 +129,8 @@ class Scene:
         """Where it is, for who finds out what went wrong."""
         if self._daemon is None or self._daemon.process.poll() is not None:
             return "no daemon"
-        names = ("queue/standby", "inflight", "ploopfs/held", "ploopfs/parked", "ploopfs/aborted", "ploopfs/generation")
+        ours = ("held", "parked", "aborted", "generation", "agent")
+        names = ("queue/standby", "inflight", *(f"ploopfs/{name}" for name in ours))
         values = [f"{name}: {self.served.value(name)}" for name in names]
         events = [str(event) for event in self.daemon.events()[-LAST_EVENTS:]]
         return "\n".join([str(self.setting), *values, *events, self.daemon.log])
@@ -158,6 +146,7 @@ class Scene:
         self._running.close()
         if self.top != self._home:
             self.top.rename(self._home)
+            kept(self._brick(self._home))
             self.disk.deltas[-1] = self._brick(self._home)
 
     def inject(self, command: str) -> None:
@@ -166,6 +155,9 @@ class Scene:
             os.write(fd, command.encode())
 
     # Standby.
+
+    def pause(self, seconds: float) -> None:
+        select.poll().poll(seconds * 1000)
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Where nothing reports."""
@@ -189,29 +181,53 @@ class Scene:
     def is_in_standby(self) -> bool:
         return self.served.value("queue/standby") == "on"
 
+    @contextmanager
+    def agent_paused(self) -> Iterator[None]:
+        """Inside, only an operator recovers it."""
+        if self.setting.agent:
+            self.served.store("ploopfs/agent", "pause")
+        yield
+        if self.setting.agent:
+            self.served.store("ploopfs/agent", "resume")
+
     def try_to_recover(self, random: Random) -> str:
-        """While the store may still be gone: the errno."""
+        """By an operator, while the store may still be gone: the errno."""
         return errno_of(random.choice(self.setting.kind.recoveries), self.served, self.top)
 
     def recover(self, random: Random) -> None:
-        """With the store back, at the first attempt, by the image itself or by a copy of what the bricks have."""
+        """With the store back: by the agent, or by an operator at the first attempt, with the image itself or a copy of
+        what the bricks have."""
+        if self.setting.agent and random.random() < 0.5:
+            self.wait(lambda: not self.is_in_standby(), "the agent recovers it")
+            return
         recover: Recover = random.choice((*self.setting.kind.recoveries, self._replaced_by_a_copy))
-        recover(self.served, self.top)
-        assert self.served.value("queue/standby") == "off"
+        with self.agent_paused():
+            # A copy of what somebody writes to is none.
+            if self.is_in_standby():
+                recover(self.served, self.top)
+                assert not self.is_in_standby()
 
     def _replaced_by_a_copy(self, served: Served, _top: Path) -> None:
         old, self.copies = self.top, self.copies + 1
         copy = self._home.with_name(f"copy-{self.copies}-of-{self._home.name}")
         shutil.copyfile(self._brick(old), self._brick(copy))
+        kept(self._brick(copy))
         replaced(served, copy)
         self.disk.deltas[-1] = self._brick(copy)
         old.unlink()
 
 
+def kept(path: Path) -> None:
+    """Its bytes and its name: what is ours to keep is not what a store without power may lose."""
+    for each in (path, path.parent):
+        with opened(each, os.O_RDONLY) as fd:
+            os.fsync(fd)
+
+
 @contextmanager
 def scene(place: Path, setting: Setting) -> Iterator[Scene]:
     """Served, and at the end as the module says."""
-    with lying(place, setting.window_bytes) as store:
+    with setting.stored(place) as store:
         disk = make_disk(store.bricks / "disk", depth=setting.depth, size_bytes=setting.size_bytes)
         running = Scene(place, store, disk, setting)
         try:

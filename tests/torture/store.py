@@ -316,7 +316,10 @@ class Store(pyfuse3.Operations):  # type: ignore[misc, unused-ignore]
 
     @answered
     async def release(self, fh: int) -> None:
-        self._file(fh).released()
+        """Maybe after the file was removed."""
+        kept = self._kept.get(self._paths[fh])
+        if kept is not None:
+            kept.released()
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:

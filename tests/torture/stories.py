@@ -8,7 +8,7 @@ from random import Random
 from tests.mounted.blocks import EXT4, XFS, FileSystem
 from tests.torture import filesystem, fio, fsx
 from tests.torture.report import Report
-from tests.torture.scene import Setting
+from tests.torture.setting import Setting
 
 Story = Callable[[Path, Random, int], Report]
 
