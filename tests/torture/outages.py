@@ -85,7 +85,10 @@ class Troubles:
                 wait([recovering], timeout=self._random.uniform(0, LONGEST_RECOVERY_S))
                 scene.store.kill()
                 assert recovering.result() in ("success", "ENOTCONN"), recovering.result()
+            # All may wait for the end of what they have met before, and a file system that has given up asks no more.
             self._board.call_back()
+            if scene.setting.policy == "fail":
+                scene.ask_store()
             scene.wait_standby()
             scene.store.remount()
             scene.recover(self._random)

@@ -175,6 +175,11 @@ class Scene:
                 assert time.monotonic() < deadline, "no standby"
                 poller.poll(ASK_AGAIN_MS)
 
+    def ask_store(self) -> str:
+        """What the store answers, which whoever has the disk is told."""
+        with opened(self.served.disk) as fd:
+            return errno_of(os.fsync, fd)
+
     def wait_in_flight(self) -> None:
         self.wait(lambda: self.served.value("inflight").split() != ["0", "0"], "a request in flight")
 
