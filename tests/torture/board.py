@@ -66,11 +66,13 @@ class Board:
             aims = [steps + count for steps in self.steps]
             self._wait(lambda: all(map(int.__ge__, self.steps, aims)), f"{count} more steps of each: {self.steps}")
 
-    def wait_error(self, name: str) -> None:
-        """Until one more call has failed with that errno."""
+    def wait_error(self, name: str, steps: int) -> bool:
+        """Until one more call has failed with that errno; or until the users have so many more behind them together,
+        and none of them has."""
         with self._changed:
-            aim = self.errors[name] + 1
-            self._wait(lambda: self.errors[name] >= aim, f"another {name}: {self.errors}")
+            before, aim = self.errors[name], sum(self.steps) + steps
+            self._wait(lambda: self.errors[name] > before or sum(self.steps) >= aim, f"{name}: {self.errors}")
+            return self.errors[name] > before
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -16,6 +16,9 @@ LONGEST_RECOVERY_S = 0.02
 LONGEST_AGENT_S = 0.4
 """About as long as one takes, so that the store goes again before, in the middle of it, and afterwards."""
 
+MOST_STEPS = 1000
+"""What users do before it is no more expected that they meet a fault."""
+
 Trouble = Callable[[], str]
 """Its name is the result."""
 
@@ -59,14 +62,14 @@ class Troubles:
         def happen() -> str:
             with self._board.outage(*self._told(fault)):
                 with fault.strikes(self._scene, self._random):
-                    self._wait_bite(fault)
+                    is_met = self._wait_bite(fault)
                     while fault.is_loss and self._random.random() < 0.5:
                         self._scene.try_to_recover(self._random)
                 while self._scene.is_in_standby():
                     assert fault.is_loss
                     self._scene.recover(self._random)
                 self._settle()
-            return fault.name
+            return fault.name if is_met else f"{fault.name}, and nobody asked"
 
         return happen
 
@@ -95,8 +98,10 @@ class Troubles:
             self._settle()
         return "lost again in the recovery"
 
-    def _wait_bite(self, fault: Fault) -> None:
+    def _wait_bite(self, fault: Fault) -> bool:
+        """Of a disk that has all its clusters nobody asks for more, and a full store does it no harm."""
         if fault.is_loss:
             self._scene.wait_standby()
         elif fault.errno is not None:
-            self._board.wait_error(fault.errno)
+            return self._board.wait_error(fault.errno, MOST_STEPS)
+        return True
