@@ -21,8 +21,10 @@ from tests.torture.stories import STORIES
 TROUBLES = 14
 
 DESCRIPTION = """\
-Use a mounted disk while its store dies, hangs, lies, fills up and returns, and its daemon ends and is started again,
-and compare every byte that was acknowledged.
+Use a mounted disk while its store dies, hangs, lies, loses its power, fills up and returns, and its daemon ends and is
+started again, and compare every byte that was acknowledged. The seed draws the flavour, what happens to requests in
+standby, the store (one that lies as GlusterFS does, or bindfs over a file system whose power is cut), the way of the
+data (a FUSE connection of its own, or the tree's), and whether an agent recovers the device, or only an operator.
 
   fsx    random calls on the disk itself, by several users, of any size, over each other
   fio    fio with its verify state, across outages and the daemon's ends
@@ -32,6 +34,9 @@ and compare every byte that was acknowledged.
 EPILOG = """\
 A seed decides what is done and in which order, not when each of two threads comes to it: a failure that depends on that
 may need several attempts.
+
+With PLOOPFS_TEST_HANG_S=600 in the environment it waits for ten minutes, not for one, before it takes what does not
+happen for a failure: for a machine that is busy with other things.
 
 exit codes:
   0  nothing acknowledged was lost

@@ -74,7 +74,9 @@ class Scene:
             repaired = ploopfs("check", "--repair", self.top)
             assert repaired.returncode == 0, repaired.stdout + repaired.stderr
         configured, options = self.setting.configured(self.top.parent), carried_by(self.setting.plane)
-        self._daemon = self._running.enter_context(serving(self.place, configured, options=options))
+        self._daemon = self._running.enter_context(
+            serving(self.place, configured, options=options, shutdown_deadline_s=HANG_S)
+        )
         assert self.served.value("ploopfs/data_plane") == self.setting.plane
 
     def end(self, *, compare: bool) -> None:
