@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.mounted.daemon import until
 from tests.mounted.disks import MIB
 
 
@@ -53,4 +54,10 @@ def mounted(block: Path, place: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        run("umount", place)
+        unmount_block(block, place)
+
+
+def unmount_block(block: Path, place: Path) -> None:
+    """Everywhere: whoever has made a mount namespace meanwhile has it mounted there until that is gone."""
+    run("umount", place)
+    until(lambda: not [*Path("/sys/fs").glob(f"*/{block.name}")], f"{block} is mounted nowhere")

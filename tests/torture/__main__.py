@@ -30,6 +30,7 @@ data (a FUSE connection of its own, or the tree's), and whether an agent recover
   fio    fio with its verify state, across outages and the daemon's ends
   ext4   a file system on a loop device over the disk, with a journal of acknowledged fsyncs
   xfs    the same
+  power  the engine in this process, on a file system whose power is cut
 """
 EPILOG = """\
 A seed decides what is done and in which order, not when each of two threads comes to it: a failure that depends on that

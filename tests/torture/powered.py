@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from tests.mounted.blocks import looped, run
+from tests.mounted.blocks import looped, run, unmount_block
 from tests.mounted.daemon import opened, unmount
 from tests.mounted.disks import MIB
 from tests.mounted.storage import Bindfs
@@ -55,7 +55,7 @@ class Powered(Bindfs):
         """What was open on the old mount stays dead; what is opened now works, and is what the disk of the ext4 has."""
         unmount(self.path)
         if not self._has_power:
-            run("umount", self.bricks)
+            unmount_block(self._loop, self.bricks)
         self.mount()
 
     def fill(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 from tests.mounted.blocks import EXT4, XFS, FileSystem
-from tests.torture import filesystem, fio, fsx
+from tests.torture import filesystem, fio, fsx, power_cut
 from tests.torture.report import Report
 from tests.torture.setting import Setting
 
@@ -32,4 +32,8 @@ def _on(system: FileSystem) -> Story:
     return story
 
 
-STORIES: dict[str, Story] = {"fsx": _fsx, "fio": _fio, "ext4": _on(EXT4), "xfs": _on(XFS)}
+def _power(place: Path, random: Random, troubles: int) -> Report:
+    return power_cut.torture(place, random, troubles=troubles)
+
+
+STORIES: dict[str, Story] = {"fsx": _fsx, "fio": _fio, "ext4": _on(EXT4), "xfs": _on(XFS), "power": _power}
