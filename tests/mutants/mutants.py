@@ -111,6 +111,17 @@ MUTANTS = (
         "engine/test_opening.py", "test_nothing_is_built_upon_a_lower_delta_that_was_not_closed_and_nothing_is_written",
     ),
     _bug(
+        "call a flush done that the storage was not asked for", "engine/file.py", "partial(os.fdatasync, self._fd)",
+        "partial(os.fstat, self._fd)", "torture/test_power_cut.py",
+        "test_whenever_the_power_is_cut_what_was_flushed_is_there",
+    ),
+    _bug(
+        "call a snapshot taken that a power cut takes back", "engine/create.py",
+        "            _replace_file(descriptor_path, text)\n        _make_rename_durable(descriptor_path)\n",
+        "            _replace_file(descriptor_path, text)\n", "torture/test_power_cut.py",
+        "test_whenever_the_power_is_cut_what_was_flushed_is_there",
+    ),
+    _bug(
         "skip the barrier", "engine/writer.py",
         "            case Barrier():\n"
         "                await self._sync()\n",
