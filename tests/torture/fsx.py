@@ -36,7 +36,8 @@ BLOCKS_BYTES = (512, 4096)
 """What O_DIRECT may be aligned to."""
 
 GONE = ("ENOTCONN", "ECONNABORTED")
-DEAD_MOUNT = (*GONE, "EIO")
+DEAD_MOUNT = (*GONE, "EIO", "ENOENT")
+"""The last for who opens the disk where nothing is mounted."""
 
 PIECE_BYTES = (300, 5000, 40_000, 200_000, 700_000)
 HOT_PIECES = 6
