@@ -47,6 +47,18 @@ def test_whoever_waits_for_the_end_of_an_outage_is_called_back_to_meet_it_again(
             until(partial(has_met, board, times + 1), "the next")
 
 
+def test_a_fault_that_nobody_meets_is_waited_for_only_while_so_many_calls_are_made() -> None:
+    board = Board(1)
+
+    def works() -> None:
+        while True:
+            board.stepped(0)
+
+    with users(board, [works]):
+        assert not board.wait_error("ENOSPC", steps=100)
+        assert board.steps[0] >= 100
+
+
 def test_a_user_that_fails_stops_the_others_and_fails_the_torture() -> None:
     board = Board(2)
 
