@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.mounted.blocks import run
 from tests.mounted.daemon import device, opened, serving, until
 from tests.mounted.disks import MIB, assert_closed, make_disk
 from tests.soak.inside import DAEMON, Asked
@@ -100,10 +101,29 @@ def scene_of(place: Path, *, traced: bool = False) -> Iterator[tuple[Scene, Mete
 
 def prime(scene: Scene) -> None:
     """What is made once and then kept: a node for every name, and as many idle tasks as the session keeps, which come
-    by that many requests that wait at the same time."""
+    by that many requests that wait at the same time; those of a disk too, whose connection is another one."""
     for _ in os.walk(scene.daemon.mountpoint):
         pass
-    with opened(scene.daemon.disk(VZ9_DEVICE)) as fd, ThreadPoolExecutor(IDLE_TASKS) as threads:
+    _wait_at_once(scene, scene.daemon.disk(VZ9_DEVICE))
+    with _tree_alone(scene) as tree:
+        _wait_at_once(scene, tree / "dev" / VZ9_DEVICE)
+
+
+@contextmanager
+def _tree_alone(scene: Scene) -> Iterator[Path]:
+    """Without what is mounted in it: a disk there is the tree's own file."""
+    place = scene.place / "tree"
+    place.mkdir()
+    run("mount", "--bind", "--make-private", scene.daemon.mountpoint, place)
+    try:
+        yield place
+    finally:
+        run("umount", place)
+        place.rmdir()
+
+
+def _wait_at_once(scene: Scene, disk: Path) -> None:
+    with opened(disk) as fd, ThreadPoolExecutor(IDLE_TASKS) as threads:
         scene.daemon.store("ploopfs/suspend", "flush", VZ9_DEVICE)
         reads = [threads.submit(os.pread, fd, 512, 0) for _ in range(IDLE_TASKS)]
         until(lambda: scene.daemon.value("ploopfs/parked", VZ9_DEVICE) == str(IDLE_TASKS), "every read waits")

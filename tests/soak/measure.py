@@ -60,7 +60,8 @@ class Meter:
             if last.holds == like:
                 return last
             previous, last = last, self.sample(operations)
-            if like is None and previous.holds == last.holds and not any("Trio" in name for name in last.holds):
+            is_idle = not any(name.startswith("thread Trio") for name in last.holds)
+            if like is None and previous.holds == last.holds and is_idle:
                 return last
         return last
 
