@@ -68,13 +68,17 @@ def replaced(served: Served, top: Path) -> None:
 
 
 def reloaded(served: Served, top: Path) -> None:
-    """What dmsetup's suspend, reload and resume do. A load that fails lets requests through again."""
+    """What dmsetup's suspend, reload and resume do. If one of them fails, no table waits any more, and requests
+    are let through again."""
     images, _, _old_top = served.value("ploopfs/table").rpartition(" ")
     served.store("ploopfs/suspend", "noflush nolockfs")
     try:
         served.store("ploopfs/load", f"{images} {top}")
-    finally:
         served.store("ploopfs/resume", "noflush nolockfs")
+    except OSError:
+        served.store("ploopfs/clear", "1")
+        served.store("ploopfs/resume", "noflush nolockfs")
+        raise
 
 
 VZ7 = Kind(
