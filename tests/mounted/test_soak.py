@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.daemon import HANG_S, ROOT, until
-from tests.soak.campaign import judge, scene_of, soak_mounts
+from tests.soak.campaign import judge, prime, scene_of, soak_mounts
 from tests.soak.measure import Meter, Sample
 from tests.soak.works import WORKS, Scene
 
@@ -22,6 +22,8 @@ pytestmark = pytest.mark.real
 FEW = {"opens": 1024, "replaces": 64, "reopens": 64, "standbys": 64, "loads": 32, "attachments": 32}
 MANY = 128
 WARM = 32
+FEW_SAMPLES = 100
+"""Of hundreds until the limit."""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,30 @@ def test_what_was_done_again_and_again_leaves_no_descriptor_no_thread_and_no_obj
     finally:
         steps.close()
     assert judge(name, [before, after]).grown == {}
+
+
+def test_a_daemon_is_measured_with_as_many_idle_tasks_as_it_ever_keeps(metered: tuple[Scene, Meter]) -> None:
+    scene, meter = metered
+    before = meter.settled(0)
+    prime(scene)
+    assert meter.settled(1).holds["tasks"] <= before.holds["tasks"]
+
+
+def test_a_daemon_that_does_nothing_is_settled_long_before_the_limit(
+    metered: tuple[Scene, Meter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, meter = metered
+    samples: list[Sample] = []
+    sample = meter.sample
+
+    def noted(operations: int) -> Sample:
+        samples.append(sample(operations))
+        return samples[-1]
+
+    monkeypatch.setattr(meter, "sample", noted)
+    holds = meter.settled(7).holds
+    assert meter.settled(7, holds).holds == holds
+    assert len(samples) < FEW_SAMPLES
 
 
 def test_daemons_that_come_and_go_leave_nothing_on_the_machine(tmp_path: Path) -> None:
