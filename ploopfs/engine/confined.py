@@ -12,6 +12,7 @@ allowed directory into another too, and a caller would have to choose the direct
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ploopfs.errors import BadImage, OutsideAllowedDirs
 
@@ -56,7 +57,7 @@ def open_image(path: str, flags: int, allowed: AllowedDirs) -> int:
     try:
         return open_found(place, path, flags, allowed)
     finally:
-        os.close(place)
+        close_image(place)
 
 
 def open_found(place: int, path: str, flags: int, allowed: AllowedDirs) -> int:
@@ -66,3 +67,10 @@ def open_found(place: int, path: str, flags: int, allowed: AllowedDirs) -> int:
         raise BadImage(path, "file type", _KINDS.get(kind, f"{kind:#o}"), "a regular file")
     allowed.check(place, path)
     return os.open(f"/proc/self/fd/{place}", flags | os.O_CLOEXEC)
+
+
+def close_image(fd: int) -> None:
+    """For good, whatever it says: what it could report of writes an fsync has reported, and of a mount that has died in
+    the midst of something the next call would say the same."""
+    with suppress(OSError):
+        os.close(fd)

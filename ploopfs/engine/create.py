@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ploopfs.bounds import MAX_DESCRIPTOR_BYTES
 from ploopfs.engine import lock
 from ploopfs.engine.answers import SURELY_NOT_WRITTEN
-from ploopfs.engine.confined import ANYWHERE, open_image
+from ploopfs.engine.confined import ANYWHERE, close_image, open_image
 from ploopfs.engine.delta import check_map_size
 from ploopfs.engine.opening import DESCRIPTOR_NAME
 from ploopfs.errors import AlreadyExists, BackendError, Busy, ImageNotClosed, PloopError
@@ -142,7 +142,7 @@ def _unused(path: str) -> Iterator[int]:
             lock.claim(fd, path, writable=True)
         yield fd
     finally:
-        os.close(fd)
+        close_image(fd)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import trio
 
 from ploopfs.bounds import CLOSE_GRACE_MS, CLOSE_TIMEOUT_S, THREADS
 from ploopfs.engine import lock, probe
-from ploopfs.engine.confined import ANYWHERE, AllowedDirs, open_image
+from ploopfs.engine.confined import ANYWHERE, AllowedDirs, close_image, open_image
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.late import Hop, Opening
 from ploopfs.engine.probe import ProbedImage
@@ -197,7 +197,7 @@ class OsFile:
             if storage.is_remote:
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
         except BaseException:
-            os.close(self._fd)
+            close_image(self._fd)
             raise
         self._read = _read_from_storage if storage.is_remote else _read_fully
         self._read_nowait = self._read is _read_fully
@@ -270,8 +270,7 @@ class OsFile:
         """Blocking."""
         with self._closing:
             fd, self._fd = self._fd, -1
-        with suppress(OSError):
-            os.close(fd)
+        close_image(fd)
 
     async def aclose(self) -> None:
         with self._closing:

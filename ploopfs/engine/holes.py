@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ploopfs.engine.confined import ANYWHERE, open_image
+from ploopfs.engine.confined import ANYWHERE, close_image, open_image
 from ploopfs.errors import BackendError
 from ploopfs.image.repair import HasData
 
@@ -31,4 +31,4 @@ def known_holes(path: str) -> Iterator[HasData]:
     try:
         yield has_data
     finally:
-        os.close(fd)
+        close_image(fd)

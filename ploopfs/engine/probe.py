@@ -10,11 +10,11 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from ploopfs.bounds import MAX_REREAD_BYTES
-from ploopfs.engine.confined import ANYWHERE, AllowedDirs, open_found
+from ploopfs.engine.confined import ANYWHERE, AllowedDirs, close_image, open_found
 from ploopfs.errors import BackendError, ImageMismatch
 
 SCRATCH_PREFIX = ".ploopfs-probe-"
@@ -49,11 +49,11 @@ def probe(images: Sequence[ProbedImage], scratch: str, allowed: AllowedDirs = AN
             directory, name = os.path.split(os.path.realpath(image.path))
             with _asking("open", image.path):
                 place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                opened.callback(os.close, place)
+                opened.callback(close_image, place)
                 found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
-                opened.callback(os.close, found)
+                opened.callback(close_image, found)
                 fd = open_found(found, image.path, os.O_RDONLY | os.O_NONBLOCK, allowed)
-                opened.callback(os.close, fd)
+                opened.callback(close_image, fd)
             _check_image(fd, image)
             if image.write_beside:
                 _write(place, os.path.join(directory, scratch), scratch)
@@ -104,19 +104,13 @@ def _scratch_file(place: int, path: str, name: str) -> Iterator[int]:
                     raise
                 fd = os.open(name, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=place)
                 made.callback(_remove, place, path, name)
-            made.callback(_close, fd)
+            made.callback(close_image, fd)
         yield fd
 
 
 def _remove(place: int, path: str, name: str) -> None:
     with _asking("unlink", path):
         os.unlink(name, dir_fd=place)
-
-
-def _close(fd: int) -> None:
-    """What it could report is what fsync has reported."""
-    with suppress(OSError):
-        os.close(fd)
 
 
 @contextmanager

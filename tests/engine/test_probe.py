@@ -175,6 +175,24 @@ def test_a_failed_probe_leaves_no_descriptor_open(image: Path, monkeypatch: pyte
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
+def test_a_mount_that_dies_in_the_midst_of_a_probe_is_what_the_probe_says_and_close_says_no_more(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing a file of a dead FUSE mount fails, and closes."""
+    before, close = len(os.listdir("/proc/self/fd")), os.close
+
+    def closing(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr(os, "close", closing)
+    Calls(monkeypatch, lambda name, _: errno.ENOTCONN if name == "pread" else None)
+    with pytest.raises(BackendError, match="read 4096 bytes at 0: ENOTCONN"):
+        probe.probe([written(image)], NAME)
+    monkeypatch.undo()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 async def test_a_probe_that_hangs_is_one_thread_which_the_next_waits_for_and_the_device_s_threads_are_free(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from ploopfs.engine import lock
-from ploopfs.engine.probe import SCRATCH_PREFIX
+from ploopfs.engine.probe import SCRATCH_PREFIX, ProbedImage, probe
+from ploopfs.errors import BackendError
 from tests.mounted.agents import QUICK, REOPEN
 from tests.mounted.daemon import Daemon, device, errno_of, opened, serving, unmount, until
 from tests.mounted.disks import BLOCK_BYTES, Disk, assert_closed, is_marked, make_disk, sums
@@ -122,6 +123,21 @@ def test_a_mountpoint_without_its_mount_gets_no_file_and_no_trust(scene: Scene) 
     assert scene.events("agent_attempt")[0]["attempt"] == 1
     assert scene.daemon.end() == 0
     scene.assert_nothing_left_behind()
+
+
+def test_a_store_that_dies_under_the_open_file_of_a_probe_fails_the_probe_and_nothing_else(
+    bindfs: Bindfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bindfs.bricks / "top.hds").write_bytes(bytes(BLOCK_BYTES))
+    read = os.pread
+
+    def dying(fd: int, length: int, offset: int) -> bytes:
+        bindfs.kill()
+        return read(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", dying)
+    with pytest.raises(BackendError, match=r"top\.hds: read 4096 bytes at 0: ENOTCONN"):
+        probe([ProbedImage(path=str(bindfs.path / "top.hds"))], SCRATCH_PREFIX)
 
 
 def test_held_requests_never_see_the_outage(tmp_path: Path, bindfs: Bindfs) -> None:

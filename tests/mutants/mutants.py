@@ -116,6 +116,11 @@ MUTANTS = (
         "test_whenever_the_power_is_cut_what_was_flushed_is_there",
     ),
     _bug(
+        "let a mount that dies under a probe be a bug of the agent", "engine/probe.py",
+        "opened.callback(close_image, fd)", "opened.callback(os.close, fd)", "engine/test_probe.py",
+        "test_a_mount_that_dies_in_the_midst_of_a_probe_is_what_the_probe_says_and_close_says_no_more",
+    ),
+    _bug(
         "call a snapshot taken that a power cut takes back", "engine/create.py",
         "            _replace_file(descriptor_path, text)\n        _make_rename_durable(descriptor_path)\n",
         "            _replace_file(descriptor_path, text)\n", "torture/test_power_cut.py",
