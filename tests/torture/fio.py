@@ -29,7 +29,7 @@ REGION_BYTES = 8 * MIB
 class Blocks:
     """How fio writes, and how long it thinks after each: a region is to last for some seconds. Where a write fails
     among several under way, fio 3.33 takes it for done, and its state for what it is not: so `depth` is for those who
-    meet no error."""
+    meet no error. And of a run of less than twice `depth` writes it verifies more than were made: WRITES are enough."""
 
     sizes: tuple[str, ...]
     think_us: int
