@@ -23,8 +23,9 @@ TROUBLES = 14
 DESCRIPTION = """\
 Use a mounted disk while its store dies, hangs, lies, loses its power, fills up and returns, and its daemon ends and is
 started again, and compare every byte that was acknowledged. The seed draws the flavour, what happens to requests in
-standby, the store (one that lies as GlusterFS does, or bindfs over a file system whose power is cut), the way of the
-data (a FUSE connection of its own, or the tree's), and whether an agent recovers the device, or only an operator.
+standby, the store (one that lies as GlusterFS does, bindfs over a file system whose power is cut, or GlusterFS itself),
+the way of the data (a FUSE connection of its own, or the tree's), and whether an agent recovers the device, or only an
+operator.
 
   fsx    random calls on the disk itself, by several users, of any size, over each other
   fio    fio with its verify state, across outages and the daemon's ends

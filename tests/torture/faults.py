@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from random import Random
 
+from tests.torture.gluster import Gluster
 from tests.torture.lying import Lying
 from tests.torture.powered import Powered
 from tests.torture.scene import Scene
-from tests.torture.setting import BINDFS, LYING, STORES, Setting
+from tests.torture.setting import BINDFS, GLUSTER, LYING, STORES, Setting
 from tests.torture.store import CHANGING, OPERATIONS
 
 Happening = Callable[[Scene, Random], AbstractContextManager[None]]
@@ -48,14 +49,17 @@ def _killed(scene: Scene, _random: Random) -> Iterator[None]:
 
 @contextmanager
 def _crashed(scene: Scene, random: Random) -> Iterator[None]:
-    scene.store.crash(random.getrandbits(32))
+    store = scene.store
+    assert isinstance(store, Lying | Powered)
+    store.crash(random.getrandbits(32))
     yield
-    scene.store.remount()
+    store.remount()
 
 
 @contextmanager
 def _lying(scene: Scene, _random: Random) -> Iterator[None]:
-    store = scene.store_as(Lying)
+    store = scene.store
+    assert isinstance(store, Lying | Gluster)
     store.lose_brick()
     yield
     store.return_brick()
@@ -118,8 +122,8 @@ def _injected(scene: Scene, _random: Random) -> Iterator[None]:
 KILLED = Fault("killed", _killed)
 FAULTS = (
     KILLED,
-    Fault("crashed", _crashed),
-    Fault("lying", _lying, stores=(LYING,)),
+    Fault("crashed", _crashed, stores=(LYING, BINDFS)),
+    Fault("lying", _lying, stores=(LYING, GLUSTER)),
     Fault("hung", _hung, errno=None, is_loss=False),
     Fault("hung and killed", _hung_and_killed),
     Fault("rule injected", _injected, "EBUSY", is_probed=False),

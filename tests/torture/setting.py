@@ -14,16 +14,17 @@ from tests.mounted.daemon import HOLD_MS
 from tests.mounted.disks import MIB
 from tests.mounted.flavours import KINDS, Kind
 from tests.mounted.planes import OWN, PLANES
+from tests.torture.gluster import Gluster, gluster
 from tests.torture.lying import Lying, lying
 from tests.torture.powered import Powered, powered
 
-Store = Lying | Powered
+Store = Lying | Powered | Gluster
 
-LYING, BINDFS = "lying", "bindfs"
-STORES = (LYING, BINDFS)
+LYING, BINDFS, GLUSTER = "lying", "bindfs", "glusterfs"
+STORES = (LYING, BINDFS, GLUSTER)
 
 COMMANDS = ("bindfs", "losetup", "mkfs.ext4")
-"""What they need."""
+"""What the first two need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Setting:
         stores: dict[str, Callable[[], AbstractContextManager[Store]]] = {
             LYING: lambda: lying(place, self.window_bytes),
             BINDFS: lambda: powered(place),
+            GLUSTER: lambda: gluster(place),
         }
         return stores[self.store]()
 

@@ -22,7 +22,7 @@ def test_every_store_flavour_policy_plane_and_way_of_recovery_meet() -> None:
     assert met == set(product(STORES, flavours, ("fail", "hold"), PLANES, (False, True)))
 
 
-def test_every_fault_has_a_store_that_can_do_it_and_the_worst_have_both() -> None:
+def test_every_fault_has_a_store_that_can_do_it_and_every_store_dies_and_hangs() -> None:
     of = {store: {fault.name for fault in faults_on(Setting(KINDS[0], "fail", 1, store=store))} for store in STORES}
     assert set.union(*of.values()) == {fault.name for fault in FAULTS}
-    assert set.intersection(*of.values()) >= {"killed", "crashed", "hung", "hung and killed"}
+    assert set.intersection(*of.values()) >= {"killed", "hung", "hung and killed"}
