@@ -1,12 +1,13 @@
 """Loop devices over a disk, and file systems on them; whatever a test did, none is left behind."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mounted.daemon import until
+from tests.mounted.daemon import errno_of, opened, until
 from tests.mounted.disks import MIB
 
 
@@ -58,6 +59,13 @@ def mounted(block: Path, place: Path) -> Iterator[Path]:
 
 
 def unmount_block(block: Path, place: Path) -> None:
-    """Everywhere: whoever has made a mount namespace meanwhile has it mounted there until that is gone."""
+    """Everywhere: whoever has made a mount namespace meanwhile has it mounted there until that is gone, and only then
+    the file system writes its last."""
     run("umount", place)
-    until(lambda: not [*Path("/sys/fs").glob(f"*/{block.name}")], f"{block} is mounted nowhere")
+    until(lambda: errno_of(_claim, block) != "EBUSY", f"{block} is mounted nowhere")
+
+
+def _claim(block: Path) -> None:
+    """As a file system does that is mounted, from its first read to its last write."""
+    with opened(block, os.O_RDONLY | os.O_EXCL):
+        pass

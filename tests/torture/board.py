@@ -32,7 +32,6 @@ class Board:
         self._outages: list[frozenset[str]] = []
         self._in_outage = self._stopping = False
         self._pausing, self._resting = False, 0
-        self._calls_back = 0
         self._changed = threading.Condition()
 
     # For the conductor.
@@ -49,12 +48,6 @@ class Board:
             with self._changed:
                 self._in_outage = False
                 self._changed.notify_all()
-
-    def call_back(self) -> None:
-        """Inside an outage: whoever has met it and waits goes on, to meet it again if it is not over."""
-        with self._changed:
-            self._calls_back += 1
-            self._changed.notify_all()
 
     def remounted(self) -> None:
         with self._changed:
@@ -121,10 +114,7 @@ class Board:
             assert name in explained, f"{name} is none of {sorted(explained)}: {error}"
             self.errors[name] += 1
             self._changed.notify_all()
-            heard = self._calls_back
-            self._rest(
-                lambda: not self._pausing and (not self._in_outage or self._calls_back > heard), "the end of the outage"
-            )
+            self._rest(lambda: not self._in_outage and not self._pausing, "the end of the outage")
 
     def _rest(self, condition: Callable[[], bool], what: str) -> None:
         self._resting += 1

@@ -89,7 +89,6 @@ class Troubles:
                 scene.store.kill()
                 assert recovering.result() in ("success", "ENOTCONN"), recovering.result()
             # All may wait for the end of what they have met before, and a file system that has given up asks no more.
-            self._board.call_back()
             if scene.setting.policy == "fail":
                 scene.ask_store()
             scene.wait_standby()

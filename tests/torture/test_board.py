@@ -1,23 +1,17 @@
 """Whoever uses a disk under torture is heard: no error and no difference goes by."""
 
 import errno
-from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.mounted.daemon import until
 from tests.torture.board import Board, Stopped, users
 from tests.torture.files import User
 
 
 def fail(number: int) -> None:
     raise OSError(number, "")
-
-
-def has_met(board: Board, times: int) -> bool:
-    return board.errors["EIO"] == times
 
 
 def test_an_error_that_no_outage_explains_fails_the_torture() -> None:
@@ -29,22 +23,6 @@ def test_an_error_that_no_outage_explains_fails_the_torture() -> None:
     with pytest.raises(AssertionError, match="EIO is none of"):
         board.tried(lambda: fail(errno.EIO))
     assert not board.errors
-
-
-def test_whoever_waits_for_the_end_of_an_outage_is_called_back_to_meet_it_again() -> None:
-    board = Board(1)
-
-    def works() -> None:
-        while True:
-            board.tried(lambda: fail(errno.EIO))
-            board.stepped(0)
-
-    with board.outage("EIO"), users(board, [works]):
-        for times in range(1, 4):
-            with board.paused():
-                assert has_met(board, times)
-            board.call_back()
-            until(partial(has_met, board, times + 1), "the next")
 
 
 def test_a_fault_that_nobody_meets_is_waited_for_only_while_so_many_calls_are_made() -> None:
