@@ -126,10 +126,10 @@ class Writer:
         plan = plan_discard(self._map, self._below, offset, length, single=single)
         while await self._wait_unclaimed(plan.free_slots):
             plan = plan_discard(self._map, self._below, offset, length, single=single)
-        for punch in plan.punches:
-            await self._top.punch(punch.offset, punch.length)
-        if plan.free_slots:
-            async with self._claim({slot: self._map.clusters[slot] for slot in plan.free_slots}):
+        async with self._claim({slot: self._map.clusters[slot] for slot in plan.free_slots}):
+            for punch in plan.punches:
+                await self._top.punch(punch.offset, punch.length)
+            if plan.free_slots:
                 await self._free(plan.free_slots)
         return plan.slots
 

@@ -85,6 +85,23 @@ async def test_a_base_that_is_merged_leaves_one_image_whose_discards_free_cluste
     assert chain.entry(1) == 0
 
 
+async def test_two_discards_of_one_cluster_free_it_once_also_beside_one_that_the_base_had(chain: Rig) -> None:
+    """The one that the base had is made a hole first, which takes a while."""
+    stack = await merged(await chain.open())
+    await stack.write(5 * CLUSTER, OLD)
+    held = chain.faults.pause("punch hole", count=1)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(stack.discard, 0, 8 * CLUSTER)
+        await wait_all_tasks_blocked()
+        assert held.released is not None
+        held.released.set()
+    assert (bool(chain.entry(1)), chain.entry(5)) == (True, 0)
+    for slot in (6, 7):  # each gets a cluster of its own
+        await stack.write(slot * CLUSTER, bytes([slot]) * CLUSTER)
+    assert await stack.read(6 * CLUSTER, 2 * CLUSTER) == bytes([6]) * CLUSTER + bytes([7]) * CLUSTER
+
+
 async def test_a_raw_base_that_ends_inside_a_cluster_is_copied_with_zeroes_behind_it() -> None:
     rig = Rig()
     rig.memory.put("/raw", OLD * 2 + b"end")
