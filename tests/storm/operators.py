@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from random import Random
 
 from ploopfs.device.flavour import VZ7
+from ploopfs.device.stats import Op
 from ploopfs.errors import ImageNotClosed, PloopError
 from tests.device.outage import passes
 from tests.storm import users
@@ -46,11 +47,18 @@ async def replace(world: World, disk: Disk, random: Random) -> str:
 async def _replace_lost(world: World, disk: Disk, random: Random) -> str:
     """A copy is for the outage in which it was made: nobody else recovers meanwhile."""
     async with agent_paused(world, disk), silenced(disk):
+        while disk.device.queue.aborted and _changes_in_flight(disk):
+            await passes(0.1)  # they are acknowledged if the storage takes them after all, and nobody keeps them
         if not disk.device.queue.is_lost or disk.is_degraded:
             return ""
         path = _copy_of_lost(world, disk, random)
         with disk.may_write(path), disk.may_write(disk.top):
             return f"{path} {_told(await world.tell(disk, 'ploopfs/replace_delta', path))}"
+
+
+def _changes_in_flight(disk: Disk) -> int:
+    by_op = disk.device.stats.by_op
+    return by_op[Op.WRITE].in_flight + by_op[Op.DISCARD].in_flight
 
 
 @asynccontextmanager
