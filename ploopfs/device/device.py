@@ -4,6 +4,7 @@ Knows nothing of FUSE or of paths in the tree. The device, its open handles, its
 every replaced top. Sizes and offsets are bytes.
 """
 
+import errno
 import itertools
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -31,7 +32,7 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BackendError, BadValue, BeyondEnd, Busy, ReadOnly
+from ploopfs.errors import BackendError, BadValue, BeyondEnd, Busy, ReadOnly, RequestFailed
 
 _diskseq = itertools.count(1)
 
@@ -198,9 +199,13 @@ class Device:
         return self.queue.room.interrupt(task, op)
 
     async def _bound_unflushed(self) -> None:
-        """A flush of our own, which `pass_flushes` does not keep back."""
+        """A flush of our own, which `pass_flushes` does not keep back. Raises RequestFailed if what waits for it to be
+        acknowledged was given up meanwhile."""
         if self.unflushed.is_full:
+            before = self.unflushed.times_given_up
             await self.queue.run(Op.FLUSH, 0, self._flush_stack)
+            if self.unflushed.times_given_up != before:
+                raise RequestFailed(errno.EIO, f"{self.name}: what was written was given up before it was flushed")
 
     def _clipped(self, offset: int, length: int) -> int:
         return max(0, min(length, self.size_bytes - offset))

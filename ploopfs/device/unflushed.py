@@ -37,6 +37,7 @@ class Unflushed:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.data_bytes = 0
+        self.times_given_up = 0
         self._changes: deque[Change] = deque()
         self._first_number = 0
         self._since_writeback = 0
@@ -110,6 +111,11 @@ class Unflushed:
 
     def forget(self) -> None:
         self.flushed(self.mark())
+
+    def give_up(self) -> None:
+        """Somebody has decided that what a lost storage has not kept is lost."""
+        self.forget()
+        self.times_given_up += 1
 
     def slots(self, cluster_bytes: int) -> set[int]:
         """The clusters of the disk that a replay writes to."""

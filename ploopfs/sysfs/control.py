@@ -88,7 +88,7 @@ async def _forget_unflushed(device: Device, text: str) -> None:
     """For an operator who knows that somebody else has written the image since: his data are newer than ours."""
     if line(text) != "0":
         raise BadValue(f"unflushed_bytes takes 0, to keep nothing for a replay, not {line(text)!r}")
-    device.unflushed.forget()
+    device.unflushed.give_up()
 
 
 def _on_standby(text: str) -> OnStandby:

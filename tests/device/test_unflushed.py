@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.standby import State
 from ploopfs.device.unflushed import CHANGE_BYTES, Change, Unflushed, _last_changes
+from ploopfs.device.waiting import OnStandby
 from ploopfs.engine.inject.rule import Rule as Delay
 from tests.device.rig import (
     BASE,
@@ -334,6 +335,21 @@ async def test_when_the_flush_at_the_bound_fails_so_does_the_write_and_what_was_
     assert await errno_of(rig.device.write(2 * CLUSTER, b"y")) == errno.EIO
     assert rig.state is State.ON
     assert kept(rig)[0] == (2 * CLUSTER, 1, b"x")
+
+
+async def test_what_is_given_up_before_the_flush_at_the_bound_was_not_acknowledged_and_fails() -> None:
+    rig = await bounded(2 * CHANGE_BYTES)
+    rig.queue.set_on_standby(OnStandby.HOLD)
+    await rig.device.write(2 * CLUSTER, b"x")
+    rule = rig.lose(errno.ENOTCONN, "fsync")
+    async with trio.open_nursery() as nursery:
+        write = Asked(nursery, rig.device.write(2 * CLUSTER, b"y"))
+        await wait_all_tasks_blocked()
+        assert (rig.state, write.ended) == (State.ON, False)
+        rig.device.unflushed.give_up()
+        rig.faults.remove(rule)
+        await rig.device.reopen()
+    assert write.errno == errno.EIO
 
 
 # --- written again ------------------------------------------------------------------------------------------------
