@@ -14,7 +14,8 @@ from tests.bench.cases import MIB, Case
 GRACE_S = 60
 LIMIT_S = 600
 
-COMMON = {"name": "bench", "fallocate": "none", "group_reporting": "1"}
+COMMON = {"name": "bench", "fallocate": "none", "group_reporting": "1", "invalidate": "0"}
+"""What is in the page cache stays there: it would be the plain file's alone that is dropped."""
 REPORT = ("--thread", "--allow_file_create=0", "--lat_percentiles=1", "--clat_percentiles=0", "--output-format=json")
 """As threads: a child of fio would outlive a killed fio."""
 

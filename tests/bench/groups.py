@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.bench.cases import CHECKED, DEEP, FULL, STACK_DEPTHS, USING_UP, Case, Image, Plan
 from tests.bench.fio import deep_engine
-from tests.bench.images import Tell, copy, empty_image, full_file, full_image, stack
+from tests.bench.images import Tell, copy, empty_image, full_file, full_image, stack, warm
 from tests.bench.measure import Cost, Results, by_fio, cost, measure
 from tests.bench.peers import DEVICE, FILE, QEMU, Peer, Start, all_peers, ours
 from tests.mounted.daemon import Daemon
@@ -41,6 +41,7 @@ def compare(image: Image, place: Path, plan: Plan, tell: Tell) -> Results:
             own = place / f"{number}.hds"
             top = _file(own, image, size_bytes) if name == FILE else copy(made, own)
             peers.append(servers.enter_context(start(place / str(number), [*lower, top], size_bytes)))
+        _warm(peers)
         return measure(cases, peers, plan.runs, by_fio(plan, _deep_engine(peers)), tell)
 
 
@@ -50,6 +51,11 @@ def _file(path: Path, image: Image, size_bytes: int) -> Path:
     path.touch()
     os.truncate(path, size_bytes)
     return path
+
+
+def _warm(peers: Sequence[Peer]) -> None:
+    for image in {image for peer in peers for image in peer.images}:
+        warm(image)
 
 
 def _deep_engine(peers: Sequence[Peer]) -> dict[str, str]:
@@ -67,6 +73,7 @@ def compare_depths(place: Path, plan: Plan, tell: Tell) -> Results:
             deltas = stack(place / f"stack{depth}", plan.size_bytes, depth)
             peer = servers.enter_context(ours()(place / f"depth{depth}", deltas, plan.size_bytes))
             peers.append(Peer(str(depth), peer.disk, peer.images, peer.pids))
+        _warm(peers)
         return measure(DEEP, peers, plan.runs, by_fio(plan, _deep_engine(peers)), tell)
 
 
@@ -76,6 +83,7 @@ def cost_of_check(place: Path, plan: Plan, tell: Tell) -> dict[str, Cost]:
     image = full_image(place / "image.hds", plan.size_bytes)
     with ours(standby=False)(place / "daemon", [image], plan.size_bytes) as peer:
         assert peer.daemon is not None
+        _warm([peer])
         once = by_fio(replace(plan, seconds=1), _deep_engine([peer]))
         costs = {}
         for case in CHECKED:
@@ -113,4 +121,5 @@ def one_server(case: Case, plane: str, place: Path, plan: Plan) -> Iterator[tupl
     make = full_image if case.image is Image.FULL else empty_image
     start: Start = all_peers()[plane]
     with start(place / "daemon", [*lower, make(place / "top.hds", size_bytes)], size_bytes) as peer:
+        _warm([peer])
         yield peer, _deep_engine([peer])

@@ -26,6 +26,8 @@ QEMU_NBD = ("--cache=writeback", "--aio=threads", "--discard=unmap", "--detect-z
 
 OWN, SESSION = "own", "pyfuse3"
 QEMU, NBDFUSE, FILE = "qemu", "nbdfuse", "file"
+FUSES_OUT = "fuses out"
+"""Own connections again, of a device that nobody recovers: it keeps nothing for that, as QEMU does not either."""
 DEVICE = "ploop0"
 _TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -77,6 +79,8 @@ def planes() -> dict[str, tuple[str, ...]]:
 def all_peers() -> dict[str, Start]:
     """By name, what is compared with the others first."""
     ours: dict[str, Start] = {f"ploopfs {plane}": _ploopfs(plane) for plane in planes()}
+    if OWN in planes():
+        ours[FUSES_OUT] = _ploopfs(OWN, standby=False)
     return {**ours, QEMU: _qemu, NBDFUSE: _nbdfuse, FILE: _file}
 
 
@@ -101,7 +105,8 @@ def _ploopfs(plane: str, *, standby: bool = True) -> Start:
             used = daemon.attribute("ploopfs/data_plane")
             if used.exists() and used.read_text().strip() != plane:
                 raise BenchError(f"ploopfs serves by {used.read_text().strip()}, not by {plane}: see its log")
-            yield Peer(f"ploopfs {plane}", daemon.disk(), tuple(deltas), (daemon.process.pid,), daemon)
+            name = f"ploopfs {plane}" if standby else FUSES_OUT
+            yield Peer(name, daemon.disk(), tuple(deltas), (daemon.process.pid,), daemon)
             code = daemon.end()
             if code != 0 or daemon.log.count("\n") > 1:  # one line says that it is ready
                 raise BenchError(f"ploopfs ended with code {code}, and said:\n{daemon.log}")

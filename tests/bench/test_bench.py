@@ -197,7 +197,7 @@ def test_all_servers_are_measured_on_the_same_holes_and_nothing_is_left(tmp_path
     assert (done.returncode, done.stderr) == (0, "")
     cases = json.loads(done.stdout)["cases"]
     assert [case["case"] for case in cases] == [case.name for case in USING_UP if case.image is Image.EMPTY]
-    servers = {*(f"ploopfs {plane}" for plane in planes()), "qemu", "nbdfuse"}
+    servers = {*(f"ploopfs {plane}" for plane in planes()), "fuses out", "qemu", "nbdfuse"}
     for case in cases:
         assert set(case["peers"]) == {*servers, "file"}
         assert all(result["rate"] > 0 for result in case["peers"].values())
