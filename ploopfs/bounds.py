@@ -95,6 +95,9 @@ THREADS = Bound(
     setting="limits.threads_per_device",
     highest=512,
 )
+RING_WRITES = Bound(
+    1024, "writes, of all devices, that the kernel makes without a thread of ours", "the next one takes a thread"
+)
 GROW_AHEAD_MIB = Bound(
     64,
     "MiB by which the top's file is made longer than its last cluster needs",
@@ -121,6 +124,12 @@ BURST_BYTES = Bound(
 )
 BURST_REQUESTS = Bound(
     32, "requests of a disk's own connection that are served in a turn", "the tree and the other disks have their turn"
+)
+POLL_US = Bound(
+    100, "µs that a disk's own connection looks for the next request before it waits for it", "it waits"
+)
+POLL_TURN_US = Bound(
+    1000, "µs that a disk's own connection serves one quick request after the other", "the others have their turn"
 )
 
 # --- devices and images -------------------------------------------------------------------------------------------

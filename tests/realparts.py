@@ -21,6 +21,8 @@ import pytest
 NO_SYS_ADMIN = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--")
 """Root who may not mount: as in a container, and as every other user but that he may read what root may."""
 
+_IO_URING_SETUP, _PARAMETERS_BYTES = 425, 120
+
 CAP_SYS_ADMIN = 21
 """The bit of mount(2) and of LOOP_SET_FD's callers, capabilities(7)."""
 
@@ -41,6 +43,7 @@ def need(
     root: bool = False,
     user_namespaces: bool = False,
     file_systems: tuple[str, ...] = (),
+    io_uring: bool = False,
 ) -> None:
     """Returns if the machine has every part asked for; names all that it lacks otherwise. `files` are patterns;
     `file_systems` are those on a block device that the kernel must be able to mount."""
@@ -54,6 +57,8 @@ def need(
         lacks.extend(_lacks_of_user_namespaces())
     if loop:
         lacks.extend(_lacks_of_loop())
+    if io_uring and not _gives_rings():
+        lacks.append("io_uring, or the right to it")
     lacks.extend(f"{name} in its kernel" for name in file_systems if not _knows(name))
     if lacks:
         real_or_skip(f"this machine lacks {', '.join(lacks)}")
@@ -79,6 +84,15 @@ def _lacks_of_loop() -> Iterator[str]:
         yield "/dev/loop-control"
     if not _may_mount():
         yield "the right to set up loop devices (CAP_SYS_ADMIN)"
+
+
+def _gives_rings() -> bool:
+    """A container's filter of system calls may refuse it, or the administrator: kernel.io_uring_disabled."""
+    fd = int(ctypes.CDLL(None).syscall(_IO_URING_SETUP, 1, ctypes.create_string_buffer(_PARAMETERS_BYTES)))
+    if fd < 0:
+        return False
+    os.close(fd)
+    return True
 
 
 def _knows(file_system: str) -> bool:

@@ -148,6 +148,14 @@ REACHED = {
     ),
     "SHOWN_CHANGES": "test_cli_check.py::test_many_changes_are_counted_and_the_first_are_shown",
     "REQUESTS": "device/test_queue.py::test_a_full_queue_refuses_with_eio_whoever_waits_or_is_in_flight",
+    "RING_WRITES": (
+        "engine/test_ring.py::test_no_more_are_begun_than_the_bound_and_further_ones_take_a_thread"
+    ),
+    "POLL_US": "blockfuse/test_soon.py::test_who_takes_longer_is_not_polled_for",
+    "POLL_TURN_US": (
+        "blockfuse/test_soon.py::"
+        "test_he_is_served_without_the_event_loop_in_between_and_others_have_their_turn_now_and_then"
+    ),
     "GROW_AHEAD_MIB": "engine/test_end_of_file.py::test_the_file_is_ahead_by_no_more_than_the_bound",
     "HELD_REQUESTS": "device/test_hold.py::test_with_the_bound_on_their_number_reached_further_requests_are_refused",
     "HELD_MIB": "device/test_hold.py::test_the_bound_on_bytes_counts_the_data_of_writes_only",

@@ -6,7 +6,7 @@ it. Of how many there may be the request queue of the device is the bound. Invar
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import TypeVar
 
 import trio
@@ -51,6 +51,9 @@ class WaitingRequests:
         self._is_watched = False
         self._processes = _Remembered(process_of)
 
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
     def add(self, nursery: trio.Nursery, unique: int, pid: int, op: Op) -> Pending:
         pending = self._pending[unique] = Pending(unique, pid, self._processes[pid], op)
         if not self._is_watched:
@@ -69,9 +72,10 @@ class WaitingRequests:
             if is_told_to_end(pending.pid):
                 self._give_up(pending)
 
-    async def wait_given_up(self) -> None:
-        """Nobody hears the answers any more: let everybody go who is not in the storage, and wait for the others."""
-        while self._pending:
+    async def wait_given_up(self, others: Sized = ()) -> None:
+        """Nobody hears the answers any more: let everybody go who is not in the storage, and wait for the rest; and
+        for `others`, any of whom may yet come to wait."""
+        while self._pending or others:
             for pending in tuple(self._pending.values()):
                 self._give_up(pending)
             await trio.sleep(_LOOK_AGAIN_S)

@@ -26,7 +26,7 @@ from ploopfs.device.agents import run_agents
 from ploopfs.device.device import Device
 from ploopfs.device.registry import Registry
 from ploopfs.engine.apart import APART
-from ploopfs.engine.memory import keep_freed_memory
+from ploopfs.engine.memory import collect_seldom, keep_freed_memory
 from ploopfs.errors import MountError
 from ploopfs.fuse.host import LinuxHost
 from ploopfs.fuse.mountpoint import State, check_mountpoint, inspect_mountpoint, replace_stale
@@ -63,6 +63,7 @@ def mount(arguments: argparse.Namespace) -> int:
     for number in (*ENDING, RELOADING):
         signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()
+    collect_seldom()
     APART.begin()
     own = (arguments.data_plane or config.data_plane) == DataPlane.OWN.value
     try:

@@ -21,8 +21,8 @@ from ploopfs.device.handover import marked_again, stand_by_without_lock
 from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
 from ploopfs.device.mapper import Mapper
-from ploopfs.device.nowait import run_nowait
-from ploopfs.device.queue import RequestQueue
+from ploopfs.device.nowait import Written, run_nowait
+from ploopfs.device.queue import Begun, RequestQueue
 from ploopfs.device.replace import Replacement
 from ploopfs.device.standby import StandbyKey, State
 from ploopfs.device.stats import DiskStats, Op
@@ -104,7 +104,8 @@ class Device:
         self.open_count -= 1
 
     def read_nowait(self, offset: int, length: int) -> Buffer | None:
-        """As `read` if the gate is open and everything is at hand, else None: what is in the way, `read` meets."""
+        """As `read` if the gate is open and everything is at hand, else None: what is in the way, `read` meets. The
+        bytes stay as they are until the next call, for whatever device."""
         length = self._clipped(offset, length)
         work = partial(self._read_nowait, self._in_stack(offset), length)
         data = run_nowait(self.queue, Op.READ, length, work)
@@ -113,17 +114,40 @@ class Device:
             self.counters.bio_out += 1
         return data
 
-    def write_nowait(self, offset: int, data: Buffer, *, fua: bool = False) -> int | None:
-        """As `write` if the gate is open, all of it lies in clusters of the top, and the storage takes it without
-        waiting, else None: then `write` writes it again, whatever was written, and meets what is in the way."""
-        if self.read_only or fua or not 0 < len(data) <= self.size_bytes - offset:
-            return None
-        work = partial(self._write_nowait, self._in_stack(offset), data)
-        written = run_nowait(self.queue, Op.WRITE, len(data), work)
-        if written is not None:
-            self.counters.bio_in += 1
-            self.counters.bio_out += 1
-        return written
+    def write_soon(self, offset: int, data: Buffer, written: Written) -> bool:
+        """As `write`, without a task that waits, if the gate is open and all of it lies in one cluster of the top;
+        False if that cannot be: then nothing was begun. `written` hears once that it is acknowledged, or what it is to
+        wait for in a task. What `data` holds stays as it is until then."""
+        if self.read_only or not 0 < len(data) <= self.size_bytes - offset or not self.queue.is_free:
+            return False
+        start = self._in_stack(offset)
+        begun = self.queue.begin(Op.WRITE, len(data))
+
+        def heard(error: BackendError | None) -> None:
+            if error is not None:
+                written(partial(self._write_again, begun, error, offset, data))
+                return
+            try:
+                self._wrote(start, data, begun.stack)
+            except Exception as bug:
+                self.queue.end(begun)
+                written(partial(_meet, bug))
+                return
+            self.queue.end(begun)
+            if self.unflushed.is_full:
+                written(self._end_write)
+            else:
+                self.counters.bio_out += 1
+                written(None)
+
+        is_begun = False
+        try:
+            is_begun = begun.stack.write_soon(start, data, heard)
+        finally:
+            if not is_begun:
+                self.queue.end(begun, is_over=False)
+        self.counters.bio_in += is_begun
+        return is_begun
 
     async def read(self, offset: int, length: int) -> Buffer:
         """The bytes of the range that exist: short or empty at the end of the device."""
@@ -144,9 +168,16 @@ class Device:
         self.counters.bio_in += 1
         self.counters.bio_fua_in += fua
         await self.queue.run(Op.WRITE, len(data), partial(self._write, offset, data, fua and bool(self.tune.pass_fuas)))
+        await self._end_write()
+        return len(data)
+
+    async def _write_again(self, begun: Begun, error: BackendError, offset: int, data: Buffer) -> None:
+        await self.queue.run_again(begun, error, partial(self._write, offset, data, False))
+        await self._end_write()
+
+    async def _end_write(self) -> None:
         await self._bound_unflushed()
         self.counters.bio_out += 1
-        return len(data)
 
     async def discard(self, offset: int, length: int) -> None:
         """Whole clusters of the range read as zeroes afterwards; the rest of the range is left alone."""
@@ -237,15 +268,6 @@ class Device:
             # Recorded before it is flushed: if that fails, the map in memory has the cluster and a copy may have not.
             self.counters.bio_fua_out += 1
             await self._flush_stack(stack)
-
-    def _write_nowait(self, start: int, data: Buffer, stack: Stack) -> int | None:
-        # Who fills what may be kept waits for a flush before he is answered.
-        if self._keeps_unflushed and self.unflushed.is_filled_by(len(data)):
-            return None
-        if not stack.write_nowait(start, data):
-            return None
-        self._wrote(start, data, stack)
-        return len(data)
 
     def _wrote(self, start: int, data: Buffer, stack: Stack) -> None:
         if self._keeps_unflushed:
@@ -367,3 +389,7 @@ class Device:
             return not lost
         finally:
             self.queue.forget_key()
+
+
+async def _meet(bug: Exception) -> None:
+    raise bug

@@ -5,7 +5,7 @@ costs no turn of its own. Knows nothing of what it does. Invariant: the gate dec
 whoever gets no answer here has changed nothing that is counted."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from ploopfs.device.queue import RequestQueue
@@ -13,6 +13,10 @@ from ploopfs.device.stats import Op
 from ploopfs.engine.stack import Stack
 
 T = TypeVar("T")
+
+Written = Callable[[Callable[[], Awaitable[None]] | None], None]
+"""Hears once how a write has ended, in the event loop: None, it is acknowledged; else when this has been awaited, or it
+is refused with what that raises. It raises nothing and waits for nothing."""
 
 
 def run_nowait(queue: RequestQueue, op: Op, length_bytes: int, work: Callable[[Stack], T]) -> T | None:

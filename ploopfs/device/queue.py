@@ -8,11 +8,10 @@ no request is in flight, new ones wait (or are refused in standby), and `swap` m
 import errno
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import TypeVar
-
-import trio
 
 from ploopfs.bounds import PACE
 from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
@@ -22,17 +21,16 @@ from ploopfs.device.holding import HoldReport
 from ploopfs.device.signal import Signal
 from ploopfs.device.standby import Reason, Standby, StandbyKey, State, tells_of_loss
 from ploopfs.device.stats import DiskStats, Op
+from ploopfs.device.stillness import Stillness
 from ploopfs.device.waiting import HoldPolicy, Kind, OnStandby, Ticket, WaitingRoom
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import (
     BackendError,
-    Busy,
     DeviceAborted,
     HoldFull,
     InStandby,
     PloopError,
     QueueFull,
-    QuiesceTimeout,
     RequestFailed,
     ShuttingDown,
     TruncatedImage,
@@ -40,6 +38,17 @@ from ploopfs.errors import (
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+@dataclass(slots=True)
+class Begun:
+    """A request in flight, on the stack of its generation."""
+
+    op: Op
+    length_bytes: int
+    generation: int
+    stack: Stack
+    started_ns: int
+
 
 _NO_FAULT = frozenset({errno.ENOSPC, errno.EOPNOTSUPP})
 """Answers of a sound storage, which is full or cannot make holes: they change nothing on the queue."""
@@ -67,18 +76,16 @@ class RequestQueue:
         self.generation = 1
         self._loss: tuple[int, Reason | None] = (0, None)
         self.aborted = False
-        self.suspended = False
         self.bounds = bounds
         self.policy = HoldPolicy(requests=bounds.held_requests, data_bytes=bounds.held_bytes)
         self.room = WaitingRoom(self.policy, bounds.park_timeout_s)
         self._name, self._flavour = device_name, flavour
         self._failed_generation = 0
-        self._quiescing = False
         self._closing = False
         self._has_stopped_some = False
         self._paced_up_to = 0
         self._report = HoldReport(self.events)
-        self._idle = trio.lowlevel.ParkingLot()
+        self._stillness = Stillness(self.stats, bounds.quiesce_timeout_s, self._let_go, self.changed)
         self.standby.changed.subscribe(self._standby_changed)
         self.forget_key = key.changed.subscribe(self._let_go)
 
@@ -106,7 +113,11 @@ class RequestQueue:
     @property
     def is_stopped(self) -> bool:
         """Somebody keeps it quiesced or suspended."""
-        return self._quiescing or self.suspended
+        return self._stillness.is_wanted
+
+    @property
+    def suspended(self) -> bool:
+        return self._stillness.suspended
 
     async def run(
         self, op: Op, length_bytes: int, work: Callable[[Stack], Awaitable[T]], *, may_be_held: bool = True
@@ -123,33 +134,55 @@ class RequestQueue:
         if self.room or self._is_shut:
             ticket = Ticket(op, time.monotonic_ns(), length_bytes if op is Op.WRITE else 0, may_be_held)
             await self._wait_turn(ticket)
+        return await self._attempt(self.begin(op, length_bytes, ticket), work, ticket, may_be_held)
+
+    async def run_again(self, begun: Begun, error: BackendError, work: Callable[[Stack], Awaitable[T]]) -> T:
+        """Go on as `run` with a request that `begin` has counted in, and that has met this error."""
+        ticket = await self._wait_again(begun, error, None, may_be_held=True)
+        return await self._attempt(self.begin(begun.op, begun.length_bytes, ticket), work, ticket, may_be_held=True)
+
+    def begin(self, op: Op, length_bytes: int, ticket: Ticket | None = None) -> Begun:
+        """Count a request in that is in nobody's way (`is_free`), or whose turn it is; then it has to `end`."""
+        begun = Begun(op, length_bytes, self.generation, self.stack, self.stats.start(op))
+        if ticket is not None and ticket.is_waiting:
+            self._report.passed(ticket)
+            self._depart(ticket)
+        return begun
+
+    async def _attempt(
+        self, begun: Begun, work: Callable[[Stack], Awaitable[T]], ticket: Ticket | None, may_be_held: bool
+    ) -> T:
         while True:
-            generation, stack = self.generation, self.stack
-            started_ns = self.stats.start(op)
-            if ticket is not None and ticket.is_waiting:
-                self._report.passed(ticket)
-                self._depart(ticket)
             try:
-                result = await work(stack)
+                result = await work(begun.stack)
             except (BackendError, TruncatedImage) as error:
-                is_held = may_be_held and self._is_for_hold(error)
-                self._count_out(op, length_bytes, started_ns, is_over=not is_held)
-                failure = self.judge(op, error, generation)
-                if not is_held:
-                    raise failure from error
-                ticket = ticket or Ticket(op, started_ns, length_bytes if op is Op.WRITE else 0)
-                ticket.was_tried = True
-                try:
-                    await self._wait_turn(ticket)
-                except HoldFull:
-                    self.stats.count(op, length_bytes, started_ns)
-                    raise failure from error
+                ticket = await self._wait_again(begun, error, ticket, may_be_held=may_be_held)
             except BaseException:
-                self._count_out(op, length_bytes, started_ns)
+                self.end(begun)
                 raise
             else:
-                self._count_out(op, length_bytes, started_ns)
+                self.end(begun)
                 return result
+            begun = self.begin(begun.op, begun.length_bytes, ticket)
+
+    async def _wait_again(
+        self, begun: Begun, error: BackendError | TruncatedImage, ticket: Ticket | None, *, may_be_held: bool
+    ) -> Ticket:
+        """The check at the end of a request that met this error: if it is to be held, its turn has come again."""
+        is_held = may_be_held and self._is_for_hold(error)
+        self.end(begun, is_over=not is_held)
+        failure = self.judge(begun.op, error, begun.generation)
+        if not is_held:
+            raise failure from error
+        if ticket is None:
+            ticket = Ticket(begun.op, begun.started_ns, begun.length_bytes if begun.op is Op.WRITE else 0)
+        ticket.was_tried = True
+        try:
+            await self._wait_turn(ticket)
+        except HoldFull:
+            self.stats.count(begun.op, begun.length_bytes, begun.started_ns)
+            raise failure from error
+        return ticket
 
     def set_aborted(self, aborted: bool, reason: Reason | None = None) -> None:
         """`reason`: what the storage answered; None if somebody else asks for it."""
@@ -186,43 +219,18 @@ class RequestQueue:
         if self._closing:
             raise ShuttingDown("the device, or its daemon, ends")
 
-    @asynccontextmanager
-    async def quiesced(self) -> AsyncIterator[None]:
+    def quiesced(self) -> AbstractAsyncContextManager[None]:
         """Inside, no request is in flight. Raises Busy if somebody else quiesces, QuiesceTimeout, ShuttingDown."""
         self.check_lives()
-        if self._quiescing:
-            raise Busy("another operation holds the queue quiesced")
-        self._quiescing = True
-        self._let_go()
-        try:
-            await self._wait_drained()
-            yield
-        finally:
-            self._quiescing = False
-            self._let_go()
+        return self._stillness.quiesced()
 
     async def suspend(self) -> None:
         """Park what comes and wait for what is in flight; nobody fails. Raises QuiesceTimeout if requests do not end,
         and the queue is then as it was; Busy if somebody resumes meanwhile. A second suspend is one, and waits too."""
-        was_suspended, self.suspended = self.suspended, True
-        self._let_go()
-        try:
-            await self._wait_drained()
-        except BaseException:
-            if not was_suspended:
-                self.resume()
-            raise
-        if not self.suspended:
-            raise Busy("the queue was resumed before the requests in flight had ended")
-        if not was_suspended:
-            self.changed.fire()
+        await self._stillness.suspend()
 
     def resume(self) -> None:
-        if self.suspended:
-            self.suspended = False
-            self.changed.fire()
-            self._let_go()
-            self._idle.unpark_all()
+        self._stillness.resume()
 
     def swap(self, stack: Stack) -> None:
         """Put another stack in force in one step, inside `quiesced` or suspended. An error target heals nothing."""
@@ -271,7 +279,7 @@ class RequestQueue:
 
     @property
     def _is_shut(self) -> bool:
-        return self.suspended or self._quiescing or self.aborted or self._closing or self.standby.refuses
+        return self._stillness.is_wanted or self.aborted or self._closing or self.standby.refuses
 
     @property
     def is_free(self) -> bool:
@@ -291,7 +299,7 @@ class RequestQueue:
             return Kind.HELD if holds and ticket.may_be_held else InStandby("the device is in standby")
         if self.aborted and ticket.op.is_write:
             return DeviceAborted("the device is aborted")
-        return Kind.PARKED if self._quiescing else None
+        return Kind.PARKED if self._stillness.quiescing else None
 
     async def _wait_turn(self, ticket: Ticket) -> None:
         """Until the gate lets this request through; its ticket is still in the room then, so that nobody overtakes it
@@ -380,20 +388,12 @@ class RequestQueue:
         if self.stats.in_flight < PACE or oldest.order > self._paced_up_to:
             oldest.let_go()
 
-    def _count_out(self, op: Op, length_bytes: int, started_ns: int, *, is_over: bool = True) -> None:
+    def end(self, begun: Begun, *, is_over: bool = True) -> None:
+        """Count it out; not over, it will begin again."""
         if is_over:
-            self.stats.finish(op, length_bytes, started_ns)
+            self.stats.finish(begun.op, begun.length_bytes, begun.started_ns)
         else:
-            self.stats.abandon(op)
+            self.stats.abandon(begun.op)
         if self.room:
             self._let_go()
-        if (self._quiescing or self.suspended) and not self.stats.in_flight:
-            self._idle.unpark_all()
-
-    async def _wait_drained(self) -> None:
-        with trio.move_on_after(self.bounds.quiesce_timeout_s) as timeout:
-            while self.stats.in_flight and (self._quiescing or self.suspended):
-                await self._idle.park()
-        if timeout.cancelled_caught:
-            stay = f"{self.stats.in_flight} requests in flight did not end within {self.bounds.quiesce_timeout_s} s"
-            raise QuiesceTimeout(stay)
+        self._stillness.request_ended()

@@ -49,10 +49,6 @@ class Unflushed:
     def is_full(self) -> bool:
         return self.memory_bytes >= self.limit_bytes
 
-    def is_filled_by(self, length: int) -> bool:
-        """Whether it is full when one more write, of so many bytes, is kept."""
-        return self.memory_bytes + length + CHANGE_BYTES >= self.limit_bytes
-
     @property
     def memory_bytes(self) -> int:
         return self.data_bytes + len(self._changes) * CHANGE_BYTES

@@ -18,7 +18,7 @@ SURELY_NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.E
 
 
 class Answers:
-    """Of the changes that were made through `change`."""
+    """Of the changes that were made through `change`, or between `enter` and `leave`."""
 
     __slots__ = ("_failure", "_in_flight")
 
@@ -27,15 +27,23 @@ class Answers:
         self._failure: BackendError | None = None
 
     async def change(self, work: Awaitable[None]) -> None:
-        epoch = self._in_flight.enter()
+        epoch, failure = self.enter(), None
         try:
             await work
         except BackendError as error:
-            if error.errno not in SURELY_NOT_WRITTEN:
-                self._failure = error
+            failure = error
             raise
         finally:
-            self._in_flight.leave(epoch)
+            self.leave(epoch, failure)
+
+    def enter(self) -> int:
+        """A change begins; the result is for `leave`."""
+        return self._in_flight.enter()
+
+    def leave(self, epoch: int, failure: BackendError | None) -> None:
+        if failure is not None and failure.errno not in SURELY_NOT_WRITTEN:
+            self._failure = failure
+        self._in_flight.leave(epoch)
 
     def mark(self) -> BackendError | None:
         """To be taken before a sync starts, and given to `heard` when it has succeeded."""

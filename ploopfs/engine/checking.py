@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ploopfs.engine.delta import check_map_size
 from ploopfs.engine.file import File
 from ploopfs.errors import BadImage, TruncatedImage
-from ploopfs.image.bat import Entries
+from ploopfs.image.bat import Entries, check_map_size
 from ploopfs.image.check import MODES, Report, area_problems, judge
 from ploopfs.image.extension import extension_clusters, extension_offset_bytes, extension_problems
 from ploopfs.image.header import HEADER_BYTES, Header

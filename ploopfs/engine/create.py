@@ -18,9 +18,9 @@ from ploopfs.bounds import MAX_DESCRIPTOR_BYTES
 from ploopfs.engine import lock
 from ploopfs.engine.answers import SURELY_NOT_WRITTEN
 from ploopfs.engine.confined import ANYWHERE, close_image, open_image
-from ploopfs.engine.delta import check_map_size
 from ploopfs.engine.opening import DESCRIPTOR_NAME
 from ploopfs.errors import AlreadyExists, BackendError, Busy, ImageNotClosed, PloopError
+from ploopfs.image.bat import check_map_size
 from ploopfs.image.descriptor import Descriptor, new_descriptor, parse, serialise, with_snapshot
 from ploopfs.image.header import HEADER_BYTES, SECTOR_BYTES, V2, Header, Version
 

@@ -2,7 +2,7 @@
 
 Invariants. The mark is on stable storage before the first write and is cleared only by a close that has flushed. A
 sync that failed once fails for ever: the kernel may have dropped the pages, so a later success would be a lie. Only a
-delta that was opened for writing ever writes, and whatever it writes passes `write`, `write_nowait` or `punch`.
+delta that was opened for writing ever writes, and whatever it writes passes `write`, `write_soon` or `punch`.
 Several stacks may share a delta, one after the other: what is known of its file stays with it."""
 
 import errno
@@ -15,15 +15,15 @@ from functools import cached_property
 import numpy as np
 import trio
 
-from ploopfs.bounds import CLOSE_TIMEOUT_S, MAX_MAP_BYTES
+from ploopfs.bounds import CLOSE_TIMEOUT_S
 from ploopfs.engine.answers import SURELY_NOT_WRITTEN, Answers
-from ploopfs.engine.file import Buffer, File, Files
-from ploopfs.errors import BackendError, BadImage, ImageNotClosed, PloopError, StorageTimeout
+from ploopfs.engine.file import Answered, Buffer, File, Files
+from ploopfs.errors import BackendError, ImageNotClosed, StorageTimeout
 from ploopfs.image.allocator import Allocator
-from ploopfs.image.bat import Bat
+from ploopfs.image.bat import Bat, check_map_size
 from ploopfs.image.check import Verdict, check_image
 from ploopfs.image.extension import extension_offset_bytes
-from ploopfs.image.header import CLOSED, MUTABLE_START, SECTOR_BYTES, Header
+from ploopfs.image.header import CLOSED, MUTABLE_START, Header
 from ploopfs.image.map import RawLevel
 from ploopfs.image.stacking import Layer
 from ploopfs.image.tracker import Tracker
@@ -177,13 +177,25 @@ class Delta:
             raise
         await self._answers.heard(mark, self.path)
 
-    def write_nowait(self, offset: int, data: Buffer) -> int:
-        """How many bytes could be written without waiting."""
-        with self._noted(offset, len(data)):
-            return self.file.write_nowait(offset, data)
+    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
+        """As `File.write_soon`."""
+        epoch = self._answers.enter()
+
+        def heard(error: BackendError | None) -> None:
+            self._answers.leave(epoch, error)
+            self._note_change(error, offset, len(data))
+            answered(error)
+
+        is_begun = False
+        try:
+            is_begun = self.file.write_soon(offset, data, heard)
+        finally:
+            if not is_begun:
+                self._answers.leave(epoch, None)
+        return is_begun
 
     async def write(self, offset: int, data: Buffer) -> None:
-        """Everything that is written to the file passes here, `write_nowait` or `punch`."""
+        """Everything that is written to the file passes here, `write_soon` or `punch`."""
         with self._noted(offset, len(data)):
             done = self.file.write_nowait(offset, data)
             if done < len(data):
@@ -195,15 +207,14 @@ class Delta:
 
     @contextmanager
     def _noted(self, offset: int, length: int) -> Iterator[None]:
-        """What a change that failed leaves in doubt, and what a copy of the file must have again."""
+        failure: BackendError | None = None
         try:
             yield
         except BackendError as error:
-            self._note_doubtful(error, offset, length)
+            failure = error
             raise
         finally:
-            if self.tracker is not None:
-                self.tracker.mark(offset, length)
+            self._note_change(failure, offset, length)
 
     async def grow(self, size: int) -> None:
         """The caller serializes calls, so that a smaller size can never follow a larger one."""
@@ -296,10 +307,13 @@ class Delta:
         await self.sync()
         self.doubtful_header = None
 
-    def _note_doubtful(self, error: BackendError, offset: int, length: int) -> None:
-        if self.header is not None and error.errno not in SURELY_NOT_WRITTEN:
+    def _note_change(self, failure: BackendError | None, offset: int, length: int) -> None:
+        """What one that failed leaves in doubt, and what a copy of the file must have again."""
+        if failure is not None and self.header is not None and failure.errno not in SURELY_NOT_WRITTEN:
             size = self.header.cluster_bytes
             self.doubtful_clusters.update(range(offset // size, -(-(offset + length) // size)))
+        if self.tracker is not None:
+            self.tracker.mark(offset, length)
 
 
 async def open_delta(files: Files, spec: ImageSpec, *, writable: bool) -> Delta:
@@ -362,7 +376,8 @@ async def _read_image(file: File, size: int, accept_mark: AcceptMark | None) -> 
     report = check_image(header, area, size, path, await read_extension(file, header, size))
     match report.verdict:
         case Verdict.BROKEN | Verdict.CONVERTING:
-            _log_further(report.problems)
+            for problem in report.problems[1:]:
+                log.info("%s", problem)
             raise report.problems[0]
         case Verdict.NOT_CLOSED if file.writable:
             bat = Bat(header, area)
@@ -375,21 +390,9 @@ async def _read_image(file: File, size: int, accept_mark: AcceptMark | None) -> 
     return Delta(file, header=header, bat=Bat(header, area), file_size=size, trusted_size=whole)
 
 
-def check_map_size(header: Header, path: str) -> None:
-    """Raise BadImage for a map that is too large to be read into memory."""
-    if header.bat_area_bytes > MAX_MAP_BYTES:
-        sectors = MAX_MAP_BYTES // SECTOR_BYTES
-        raise BadImage(path, "m_FirstBlockOffset", header.first_block_sectors, f"a map of at most {sectors} sectors")
-
-
 async def read_extension(file: File, header: Header, size: int) -> bytes:
     """The cluster of the format extension; empty where a valid one cannot lie, which the check says."""
     offset = extension_offset_bytes(header)
     if not offset or offset + header.cluster_bytes > size:
         return b""
     return bytes(await file.read(offset, header.cluster_bytes))
-
-
-def _log_further(problems: tuple[PloopError, ...]) -> None:
-    for problem in problems[1:]:
-        log.info("%s", problem)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ploopfs.engine.delta import Delta
-from ploopfs.engine.file import Buffer
+from ploopfs.engine.file import Answered, Buffer
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, NoSuchEntry, PloopError, TargetFailed
 from ploopfs.image.map import Map
@@ -64,7 +64,7 @@ class Failing(Stack):
     def read_nowait(self, offset: int, length: int) -> None:
         """Nothing is at hand."""
 
-    def write_nowait(self, offset: int, data: Buffer) -> bool:  # noqa: ARG002 -- as above
+    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:  # noqa: ARG002 -- as above
         return False
 
     async def read(self, offset: int, length: int) -> NoReturn:  # noqa: ARG002 -- the signature of a stack

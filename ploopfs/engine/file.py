@@ -2,20 +2,18 @@
 
 `File` is what the engine needs; `OsFile` is the real one, and ploopfs.testing ships the fakes. Knows nothing of image
 formats. Invariant: nothing above this module sees OSError. On a local file system the page cache answers at once where
-it can (RWF_NOWAIT); a remote store is always asked, so that the next read sees that it is lost. Everything else is one
-hop to one of this device's own worker threads, so a hung mount holds up nobody else. A hop is abandoned only when the
-process gives up on its storage, and a file is not closed before its last hop has ended, given up or not: the number
-could be reused under it.
+it can (RWF_NOWAIT), and the kernel makes writes by itself (ring.py); a remote store is always asked, so that the next
+read sees that it is lost. Everything else is one hop to one of this device's own worker threads, so a hung mount holds
+up nobody else. A hop is abandoned only when the process gives up on its storage, and a file is not closed before its
+last hop, or write of the kernel's, has ended, given up or not: the number could be reused under it.
 """
 
-import ctypes
 import errno
 import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar, cast
 
@@ -23,20 +21,18 @@ import trio
 
 from ploopfs.bounds import CLOSE_GRACE_MS, CLOSE_TIMEOUT_S, THREADS
 from ploopfs.engine import lock, probe
+from ploopfs.engine.blocking import punch, read_from_storage, read_fully, start_writeback, write_fully
 from ploopfs.engine.confined import ANYWHERE, AllowedDirs, close_image, open_image
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.late import Hop, Opening
 from ploopfs.engine.probe import ProbedImage
-from ploopfs.engine.storage import storage_of
+from ploopfs.engine.ring import Ring, Write, ring_of_loop
+from ploopfs.engine.storage import Identity, storage_of
 from ploopfs.engine.workers import Lane, Workers
 from ploopfs.errors import BackendError, PloopError
 
 T = TypeVar("T")
 
-_FALLOC_FL_KEEP_SIZE = 1
-_FALLOC_FL_PUNCH_HOLE = 2
-_SYNC_FILE_RANGE_WRITE = 2
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
@@ -48,17 +44,8 @@ VOUCHING = CHANGES | {"fsync"}
 
 Buffer = bytes | bytearray | memoryview
 
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which file this is, as `pdelta/<n>/image_info` shows it. `filesystem` is the type's name, e.g. `fuse.bindfs`.
-    `has_locks`: a lock on it keeps off everybody who could use it, as far as can be told; an image without such locks
-    is not known to be one's own."""
-
-    device_number: int
-    inode: int
-    filesystem: str
-    has_locks: bool = True
+Answered = Callable[[BackendError | None], None]
+"""Hears once how an operation has ended, None for success, in the event loop; it raises and waits for nothing."""
 
 
 class File(Protocol):
@@ -71,14 +58,19 @@ class File(Protocol):
     """A change or an fsync was given up while the storage still had it: it may yet happen, so nothing here can be
     vouched for."""
 
-    def read_nowait(self, offset: int, length: int) -> bytearray | None:
-        """All `length` bytes if they are at hand without waiting, else None."""
+    def read_nowait(self, offset: int, length: int, room: memoryview | None = None) -> Buffer | None:
+        """All `length` bytes if they are at hand without waiting, else None. They may lie in `room`, which has as many,
+        until its owner uses it for something else."""
 
     async def read(self, offset: int, length: int) -> bytearray:
         """Short only at the end of the file."""
 
     def write_nowait(self, offset: int, data: Buffer) -> int:
         """How many bytes could be written without waiting; 0 is an answer."""
+
+    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
+        """As `write`, without a task that waits: False if that cannot be, and then nothing was begun. Nobody can give
+        it up; whoever closes the file meanwhile has."""
 
     async def write(self, offset: int, data: Buffer) -> None: ...
 
@@ -152,6 +144,7 @@ class OsFiles:
                 await late.aclose()
             raise
         if writable:
+            file.ring = None if file.is_remote else ring_of_loop()
             try:
                 _GIVEN_UP.check(file.real_path, file.identity)
             except PloopError:
@@ -199,18 +192,21 @@ class OsFile:
         except BaseException:
             close_image(self._fd)
             raise
-        self._read = _read_from_storage if storage.is_remote else _read_fully
-        self._read_nowait = self._read is _read_fully
+        self.is_remote = storage.is_remote
+        self._read = read_from_storage if storage.is_remote else read_fully
+        self._read_nowait = self._read is read_fully
         self._write_nowait = True
+        self.ring: Ring | None = None
+        self._soon: set[Write] = set()
         # The kernel lets one write at a time into a local file, so a thread for each would only wait for its lock.
         self._write_lane = None if storage.is_remote else Lane()
         # When a sync is done, so is what was started before it: a file that was settled is closed at once.
         self._sync_lane = None if storage.is_remote else Lane()
 
-    def read_nowait(self, offset: int, length: int) -> bytearray | None:
+    def read_nowait(self, offset: int, length: int, room: memoryview | None = None) -> Buffer | None:
         if not self._read_nowait:
             return None
-        data = bytearray(length)
+        data = bytearray(length) if room is None else room
         try:
             count = os.preadv(self._fd, [data], offset, os.RWF_NOWAIT)
         except OSError as error:
@@ -233,16 +229,58 @@ class OsFile:
             self._write_nowait = self._may_retry_nowait(error, "write", offset, len(data))
             return 0
 
+    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
+        if self.ring is None or self._is_done_with:
+            return False
+
+        def ended(result: int) -> None:
+            self._soon.discard(write)
+            self._left_ring(result)
+            answered(None if result == len(data) else self._failure_of(result, offset, len(data)))
+
+        try:
+            write = self.ring.begin(self._fd, offset, data, ended)
+        except BlockingIOError:
+            return False
+        self._soon.add(write)
+        with self._closing:
+            self._hops += 1
+        return True
+
     async def write(self, offset: int, data: Buffer) -> None:
-        work = partial(_write_fully, self._fd, offset, data)
-        await self._hop(work, "write", offset, len(data), self._write_lane)
+        done = await self._write_by_ring(offset, data) if self.ring is not None else 0
+        if done < len(data):
+            work = partial(write_fully, self._fd, offset + done, memoryview(data)[done:] if done else data)
+            await self._hop(work, "write", offset, len(data), self._write_lane)
+
+    async def _write_by_ring(self, offset: int, data: Buffer) -> int:
+        """How many bytes were written; fewer than all leave the rest to a thread."""
+        assert self.ring is not None
+        self._hop_begins("write", offset, len(data))
+        try:
+            write = self.ring.begin(self._fd, offset, data, self._left_ring)
+        except BlockingIOError:
+            self._left_ring(0)
+            return 0
+        try:
+            result = await write.wait()
+        except trio.Cancelled:
+            self._given_up("write", write.is_under_way)
+            raise
+        if result < 0:
+            raise self._failure_of(result, offset, len(data))
+        return result
+
+    def _failure_of(self, result: int, offset: int, length: int) -> BackendError:
+        """A write that ends early is one to a file system without room, which says so to the rest."""
+        return BackendError(-result if result < 0 else errno.ENOSPC, "write", self.path, offset=offset, length=length)
 
     def start_writeback(self) -> None:
         if self._sync_lane is None or self._sync_lane.is_served or self._is_done_with:
             return
         with self._closing:
             self._hops += 1
-        self._workers.start(Hop(partial(_start_writeback, self._fd), self._hop_ended), self._sync_lane)
+        self._workers.start(Hop(partial(start_writeback, self._fd), self._hop_ended), self._sync_lane)
 
     async def sync(self) -> None:
         await self._hop(partial(os.fdatasync, self._fd), "fsync", lane=self._sync_lane)
@@ -257,7 +295,7 @@ class OsFile:
         await self._hop(partial(os.posix_fallocate, self._fd, offset, length), "fallocate", offset, length)
 
     async def punch(self, offset: int, length: int) -> None:
-        await self._hop(partial(_punch, self._fd, offset, length), "punch hole", offset, length)
+        await self._hop(partial(punch, self._fd, offset, length), "punch hole", offset, length)
 
     async def lock(self, *, as_writer: bool | None = None) -> None:
         writable = self.writable if as_writer is None else as_writer
@@ -275,6 +313,8 @@ class OsFile:
     async def aclose(self) -> None:
         with self._closing:
             was_done_with, self._is_done_with = self._is_done_with, True
+            for write in self._soon:
+                self._given_up("write", write.is_under_way)
             if was_done_with or self._hops:
                 return
             fd, self._fd = self._fd, -1
@@ -298,28 +338,41 @@ class OsFile:
     async def _hop(
         self, work: Callable[[], T], operation: str, offset: int = 0, length: int = 0, lane: Lane | None = None
     ) -> T:
-        if self._is_done_with:
-            raise BackendError(errno.EBADF, operation, self.path, offset=offset, length=length)
-        with self._closing:
-            self._hops += 1
+        self._hop_begins(operation, offset, length)
         hop = Hop(work, self._hop_ended)
         try:
             return cast("T", await _hop(hop, self._workers, operation, self.path, offset, length, lane))
         except BaseException as error:
             hop.give_up()
             if isinstance(error, trio.Cancelled):
-                self.abandoned |= operation in VOUCHING
-                if operation in CHANGES:
-                    _GIVEN_UP.add(Change(self.real_path, self.identity, hop.is_under_way))
+                self._given_up(operation, hop.is_under_way)
             raise
+
+    def _hop_begins(self, operation: str, offset: int, length: int) -> None:
+        if self._is_done_with:
+            raise BackendError(errno.EBADF, operation, self.path, offset=offset, length=length)
+        with self._closing:
+            self._hops += 1
 
     def _hop_ended(self) -> None:
         """In its thread, as a rule. A file that was to be closed meanwhile is closed now, and lets go of its lock."""
+        if self._is_last_to_end():
+            self.close()
+
+    def _left_ring(self, _result: int) -> None:
+        """In the event loop, which waits for no close."""
+        if self._is_last_to_end():
+            self._workers.start(self.close, Lane())
+
+    def _is_last_to_end(self) -> bool:
         with self._closing:
             self._hops -= 1
-            is_last = self._is_done_with and not self._hops
-        if is_last:
-            self.close()
+            return self._is_done_with and not self._hops
+
+    def _given_up(self, operation: str, is_under_way: Callable[[], bool]) -> None:
+        self.abandoned |= operation in VOUCHING
+        if operation in CHANGES:
+            _GIVEN_UP.add(Change(self.real_path, self.identity, is_under_way))
 
     def _may_retry_nowait(self, error: OSError, operation: str, offset: int, length: int) -> bool:
         """False: this file system never answers without waiting. Raises if the storage has answered with an error."""
@@ -343,48 +396,3 @@ async def _hop(
         return await workers.run(work, lane)
     except OSError as error:
         raise BackendError.of(error, operation, path, offset=offset, length=length) from error
-
-
-def _read_fully(fd: int, offset: int, data: bytearray) -> bytearray:
-    """Fills `data`, which is shorter afterwards if the file ends."""
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        count = os.preadv(fd, [view[done:]], offset + done)
-        if count == 0:
-            view.release()
-            del data[done:]
-            break
-        done += count
-    return data
-
-
-def _read_from_storage(fd: int, offset: int, data: bytearray) -> bytearray:
-    """Past the page cache. Buffered and with the pages dropped first, as O_DIRECT would want an alignment of some."""
-    start = offset - offset % _PAGE_BYTES
-    end = -(-(offset + len(data)) // _PAGE_BYTES) * _PAGE_BYTES
-    os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
-    return _read_fully(fd, offset, data)
-
-
-def _write_fully(fd: int, offset: int, data: Buffer) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view = view[count:]
-        offset += count
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-
-
-def _start_writeback(fd: int) -> None:
-    _libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)  # what it fails with, the next fsync says
-
-
-def _punch(fd: int, offset: int, length: int) -> None:
-    if _libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

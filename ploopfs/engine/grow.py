@@ -4,10 +4,11 @@ The plan is image/growth.py's; this is its interpreter. Lower deltas stay as the
 the disk has holes there. Knows nothing of queues: no request may be in flight from the call until the new stack is in
 force, and the caller refuses if maintenance is under way (EBUSY)."""
 
-from ploopfs.engine.delta import Delta, check_map_size
+from ploopfs.engine.delta import Delta
 from ploopfs.engine.opening import lower_map
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import Busy, ReadOnly, StorageTimeout
+from ploopfs.image.bat import check_map_size
 from ploopfs.image.growth import WriteHeader, check_growth, grown_header, plan_growth
 from ploopfs.image.header import SECTOR_BYTES, Header
 

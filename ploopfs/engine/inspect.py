@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ploopfs.engine.delta import ImageSpec, check_map_size, read_extension
+from ploopfs.engine.delta import ImageSpec, read_extension
 from ploopfs.engine.file import Files
 from ploopfs.engine.opening import StackSpec
 from ploopfs.errors import PloopError
-from ploopfs.image.bat import decode_area
+from ploopfs.image.bat import check_map_size, decode_area
 from ploopfs.image.check import check_image
 from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, Header
 from ploopfs.image.stacking import check_depth

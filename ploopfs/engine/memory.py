@@ -5,13 +5,22 @@ each 4 KiB: 37 % of the CPU time of reads of 1 MiB, 18 % of that of writes (fio,
 """
 
 import ctypes
+import gc
 
-from ploopfs.bounds import KEPT_MEMORY_MIB, MIB
+from ploopfs.bounds import KEPT_MEMORY_MIB, MAX_TRANSFER_BYTES, MIB
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _HIGHEST_MMAP_THRESHOLD_BYTES = 32 * MIB
 """glibc takes no more (mallopt(3)); larger pieces are mapped one by one, and given back."""
+
+
+_OBJECTS_BETWEEN = 200_000
+"""New ones less those that went; the interpreter's own is 700."""
+
+
+READ_ROOM = memoryview(bytearray(MAX_TRANSFER_BYTES))
+"""For the bytes of a read that is answered before anything else is read."""
 
 
 def keep_freed_memory() -> None:
@@ -20,3 +29,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _HIGHEST_MMAP_THRESHOLD_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY_MIB * MIB)
+
+
+def collect_seldom() -> None:
+    """What is there now is looked at no more. Requests leave no cycles, but enough objects for a search after every
+    fiftieth, through all that waits to be flushed: 21 % of the CPU time of writes of 4 KiB at depth 16."""
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_BETWEEN)

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta
 from ploopfs.engine.epochs import Epochs
-from ploopfs.engine.file import Buffer, File
+from ploopfs.engine.file import Answered, Buffer, File
+from ploopfs.engine.memory import READ_ROOM
 from ploopfs.engine.writer import Writer
 from ploopfs.errors import BackendError, TruncatedImage
 from ploopfs.image.map import Map
 from ploopfs.image.plan import Hole, Run, Segment, Step, plan_read
+
+_LARGE_BYTES = 64 << 10
 
 
 class Stack:
@@ -106,10 +109,12 @@ class Stack:
 
     def read_nowait(self, offset: int, length: int) -> Buffer | None:
         """Exactly `length` bytes if all of them are at hand, else None: an error of the storage is left for `read` to
-        meet again."""
+        meet again. They stay as they are until the next call, on whatever stack."""
         # No epoch: nothing that this reads can be given to anybody else before it has ended.
         parts: list[Buffer] = []
         holes = 0
+        # What is made anew is filled with zeroes first: 20 % of the CPU time of a read of 1 MiB.
+        room = READ_ROOM[:length] if _LARGE_BYTES <= length <= len(READ_ROOM) else None
         try:
             for segment in plan_read(self.map, offset, length):
                 match segment:
@@ -117,7 +122,7 @@ class Stack:
                         holes += 1
                         parts.append(bytes(part))
                     case Run(level, start, part):
-                        data = self.deltas[level].file.read_nowait(start, part)
+                        data = self.deltas[level].file.read_nowait(start, part, room if part == length else None)
                         if data is None:
                             return None
                         parts.append(data)
@@ -141,14 +146,31 @@ class Stack:
         finally:
             self._epochs.leave(epoch)
 
-    def write_nowait(self, offset: int, data: Buffer) -> bool:
-        """Whether all of it was written: only in place, and where the storage takes it without waiting. If not, some
-        may have been written, and `write` writes it again; an error of the storage is left for that, too."""
-        if not self._writer.write_nowait(offset, data):
+    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
+        """As `write`, of bytes that lie together in one cluster of the top, and without a task that waits: `answered`
+        hears how it ended. False if that cannot be, and then nothing was begun."""
+        at = self._writer.place(offset, len(data))
+        if at is None:
             return False
-        self._writer.unconfirmed.begun()
-        self._writer.unconfirmed.ended()
-        return True
+        epoch, unconfirmed = self._epochs.enter(), self._writer.unconfirmed
+        unconfirmed.begun()
+
+        def heard(error: BackendError | None) -> None:
+            if error is None:
+                unconfirmed.ended()
+            else:
+                unconfirmed.failed()
+            self._epochs.leave(epoch)
+            answered(error)
+
+        is_begun = False
+        try:
+            is_begun = self.top.write_soon(at, data, heard)
+        finally:
+            if not is_begun:
+                unconfirmed.failed()
+                self._epochs.leave(epoch)
+        return is_begun
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False, check_zeros: bool = True) -> None:
         """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""
@@ -251,9 +273,10 @@ def _within(offset: int, slot: int, stack: Stack) -> int | None:
 
 
 async def _read_run(delta: Delta, offset: int, length: int) -> Buffer:
-    data = delta.file.read_nowait(offset, length)
-    if data is None:
-        data = await delta.file.read(offset, length)
+    at_hand = delta.file.read_nowait(offset, length)
+    if at_hand is not None:
+        return at_hand
+    data = await delta.file.read(offset, length)
     if len(data) < length:
         # What the file had when it was opened must still be there; only what an interrupted growth left out is zero.
         if offset + len(data) < delta.file_size or offset + length > delta.trusted_size:

@@ -14,6 +14,18 @@ _FENCED = frozenset({"fuse.vstorage"})
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Which file this is, as `pdelta/<n>/image_info` shows it. `filesystem` is the type's name, e.g. `fuse.bindfs`.
+    `has_locks`: a lock on it keeps off everybody who could use it, as far as can be told; an image without such locks
+    is not known to be one's own."""
+
+    device_number: int
+    inode: int
+    filesystem: str
+    has_locks: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Storage:
     """`filesystem` is the type's name, e.g. `fuse.bindfs`; empty if it is not listed. `options` are of the superblock.
     """

@@ -32,6 +32,7 @@ from ploopfs.image.plan import (
     Write,
     WriteMap,
     WritePlan,
+    place_in_top,
     plan_copy_up,
     plan_discard,
     plan_write,
@@ -40,9 +41,6 @@ from ploopfs.image.plan import (
     punches_of,
     slots_to_allocate,
 )
-
-_ASKED_IN_VAIN, _ASKED_AGAIN = 16, 64
-"""After so many writes in vain, one in so many is tried without waiting."""
 
 _CANNOT_PUNCH = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -72,7 +70,6 @@ class Writer:
         self.loss: BackendError | None = None
         """The last answer that meant the loss of the storage."""
         self.unconfirmed = Unconfirmed()
-        self._asked = 0
         self._claimed: dict[int, trio.Event] = {}
         self._growing = trio.Lock()
         self._syncer: Combiner[None] = Combiner(self._sync_once)
@@ -89,26 +86,13 @@ class Writer:
         self._counters.bio_wzero += plan.zero_clusters
         await self.run(plan.steps, data)
 
-    def write_nowait(self, offset: int, data: Buffer) -> bool:
-        """Whether all of it was written in place without waiting."""
-        # Most file systems take no buffered write without waiting. To ask each time costs 4 % of a write.
-        self._asked += 1
-        if self._asked > _ASKED_IN_VAIN and self._asked % _ASKED_AGAIN:
-            return False
-        if slots_to_allocate(self._map, offset, len(data)):
-            return False
-        self._top.note_modified()
-        plan = plan_write(self._map, self._allocator, offset, data)
-        try:
-            for step in plan.steps:
-                assert isinstance(step, Write), step
-                at, part = _placed(step, data)
-                if self._top.write_nowait(at, part) < len(part):
-                    return False
-        except BackendError:
-            return False
-        self._asked = 0
-        return True
+    def place(self, offset: int, length: int) -> int | None:
+        """Where in the file these bytes are, to be written in place; None if they are not all in one cluster of the
+        top."""
+        at = place_in_top(self._map, offset, length)
+        if at is not None:
+            self._top.note_modified()
+        return at
 
     async def copy_up(self, slot: int, level: int) -> None:
         """Give the top its own copy of a cluster that this lower level owns. Whoever holds it may have done so when he

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, Header
+from ploopfs.bounds import MAX_MAP_BYTES
+from ploopfs.errors import BadImage
+from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, SECTOR_BYTES, Header
 
 Entries = npt.NDArray[np.uint32]
 
@@ -95,3 +97,10 @@ class Bat:
 
 
 assert array("I").itemsize == BAT_ENTRY_BYTES, f"an unsigned int has {array('I').itemsize} bytes on {sys.platform}"
+
+
+def check_map_size(header: Header, path: str) -> None:
+    """Raise BadImage for a map that is too large to be read into memory."""
+    if header.bat_area_bytes > MAX_MAP_BYTES:
+        sectors = MAX_MAP_BYTES // SECTOR_BYTES
+        raise BadImage(path, "m_FirstBlockOffset", header.first_block_sectors, f"a map of at most {sectors} sectors")

@@ -13,6 +13,7 @@ from typing import Protocol
 import trio
 
 from ploopfs.device.events import Events
+from ploopfs.device.nowait import Written
 from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
@@ -108,10 +109,12 @@ class BlockDevice(Protocol):
     def read_only(self) -> bool: ...
 
     def read_nowait(self, offset: int, length: int) -> Buffer | None:
-        """As `read` if that needs to wait for nothing, else None."""
+        """As `read` if that needs to wait for nothing, else None. The bytes stay as they are until the next call, for
+        whatever device."""
 
-    def write_nowait(self, offset: int, data: Buffer, *, fua: bool = False) -> int | None:
-        """As `write` if that needs to wait for nothing, else None."""
+    def write_soon(self, offset: int, data: Buffer, written: Written) -> bool:
+        """As `write`, if that needs no task; `written` hears once that it is acknowledged, or what it has to await
+        first. What `data` holds stays as it is until then."""
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Exactly the bytes that exist in the range: short or empty at the end of the device."""

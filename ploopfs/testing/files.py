@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from ploopfs.engine.file import Buffer, Identity
+from ploopfs.engine.file import Answered, Buffer
 from ploopfs.engine.probe import ProbedImage
+from ploopfs.engine.storage import Identity
 from ploopfs.errors import BackendError, ImageLocked, ImageMismatch
+from ploopfs.testing.soon import write_soon
 
 _DEVICE_NUMBER = 0x700
 _numbers = itertools.count(1)
@@ -86,7 +88,7 @@ class MemoryFile:
     def has_lock(self) -> bool:
         return self._number in self._image.writers | self._image.readers
 
-    def read_nowait(self, offset: int, length: int) -> bytearray | None:
+    def read_nowait(self, offset: int, length: int, room: object = None) -> bytearray | None:  # noqa: ARG002
         self._check_open("read")
         data = self._image.data[offset : offset + length]
         return data if self._answers_at_once and len(data) == length else None
@@ -102,6 +104,9 @@ class MemoryFile:
             return 0
         self._put(offset, data)
         return len(data)
+
+    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
+        return write_soon(self, offset, data, answered)
 
     async def write(self, offset: int, data: Buffer) -> None:
         await trio.lowlevel.checkpoint()

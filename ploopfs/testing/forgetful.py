@@ -13,11 +13,12 @@ from typing import TypeVar
 
 import trio
 
-from ploopfs.engine.file import Buffer
+from ploopfs.engine.file import Answered, Buffer
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.errors import BackendError
 from ploopfs.testing.files import MemoryFile, MemoryFiles
 from ploopfs.testing.pending import Pending, everything
+from ploopfs.testing.soon import write_soon
 
 T = TypeVar("T")
 Change = Callable[[Pending], None]
@@ -83,7 +84,7 @@ class ForgetfulFile:
         self._files, self._inner, self._durable = files, inner, durable
         self._knows_of = files.crashes
 
-    def read_nowait(self, offset: int, length: int) -> None:  # noqa: ARG002 -- the File protocol's signature
+    def read_nowait(self, offset: int, length: int, room: object = None) -> None:  # noqa: ARG002 -- as File has it
         return None
 
     def write_nowait(self, offset: int, data: Buffer) -> int:  # noqa: ARG002 -- the File protocol's signature
@@ -91,6 +92,9 @@ class ForgetfulFile:
 
     async def read(self, offset: int, length: int) -> bytearray:
         return await self._run("read", lambda: self._inner.read(offset, length), offset, length)
+
+    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
+        return write_soon(self, offset, data, answered)
 
     async def write(self, offset: int, data: Buffer) -> None:
         written = bytes(data)

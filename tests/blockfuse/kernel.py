@@ -80,7 +80,9 @@ class Answer(NamedTuple):
 
 class Kernel:
     """`answers` in the order in which they came; `answer` waits for the one to a request. `scope` is around the
-    connection."""
+    `connection`."""
+
+    connection: Connection
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -132,8 +134,7 @@ class Kernel:
     async def settled(self) -> list[Answer]:
         """All answers, when nothing more happens by itself."""
         await trio.testing.wait_all_tasks_blocked()
-        while self._took():
-            pass
+        self.took_all()
         return self.answers
 
     def _took(self) -> bool:
@@ -150,6 +151,16 @@ class Kernel:
         self.answers.append(Answer(unique, -number, data[16:]))
         return True
 
+    def took_all(self) -> int:
+        """Take what is answered already; how many that makes."""
+        while self._took():
+            pass
+        return len(self.answers)
+
+    @property
+    def has_hung_up(self) -> bool:
+        return self._sock.fileno() < 0
+
     def hang_up(self) -> None:
         self._sock.close()
 
@@ -162,7 +173,7 @@ async def connected(device: BlockDevice, disk: Disk | None = None) -> AsyncItera
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
         end.setblocking(False)
     kernel = Kernel(ours)
-    connection = Connection(theirs.detach(), Front(disk or Disk(device)))
+    connection = kernel.connection = Connection(theirs.detach(), Front(disk or Disk(device)))
     async with trio.open_nursery() as nursery:
         await kernel.ask(INIT, init())
         await nursery.start(_run, connection, kernel.scope)

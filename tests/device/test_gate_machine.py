@@ -108,7 +108,7 @@ class World:
 
     async def _work(self, request: Request, _stack: Stack) -> int:
         queue = self.queue
-        is_shut = queue.suspended or queue._quiescing or queue.standby.refuses
+        is_shut = queue.suspended or queue._stillness.quiescing or queue.standby.refuses
         assert not is_shut, "issued through a shut gate"
         assert not (queue.aborted and request.op.is_write)
         request.in_flight = trio.Event()
@@ -182,7 +182,7 @@ class World:
         for overtaker, request in self.overtaken:
             assert request.has_ended, f"{overtaker.number} overtook {request.number}"
         self.overtaken.clear()
-        is_shut = queue.suspended or queue._quiescing or queue.standby.refuses
+        is_shut = queue.suspended or queue._stillness.quiescing or queue.standby.refuses
         for request in waiting:
             request.was_stopped |= is_shut
         assert is_shut or not tickets or queue.stats.in_flight >= PACE, "somebody waits for nothing"

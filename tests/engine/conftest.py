@@ -20,3 +20,9 @@ def chain() -> Rig:
     rig.put(BASE, {1: OLD})
     rig.put(TOP, {})
     return rig
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no ring, writes are made by threads."""
+    monkeypatch.setattr("ploopfs.engine.file.ring_of_loop", lambda: None)

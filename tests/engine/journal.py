@@ -12,9 +12,10 @@ from typing import TypeVar
 
 import trio
 
-from ploopfs.engine.file import Buffer, File, Files
+from ploopfs.engine.file import Answered, Buffer, File, Files
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.testing.pending import Pending
+from ploopfs.testing.soon import write_soon
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ class JournalFile:
         self._inner = inner
         self._journal = journal
 
-    def read_nowait(self, offset: int, length: int) -> None:  # noqa: ARG002 -- as File has it
+    def read_nowait(self, offset: int, length: int, room: object = None) -> None:  # noqa: ARG002 -- as File has it
         return None
 
     def write_nowait(self, offset: int, data: Buffer) -> int:  # noqa: ARG002 -- as File has it
@@ -113,6 +114,9 @@ class JournalFile:
 
     async def read(self, offset: int, length: int) -> bytearray:
         return await self._run("read", lambda: self._inner.read(offset, length), offset, length)
+
+    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
+        return write_soon(self, offset, data, answered)
 
     async def write(self, offset: int, data: Buffer) -> None:
         written = bytes(data)

@@ -1,12 +1,14 @@
 """What every File must do, the real one and the fakes alike: the same tests for each."""
 
 import errno
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
-from ploopfs.engine.file import File
+from ploopfs.engine.file import Buffer, File
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.errors import BackendError, ImageLocked, ImageMismatch
 from tests.engine.places import FaultyPlace, ForgetfulPlace, InjectedPlace, MemoryPlace, OsPlace, Place
@@ -75,6 +77,59 @@ async def test_a_write_without_waiting_writes_as_much_as_it_says(place: Place, p
     done = file.write_nowait(200, b"abcdef")
     assert 0 <= done <= 6
     assert place.content(path) == CONTENT[:200] + b"abcdef"[:done] + CONTENT[200 + done :]
+
+
+async def heard_soon(file: File, offset: int, data: Buffer) -> BackendError | bool | None:
+    """How it ended; False if nothing was begun."""
+    heard: list[BackendError | None] = []
+    if not file.write_soon(offset, data, heard.append):
+        return False
+    assert heard == [], "it is told in another turn"
+    with trio.fail_after(60):
+        while not heard:
+            await trio.lowlevel.checkpoint()
+    await trio.testing.wait_all_tasks_blocked()
+    [error] = heard
+    return error
+
+
+async def test_a_write_without_a_task_is_there_when_its_end_is_told_or_was_not_begun(place: Place, path: str) -> None:
+    file, other = await open_both(place, path, writable=(True, False))
+    for at, data in ((100, b"234567"), (300, bytearray(b"abcdef")), (500, memoryview(b"xabcdefx")[1:7])):
+        error = await heard_soon(file, at, data)
+        assert error in (None, False)
+        expected = CONTENT[at : at + 6] if error is False else bytes(data)
+        assert await other.read(at - 1, 8) == CONTENT[at - 1 : at] + expected + CONTENT[at + 6 : at + 7]
+
+
+async def test_a_write_without_a_task_to_a_file_that_may_not_be_written_is_not_begun_or_ends_with_ebadf(
+    place: Place, path: str
+) -> None:
+    closed = await place.files.open(path, writable=True)
+    await closed.aclose()
+    for file in (closed, await place.files.open(path, writable=False)):
+        error = await heard_soon(file, 0, b"x")
+        assert error is False or (isinstance(error, BackendError) and error.errno == errno.EBADF)
+    assert place.content(path) == CONTENT
+
+
+async def test_many_writes_without_a_task_are_each_told_of_once(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=True)
+    told: list[int] = []
+
+    def tell(number: int, error: BackendError | None) -> None:
+        assert error is None
+        told.append(number)
+
+    begun = [n for n in range(100) if file.write_soon(10 * n, b"%09d." % n, partial(tell, n))]
+    assert begun in ([], list(range(100)))
+    with trio.fail_after(60):
+        while len(told) < len(begun):
+            await trio.lowlevel.checkpoint()
+    await trio.testing.wait_all_tasks_blocked()
+    assert sorted(told) == begun
+    expected = b"".join(b"%09d." % n for n in begun)
+    assert await file.read(0, 1000) == expected + CONTENT[len(expected) : 1000]
 
 
 async def test_a_write_past_the_end_leaves_zeroes_between(place: Place, path: str) -> None:

@@ -15,10 +15,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.engine import lock
-from ploopfs.engine.file import File, Identity, OsFile, OsFiles
+from ploopfs.engine.file import File, OsFile, OsFiles
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.inject.injector import Injector
+from ploopfs.engine.storage import Identity
 from ploopfs.errors import BackendError, StorageTimeout
 from ploopfs.testing.files import MemoryFiles
 
@@ -176,6 +177,7 @@ async def given_up_write(files: OsFiles, path: Path, monkeypatch: pytest.MonkeyP
         go_on.set()
 
 
+@pytest.mark.usefixtures("in_threads")
 async def test_a_link_to_the_image_is_its_path_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As behind a new mount, the file at the path is another one, on another device."""
     (tmp_path / "image").write_bytes(bytes(8))
@@ -189,6 +191,7 @@ async def test_a_link_to_the_image_is_its_path_too(tmp_path: Path, monkeypatch: 
             await files.open(os.fspath(tmp_path / "image"), writable=True)
 
 
+@pytest.mark.usefixtures("in_threads")
 async def test_who_comes_anew_is_kept_off_what_somebody_else_gave_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +203,7 @@ async def test_who_comes_anew_is_kept_off_what_somebody_else_gave_up(
             await OsFiles().open(os.fspath(path), writable=True)
 
 
+@pytest.mark.usefixtures("in_threads")
 @pytest.mark.parametrize("operation", ["write", "read", "lock"])
 async def test_a_file_that_is_done_with_is_closed_when_what_was_given_up_has_ended_and_its_lock_goes_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str

@@ -15,10 +15,11 @@ from ploopfs.engine import lock
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import Identity, OsFiles
+from ploopfs.engine.file import OsFiles
 from ploopfs.engine.inspect import inspect_stack
 from ploopfs.engine.opening import StackSpec, open_stack, resolve
 from ploopfs.engine.stack import Stack
+from ploopfs.engine.storage import Identity
 from ploopfs.engine.unclosed import Closed, close_unclosed
 from ploopfs.errors import (
     BackendError,

@@ -87,6 +87,7 @@ async def test_an_answer_without_waiting_may_be_an_error_of_the_storage(
     assert (raised.value.errno, raised.value.operation, raised.value.length) == (number, "write", 10)
 
 
+@pytest.mark.usefixtures("in_threads")
 async def test_short_counts_of_the_system_are_gone_on_with(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = await OsFiles().open(path, writable=True)
     read, write = os.preadv, os.pwrite
@@ -98,6 +99,7 @@ async def test_short_counts_of_the_system_are_gone_on_with(path: str, monkeypatc
     assert Path(path).read_bytes() == CONTENT[:1] + bytes(range(100)) + CONTENT[101:]
 
 
+@pytest.mark.usefixtures("in_threads")
 @pytest.mark.parametrize(
     ("of_os", "call"),
     [
@@ -139,8 +141,9 @@ async def test_a_close_that_fails_is_quiet(path: str, monkeypatch: pytest.Monkey
         close(fd)
         raise OSError(errno.EIO, "late")
 
-    monkeypatch.setattr(os, "close", close_and_fail)
-    await file.aclose()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", close_and_fail)
+        await file.aclose()
 
 
 async def test_the_identity_names_the_file_system(path: str) -> None:
@@ -170,6 +173,7 @@ async def test_a_storage_that_is_dead_when_it_is_locked_says_so(path: str, monke
     assert (raised.value.errno, raised.value.operation) == (errno.ENOTCONN, "lock")
 
 
+@pytest.mark.usefixtures("in_threads")
 async def test_what_a_write_that_was_given_up_may_yet_change_is_not_opened_for_writing_before_it_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +295,7 @@ async def test_who_opens_an_image_for_writing_sees_what_is_on_the_storage_and_no
         await file.aclose()
 
 
+@pytest.mark.usefixtures("in_threads")
 @pytest.mark.parametrize("is_remote", [False, True])
 async def test_writes_to_a_local_file_are_handed_to_one_thread_as_the_kernel_lets_one_in_at_a_time(
     path: str, monkeypatch: pytest.MonkeyPatch, is_remote: bool
@@ -367,7 +372,7 @@ async def test_what_is_written_back_is_waited_for_by_the_next_sync_and_by_the_cl
         os.fstat(fd)
         done.append("writeback")
 
-    monkeypatch.setattr("ploopfs.engine.file._start_writeback", hanging)
+    monkeypatch.setattr("ploopfs.engine.file.start_writeback", hanging)
     monkeypatch.setattr(os, "fdatasync", lambda _fd: done.append("sync"))
     for _ in range(3):
         file.start_writeback()  # nobody waits, and one at a time is enough
@@ -387,7 +392,7 @@ async def test_what_is_written_back_is_waited_for_by_the_next_sync_and_by_the_cl
 
 async def test_a_remote_store_is_not_asked_to_write_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ploopfs.engine.storage.Storage.is_remote", True)
-    monkeypatch.setattr("ploopfs.engine.file._start_writeback", lambda _fd: pytest.fail("it was asked"))
+    monkeypatch.setattr("ploopfs.engine.file.start_writeback", lambda _fd: pytest.fail("it was asked"))
     file = await OsFiles().open(path, writable=True)
     file.start_writeback()
     await file.aclose()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import trio
 
+from ploopfs.device.nowait import Written
 from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
@@ -45,8 +46,8 @@ class MemoryDisk:
     def read_nowait(self, offset: int, length: int) -> memoryview | None:
         return None if self._gate is not None else memoryview(self._data)[offset : offset + length]
 
-    def write_nowait(self, _offset: int, _data: Buffer, *, fua: bool = False) -> int | None:  # noqa: ARG002
-        return None
+    def write_soon(self, _offset: int, _data: Buffer, _written: Written) -> bool:
+        return False
 
     def interrupt(self, _task: trio.lowlevel.Task, _op: Op) -> bool:
         return False

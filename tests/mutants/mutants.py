@@ -122,8 +122,8 @@ MUTANTS = (
     ),
     _bug(
         "call a snapshot taken that a power cut takes back", "engine/create.py",
-        "            _replace_file(descriptor_path, text)\n        _make_rename_durable(descriptor_path)\n",
-        "            _replace_file(descriptor_path, text)\n", "torture/test_power_cut.py",
+        "            _replace_file(descriptor_path, text, making)\n        _make_rename_durable(descriptor_path)\n",
+        "            _replace_file(descriptor_path, text, making)\n", "torture/test_power_cut.py",
         "test_whenever_the_power_is_cut_what_was_flushed_is_there",
     ),
     _bug(
@@ -161,9 +161,24 @@ MUTANTS = (
         "device/test_nowait.py", "test_in_standby_nobody_is_answered",
     ),
     _bug(
-        "acknowledge a write at once and keep nothing of it", "device/device.py",
-        "            return None\n        self._wrote(start, data, stack)\n", "            return None\n",
-        "device/test_nowait.py", "test_a_write_in_place_is_on_the_storage_and_is_kept_until_it_is_flushed",
+        "acknowledge a write and keep nothing of it", "device/device.py",
+        "                self._wrote(start, data, begun.stack)\n", "                pass\n",
+        "device/test_soon.py", "test_a_write_in_place_is_on_the_storage_and_is_kept_until_it_is_flushed",
+    ),
+    _bug(
+        "acknowledge a write before it has ended", "device/device.py",
+        "is_begun = begun.stack.write_soon(start, data, heard)",
+        "is_begun = begun.stack.write_soon(start, data, lambda _error: None)\n"
+        "            heard(None)",
+        "device/test_soon.py", "test_it_is_not_acknowledged_and_not_kept_before_it_has_ended",
+    ),
+    _bug(
+        "do not judge the error of a write that no task waits for", "device/device.py",
+        "            if error is not None:\n"
+        "                written(",
+        "            if error is not None and offset < 0:\n"
+        "                written(",
+        "device/test_soon.py", "test_one_that_fails_is_judged_as_any_request",
     ),
     _bug(
         "allocate a cluster that another write is allocating", "engine/writer.py",
@@ -279,7 +294,7 @@ MUTANTS = (
         "test_fua_is_answered_after_a_sync_that_follows_the_map",
     ),
     _bug(
-        "forget the rest of a write that was short", "engine/file.py",
+        "forget the rest of a write that was short", "engine/blocking.py",
         "        view = view[count:]\n"
         "        offset += count\n",
         "        break\n", "engine/test_os_file.py", "test_short_counts_of_the_system_are_gone_on_with",
@@ -378,7 +393,7 @@ MUTANTS = (
         "device/test_triggers.py", "test_the_device_goes_to_standby_and_is_not_aborted",
     ),
     _bug(
-        "replace while a request is in flight", "device/queue.py",
+        "replace while a request is in flight", "device/stillness.py",
         "        try:\n"
         "            await self._wait_drained()\n"
         "            yield",
@@ -613,7 +628,12 @@ MUTANTS = (
         "test_an_aborted_connection_stays_mounted_and_the_next_one_takes_its_place",
     ),
     _bug(
-        "read the next request over the data of a large write", "blockfuse/connection.py",
+        "end a connection under a write that no task waits for", "blockfuse/connection.py",
+        "                await self._wait_written()\n", "", "blockfuse/test_soon.py",
+        "test_the_end_of_the_connection_waits_for_it_with_the_file_open",
+    ),
+    _bug(
+        "read the next request over the data of a large write", "blockfuse/buffers.py",
         "        if 2 * len(data) <= MAX_TRANSFER_BYTES:\n"
         "            return bytes(data), None\n"
         "        buffer, self.current = self.current, self._spare.pop() if self._spare else bytearray(_BUFFER_BYTES)\n"
@@ -643,8 +663,8 @@ MUTANTS = (
         "test_what_can_do_no_harm_later_is_not_waited_for_in_the_storage",
     ),
     _bug(
-        "serve a busy disk until it is idle", "blockfuse/connection.py", "for _ in range(BURST_REQUESTS):",
-        "for _ in itertools.count():", "blockfuse/test_connection.py", "test_a_busy_disk_leaves_others_their_turn",
+        "serve a busy disk until it is idle", "blockfuse/connection.py", "for taken in range(BURST_REQUESTS):",
+        "for taken in itertools.count():", "blockfuse/test_connection.py", "test_a_busy_disk_leaves_others_their_turn",
     ),
     _bug(
         "punch a hole for zeroes that are to keep their space", "blockfuse/front.py",

@@ -14,6 +14,7 @@ from unittest import mock
 from ploopfs.device.device import Device
 from ploopfs.device.queue import RequestQueue
 from ploopfs.device.standby import Standby
+from ploopfs.device.stillness import Stillness
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.device.waiting import Ticket
 from ploopfs.engine.delta import Delta
@@ -112,7 +113,7 @@ BROKEN: dict[str, Bug] = {
     "skip the replay": Bug(((Unflushed, "replay", _nothing),), _RESTARTS),
     "clear standby early": Bug(((RequestQueue, "quiesced", _clear_early),)),
     "judge a stale generation": Bug(
-        ((RequestQueue, "_wait_drained", _nothing), (RequestQueue, "judge", _judge_as_current)), _LATE_ANSWERS
+        ((Stillness, "_wait_drained", _nothing), (RequestQueue, "judge", _judge_as_current)), _LATE_ANSWERS
     ),
     "skip the barrier": Bug(((Writer, "_step", _step_without_barrier),), _POWER_LOSSES),
     "believe the next fsync": Bug(

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import trio
 
-from ploopfs.device.queue import RequestQueue
+from ploopfs.device.queue import Begun, RequestQueue
 from ploopfs.device.stats import SECTOR_BYTES, Op
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, RequestFailed, TruncatedImage
@@ -26,17 +26,29 @@ _FLUSHES = 15
 
 
 class Counted:
-    """Stands in the place of the `run` of one queue."""
+    """Stands in the place of the `run` and the `run_again` of one queue."""
 
     def __init__(self, queue: RequestQueue) -> None:
         self.ios: Counter[Op] = Counter()
         self._bytes: Counter[Op] = Counter()
-        self._run = queue.run
+        self._run, self._run_again = queue.run, queue.run_again
         queue.run = self.run  # type: ignore[method-assign]
+        queue.run_again = self.run_again  # type: ignore[method-assign]
 
     async def run(
         self, op: Op, length_bytes: int, work: Callable[[Stack], Awaitable[T]], *, may_be_held: bool = True
     ) -> T:
+        watched = self._watched(op, length_bytes, work)
+        return await self._ended(op, length_bytes, self._run(op, length_bytes, watched, may_be_held=may_be_held))
+
+    async def run_again(self, begun: Begun, error: BackendError, work: Callable[[Stack], Awaitable[T]]) -> T:
+        op, length_bytes = begun.op, begun.length_bytes
+        again = self._run_again(begun, error, self._watched(op, length_bytes, work))
+        return await self._ended(op, length_bytes, again)
+
+    def _watched(
+        self, op: Op, length_bytes: int, work: Callable[[Stack], Awaitable[T]]
+    ) -> Callable[[Stack], Awaitable[T]]:
         async def watched(stack: Stack) -> T:
             try:
                 with trio.CancelScope(shield=GIVES_UP.get()):
@@ -48,8 +60,11 @@ class Counted:
                 raise
             return result
 
+        return watched
+
+    async def _ended(self, op: Op, length_bytes: int, work: Awaitable[T]) -> T:
         try:
-            result = await self._run(op, length_bytes, watched, may_be_held=may_be_held)
+            result = await work
         except RequestFailed:
             self._count(op, length_bytes)
             raise

@@ -13,7 +13,7 @@ takes its open files and locks with it, and what it had under way happens or not
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from ploopfs.engine.file import VOUCHING, Buffer
+from ploopfs.engine.file import VOUCHING, Answered, Buffer
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.errors import BackendError, ImageMismatch, StorageTimeout
 from ploopfs.testing.files import MemoryFile
@@ -244,8 +244,9 @@ class StormFile:
         self.untold: int | None = None
         self.severed = self.is_closed = self._knows_its_lock = False
         self._stores, self._inner = stores, inner
+        self._soon: set[trio.CancelScope] = set()
 
-    def read_nowait(self, offset: int, length: int) -> bytearray | None:
+    def read_nowait(self, offset: int, length: int, room: object = None) -> bytearray | None:  # noqa: ARG002
         data = self._stores.platter.seen(self.path)[offset : offset + length] if self._is_ready("read") else b""
         return bytearray(data) if len(data) == length else None
 
@@ -273,6 +274,27 @@ class StormFile:
             return bytearray(self._stores.platter.seen(self.path)[offset : offset + length])
 
         return await self._do("read", happen, offset, length)
+
+    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
+        """Who closes the file gives it up."""
+        if self._stores.random.random() < 0.3:
+            return False
+        scope = trio.CancelScope()
+        self._soon.add(scope)
+
+        async def write() -> None:
+            error = None
+            with scope:
+                try:
+                    await self.write(offset, data)
+                except BackendError as failure:
+                    error = failure
+            self._soon.discard(scope)
+            if not scope.cancelled_caught:
+                answered(error)
+
+        trio.lowlevel.spawn_system_task(write, context=copy_context())
+        return True
 
     async def write(self, offset: int, data: Buffer) -> None:
         await self._change("write", Change(offset, bytes(data)), offset, len(data))
@@ -316,6 +338,10 @@ class StormFile:
 
     async def aclose(self) -> None:
         """As in `OsFile`: not before what was given up on it has ended, and its lock stays as long."""
+        for scope in self._soon:
+            scope.cancel()
+        while self._soon:
+            await trio.lowlevel.cancel_shielded_checkpoint()
         self.is_closed = self.is_closed or not self.severed
         self.close_if_over()
         await trio.lowlevel.cancel_shielded_checkpoint()

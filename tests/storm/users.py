@@ -6,7 +6,9 @@ else can run.
 
 import errno
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 import trio
@@ -145,19 +147,50 @@ async def _run(world: World, disk: Disk, request: Request) -> None:
         return
     is_discard = request.kind == "discard"
     write = model.begin(request.offset, request.data or bytes(request.length), is_discard=is_discard)
+    is_given_up = is_acknowledged = False
+
+    def acknowledge() -> None:
+        if not is_given_up:
+            model.acknowledge(write, is_kept=disk.rules.is_armed)
+
     try:
         match request.kind:
             case "discard":
                 await device.discard(request.offset, request.length)
             case "zero" | "unmap":
                 await device.write_zeroes(request.offset, request.length, unmap=request.kind == "unmap")
-            case _ if device.write_nowait(request.offset, request.data, fua=request.kind == "fua") is not None:
-                disk.counted.passed(Op.WRITE, request.length)
+            case "write":
+                is_acknowledged = await _write_soon(disk, request, acknowledge)
             case _:
-                await device.write(request.offset, request.data, fua=request.kind == "fua")
+                await device.write(request.offset, request.data, fua=True)
     except BaseException:
+        is_given_up = True
         model.fail(write)
         raise
-    model.acknowledge(write, is_kept=disk.rules.is_armed)
+    if not is_acknowledged:
+        acknowledge()
     if request.kind == "fua":
         model.flushed_alone(write)
+
+
+async def _write_soon(disk: Disk, request: Request, acknowledge: Callable[[], None]) -> bool:
+    """As a disk's own connection does it; whether it was acknowledged already."""
+    heard, rests = trio.Event(), list[Callable[[], Awaitable[None]]]()
+
+    def written(rest: Callable[[], Awaitable[None]] | None) -> None:
+        if not isinstance(rest, partial):  # one that failed goes on as a `run`, which is counted
+            disk.counted.passed(Op.WRITE, len(request.data))
+        if rest is None:
+            acknowledge()
+        else:
+            rests.append(rest)
+        heard.set()
+
+    if not disk.device.write_soon(request.offset, request.data, written):
+        await disk.device.write(request.offset, request.data)
+        return False
+    with trio.CancelScope(shield=GIVES_UP.get()):
+        await heard.wait()
+    for rest in rests:
+        await rest()
+    return not rests

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from ploopfs.engine.file import CHANGES, VOUCHING, Buffer, File, Files
+from ploopfs.engine.file import CHANGES, VOUCHING, Answered, Buffer, File, Files
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.probe import READ_BYTES, ProbedImage
 from ploopfs.errors import BackendError, PloopError
@@ -29,6 +29,7 @@ _METHODS = {
     "read_nowait": "read",
     "read": "read",
     "write_nowait": "write",
+    "write_soon": "write",
     "write": "write",
     "sync": "fsync",
     "size": "stat",
@@ -148,11 +149,14 @@ class FilteredFile:
             else:
                 self.__dict__[method] = getattr(self._inner, method)
 
-    def read_nowait(self, offset: int, length: int) -> bytearray | None:  # noqa: ARG002 -- the File protocol's signature
+    def read_nowait(self, offset: int, length: int, room: object = None) -> None:  # noqa: ARG002 -- as File has it
         return None
 
     def write_nowait(self, offset: int, data: Buffer) -> int:  # noqa: ARG002 -- the File protocol's signature
         return 0
+
+    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:  # noqa: ARG002 -- as above
+        return False
 
     async def read(self, offset: int, length: int) -> bytearray:
         return await self._decided("read", partial(self._inner.read, offset, length), offset, length)
