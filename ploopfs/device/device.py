@@ -107,8 +107,7 @@ class Device:
         """As `read` if the gate is open and everything is at hand, else None: what is in the way, `read` meets. The
         bytes stay as they are until the next call, for whatever device."""
         length = self._clipped(offset, length)
-        work = partial(self._read_nowait, self._in_stack(offset), length)
-        data = run_nowait(self.queue, Op.READ, length, work)
+        data = run_nowait(self.queue, Op.READ, length, _read_nowait, self._in_stack(offset))
         if data is not None:
             self.counters.bio_in += 1
             self.counters.bio_out += 1
@@ -252,10 +251,6 @@ class Device:
         length = self._clipped(offset, length)
         return await stack.read(self._in_stack(offset), length) if length else b""
 
-    @staticmethod
-    def _read_nowait(start: int, length: int, stack: Stack) -> Buffer | None:
-        return stack.read_nowait(start, length) if length else b""
-
     async def _write(self, offset: int, data: Buffer, fua: bool, stack: Stack) -> None:
         if self._clipped(offset, len(data)) < len(data):
             raise BeyondEnd(f"{self.name}: a write at {offset} waited, and the device now ends at {self.size_bytes}")
@@ -393,3 +388,7 @@ class Device:
 
 async def _meet(bug: Exception) -> None:
     raise bug
+
+
+def _read_nowait(stack: Stack, start: int, length: int) -> Buffer | None:
+    return stack.read_nowait(start, length) if length else b""

@@ -19,12 +19,14 @@ Written = Callable[[Callable[[], Awaitable[None]] | None], None]
 is refused with what that raises. It raises nothing and waits for nothing."""
 
 
-def run_nowait(queue: RequestQueue, op: Op, length_bytes: int, work: Callable[[Stack], T]) -> T | None:
+def run_nowait(
+    queue: RequestQueue, op: Op, length_bytes: int, work: Callable[[Stack, int, int], T], offset: int
+) -> T | None:
     """As `RequestQueue.run`; None where that would wait or refuse, or the work answers None: then it is for that."""
     if not queue.is_free:
         return None
     started_ns = time.monotonic_ns()
-    result = work(queue.stack)
+    result = work(queue.stack, offset, length_bytes)
     if result is not None:
         queue.stats.passed(op, length_bytes, started_ns)
     return result

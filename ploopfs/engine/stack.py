@@ -14,7 +14,7 @@ from ploopfs.engine.memory import READ_ROOM
 from ploopfs.engine.writer import Writer
 from ploopfs.errors import BackendError, TruncatedImage
 from ploopfs.image.map import Map
-from ploopfs.image.plan import Hole, Run, Segment, Step, plan_read
+from ploopfs.image.plan import Hole, Run, Segment, Step, place, plan_read
 
 _LARGE_BYTES = 64 << 10
 
@@ -113,16 +113,20 @@ class Stack:
         # No epoch: nothing that this reads can be given to anybody else before it has ended.
         parts: list[Buffer] = []
         holes = 0
-        # What is made anew is filled with zeroes first: 20 % of the CPU time of a read of 1 MiB.
-        room = READ_ROOM[:length] if _LARGE_BYTES <= length <= len(READ_ROOM) else None
         try:
+            placed = place(self.map, offset, length)
+            if placed is not None:
+                level, start = placed
+                # What is made anew is filled with zeroes first: 20 % of the CPU time of a read of 1 MiB.
+                room = READ_ROOM[:length] if _LARGE_BYTES <= length <= len(READ_ROOM) else None
+                return self.deltas[level].file.read_nowait(start, length, room)
             for segment in plan_read(self.map, offset, length):
                 match segment:
                     case Hole(part):
                         holes += 1
                         parts.append(bytes(part))
                     case Run(level, start, part):
-                        data = self.deltas[level].file.read_nowait(start, part, room if part == length else None)
+                        data = self.deltas[level].file.read_nowait(start, part)
                         if data is None:
                             return None
                         parts.append(data)

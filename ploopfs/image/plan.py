@@ -49,6 +49,18 @@ def plan_read(stack_map: Map, offset: int, length: int) -> list[Segment]:
     return segments
 
 
+def place(stack_map: Map, offset: int, length: int) -> tuple[int, int] | None:
+    """The level, and where in its file, of bytes that all lie in one cluster of one level: what `plan_read` says of
+    them in a Run, at a third of its cost. None for all others, and where a raw base may end."""
+    slot, within = divmod(offset, stack_map.cluster_bytes)
+    if within + length > stack_map.cluster_bytes:
+        return None
+    level = stack_map.levels[slot]
+    if level == HOLE_LEVEL or (level == 0 and stack_map.raw_size_bytes is not None):
+        return None
+    return level, stack_map.clusters[slot] * stack_map.cluster_bytes + within
+
+
 def _cluster_segments(stack_map: Map, slot: int, within: int, length: int) -> tuple[Segment, ...]:
     level = stack_map.levels[slot]
     if level == HOLE_LEVEL:

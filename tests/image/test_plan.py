@@ -31,6 +31,8 @@ from ploopfs.image.plan import (
     Write,
     WriteMap,
     WritePlan,
+    place,
+    place_in_top,
     plan_discard,
     plan_read,
     plan_write,
@@ -113,10 +115,17 @@ def test_a_read_finds_every_byte_where_a_walk_down_the_stack_finds_it(
     disk_clusters = data.draw(st.integers(1, 6))
     start = data.draw(st.integers(0, disk_clusters * C - 1))
     length = data.draw(st.integers(1, disk_clusters * C - start))
-    segments = plan_read(stack(disk_clusters, *layers), start, length)
+    stack_map = stack(disk_clusters, *layers)
+    segments = plan_read(stack_map, start, length)
     assert owners(segments) == [byte_owner(layers, position) for position in range(start, start + length)]
     assert all(segment.length > 0 for segment in segments)
     assert not any(map(lie_together, segments, segments[1:]))
+    placed = place(stack_map, start, length)
+    if placed is not None:
+        assert segments == [Run(*placed, length)]
+    first, is_one = segments[0], start // C == (start + length - 1) // C
+    may_end = raw is not None and isinstance(first, Run) and first.level == 0
+    assert (placed is not None) == (is_one and isinstance(first, Run) and not may_end)
 
 
 def test_a_hole_is_not_joined_with_the_clusters_after_it() -> None:
@@ -171,6 +180,22 @@ def steps_of(stack_map: Map, free: Allocator, offset: int, data: bytes) -> list[
 def test_a_cluster_of_the_top_is_written_in_place() -> None:
     steps = steps_of(stack(2, [1, 2], [0, 7]), allocator(7), C + 1, DATA[:2])
     assert steps == [Write(7 * C + 1, 0, 2)]
+
+
+@given(raw_layers | st.none(), small_deltas, st.data())
+def test_what_is_placed_in_the_top_is_what_a_write_to_one_of_its_clusters_does(
+    raw: RawLevel | None, deltas: list[list[int]], data: st.DataObject
+) -> None:
+    layers: list[Layer] = [*([raw] if raw else []), *deltas]
+    disk_clusters = data.draw(st.integers(1, 6))
+    start = data.draw(st.integers(0, disk_clusters * C - 1))
+    length = data.draw(st.integers(1, disk_clusters * C - start))
+    stack_map = stack(disk_clusters, *layers)
+    placed = place_in_top(stack_map, start, length)
+    slots = {start // C, (start + length - 1) // C}
+    assert (placed is not None) == (len(slots) == 1 and not slots_to_allocate(stack_map, start, length))
+    if placed is not None:
+        assert steps_of(stack_map, allocator(), start, bytes(length)) == [Write(placed, 0, length)]
 
 
 @pytest.mark.parametrize(
