@@ -78,6 +78,14 @@ def test_a_missing_file_skips_and_is_named() -> None:
 
 
 @pytest.mark.usefixtures("strict")
+def test_without_io_uring_its_tests_are_skipped_even_where_parts_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.realparts._gives_rings", lambda: False)
+    need()
+    with pytest.raises(pytest.skip.Exception, match="gives no io_uring"):
+        need(io_uring=True)
+
+
+@pytest.mark.usefixtures("strict")
 def test_a_missing_program_fails_where_the_real_parts_are_required() -> None:
     with pytest.raises(pytest.fail.Exception, match="lacks the program no-such-program"):
         need(commands=("no-such-program",))
