@@ -198,6 +198,9 @@ MESSAGE_TIMEOUT_S = Bound(
 )
 VERIFY_TIMEOUT_S = Bound(3600, "s of a replacement with verify=full", "ETIMEDOUT, and nothing has changed")
 SEARCH_S = Bound(1, "s that is looked for who holds a lock", "the message says `another process`")
+GONE_LOCK_MS = Bound(
+    500, "ms that a lock is waited for which no process is seen to hold", "the image is refused: EBUSY"
+)
 CLOSE_TIMEOUT_S = Bound(
     5, "s that is waited for close(2) of an image that is done with", "a thread goes on waiting for it"
 )

@@ -224,6 +224,9 @@ REACHED = {
     "VERIFY_TIMEOUT_S": (
         "device/test_bounds.py::test_a_comparison_of_all_data_is_given_up_at_its_bound_and_nothing_has_changed"
     ),
+    "GONE_LOCK_MS": (
+        "engine/test_holders.py::test_who_cannot_be_found_is_waited_for_in_bounds_and_then_another_process"
+    ),
     "SEARCH_S": "engine/test_holders.py::test_the_search_ends_at_its_deadline",
     "CLOSE_TIMEOUT_S": "engine/test_bounds.py::test_a_close_that_hangs_is_waited_for_in_bounds",
     "CLOSE_GRACE_MS": "engine/test_bounds.py::test_a_close_that_hangs_is_waited_for_in_bounds",

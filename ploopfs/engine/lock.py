@@ -9,8 +9,10 @@ import errno
 import fcntl
 import os
 import struct
+import time
 from enum import IntEnum
 
+from ploopfs.bounds import GONE_LOCK_MS
 from ploopfs.engine.holders import holders, locked_file
 from ploopfs.errors import ImageLocked
 
@@ -18,6 +20,7 @@ _USED = 100
 _UNSHARED = 200
 _NOBODYS = 199
 """Of no permission: who locks it is in nobody's way."""
+_LOOK_AGAIN_S = 0.005
 _FLOCK = struct.Struct("@hhqqi0q")
 
 
@@ -65,8 +68,24 @@ def claim(fd: int, path: str, *, writable: bool) -> None:
     """Take the locks, then look for a conflict; raises ImageLocked, which names who holds the other lock, and leaves
     nothing locked if there is one. What an earlier claim has beyond this one goes last.
 
-    A storage without locks (ENOLCK, EOPNOTSUPP) is used without them: the in-use mark still stands.
+    A storage without locks (ENOLCK, EOPNOTSUPP) is used without them: the in-use mark still stands. A lock that no
+    process is seen to hold is waited for, within a bound: the kernel closes the files of a process that was killed with
+    writes in its io_uring a moment after the process is gone.
     """
+    until_s = time.monotonic() + GONE_LOCK_MS / 1000
+    while (conflict := _taken(fd, writable=writable)) is not None:
+        file = locked_file(fd)
+        release(fd)  # before others are looked for
+        permission, byte = conflict
+        who = ", ".join(holders(file, byte))
+        if who or time.monotonic() >= until_s:
+            lock = f"{permission.name.lower()} lock is held by {who or 'another process'}"
+            raise ImageLocked(f"{path}: cannot be opened for {'writing' if writable else 'reading'}: its {lock}")
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _taken(fd: int, *, writable: bool) -> tuple[Permission, int] | None:
+    """A conflict, and the byte of the other lock; None if there is none."""
     uses = _WRITER_USES if writable else _READER_USES
     try:
         for permission in uses:
@@ -79,18 +98,9 @@ def claim(fd: int, path: str, *, writable: bool) -> None:
             _set(fd, fcntl.F_UNLCK, _USED + permission)
     except OSError as error:
         if error.errno in _NO_LOCKS:
-            return
+            return None
         raise
-    if conflicts:
-        raise _conflict(fd, path, *conflicts[0], purpose="writing" if writable else "reading")
-
-
-def _conflict(fd: int, path: str, permission: Permission, byte: int, *, purpose: str) -> ImageLocked:
-    """Our own locks are dropped before others are looked for."""
-    file = locked_file(fd)
-    release(fd)
-    who = ", ".join(holders(file, byte)) or "another process"
-    return ImageLocked(f"{path}: cannot be opened for {purpose}: its {permission.name.lower()} lock is held by {who}")
+    return conflicts[0] if conflicts else None
 
 
 def release(fd: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from ploopfs.engine.file import OsFiles
 from ploopfs.engine.holders import holders, locked_file
+from ploopfs.engine.lock import claim
 from ploopfs.errors import ImageLocked
 
 LOCK = """
@@ -99,10 +100,32 @@ async def test_a_refused_open_keeps_no_lock(image: Path) -> None:
     await file.aclose()
 
 
-async def test_who_cannot_be_found_is_another_process(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_cannot_be_found_is_waited_for_in_bounds_and_then_another_process(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept_s = [0.0]
     monkeypatch.setattr("ploopfs.engine.lock.holders", lambda *_: [])
+    monkeypatch.setattr("ploopfs.engine.lock.time.monotonic", lambda: sum(slept_s))
+    monkeypatch.setattr("ploopfs.engine.lock.time.sleep", slept_s.append)
     with locking(image, 101, 1):
         assert (await refused(image)).endswith("its write lock is held by another process")
+    assert 0.5 <= sum(slept_s) < 0.6
+
+
+def test_a_lock_whose_process_is_gone_is_taken_when_the_kernel_lets_go_of_it(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with image.open("r+b") as mine:
+        theirs = os.open(image, os.O_RDWR)
+        claim(theirs, str(image), writable=True)
+        monkeypatch.setattr("ploopfs.engine.lock.holders", lambda *_: [])
+        monkeypatch.setattr("ploopfs.engine.lock.time.sleep", lambda _s: os.close(theirs))
+        claim(mine.fileno(), str(image), writable=True)
+        other = os.open(image, os.O_RDWR)
+        monkeypatch.undo()
+        with pytest.raises(ImageLocked, match=f"pid {os.getpid()}"):
+            claim(other, str(image), writable=True)
+        os.close(other)
 
 
 def test_a_descriptor_without_a_lock_has_no_locked_file(image: Path) -> None:
