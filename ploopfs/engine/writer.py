@@ -342,7 +342,13 @@ class Writer:
         self._counters.bio_fsync += 1
         map_writes, mark, loss = self._top.map_writes, self.unconfirmed.mark(), self.loss
         size = self._top.file_size
-        await self._top.sync()
+        try:
+            await self._top.sync()
+        except BackendError as error:
+            # Whatever it says, also that somebody has given one up: it is the loss that it failed for.
+            if self.loss is not None:
+                raise BackendError(self.loss.errno, "fsync", self._top.path) from error
+            raise
         if self.loss is loss:
             self._top.confirmed(map_writes, size)
             self.unconfirmed.confirmed(mark)

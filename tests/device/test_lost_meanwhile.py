@@ -111,6 +111,35 @@ async def test_a_flush_that_ends_after_the_loss_is_not_believed(
     assert flush.errno == (errno.EIO if on_standby is OnStandby.FAIL else 0)
 
 
+@pytest.mark.parametrize("kind", ["flush", "fua", "barrier"])
+async def test_whatever_an_fsync_fails_with_after_the_loss_it_is_held_as_what_has_met_the_loss(
+    rig: Rig, nursery: trio.Nursery, kind: str
+) -> None:
+    rig.queue.set_on_standby(OnStandby.HOLD)
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    calls = {
+        "flush": lambda: rig.device.flush(),
+        "fua": lambda: rig.device.write(2 * CLUSTER, b"new", fua=True),
+        "barrier": lambda: rig.device.write(0, b"new"),
+    }
+    fsync = rig.faults.on(TOP, rig.faults.pause("fsync", count=1))
+    fsync.errno = errno.ETIMEDOUT
+    asked = Asked(nursery, calls[kind]())
+    await wait_all_tasks_blocked()
+    loss = rig.lose(errno.ENOTCONN, "read")
+    Asked(nursery, rig.device.read(2 * CLUSTER, 9))
+    await wait_all_tasks_blocked()
+    assert fsync.released is not None
+    fsync.released.set()
+    await wait_all_tasks_blocked()
+    assert (rig.state, asked.ended, rig.queue.room.held) == (State.ON, False, 2)
+    assert rig.device.stats.errors == {(errno.ENOTCONN, "read"): 1, (errno.ENOTCONN, "fsync"): 1}
+    rig.faults.remove(loss)
+    await rig.device.reopen()
+    await wait_all_tasks_blocked()
+    assert asked.errno == 0
+
+
 async def test_a_second_load_of_the_same_images_that_fails_leaves_nothing_older_in_them() -> None:
     rig = await mapped_rig()
     await rig.device.write(2 * CLUSTER, b"older")
