@@ -22,7 +22,7 @@ from ploopfs.cli.configured import Configured
 from ploopfs.cli.exits import Exit
 from ploopfs.cli.logs import FileLog, daemon_log, end_log, file_log, has_system_log, log_to, tell
 from ploopfs.config import Config, load
-from ploopfs.device.agents import run_agents
+from ploopfs.device.attending import run_agents, run_flushers
 from ploopfs.device.device import Device
 from ploopfs.device.registry import Registry
 from ploopfs.engine.apart import APART
@@ -82,23 +82,24 @@ async def serve(config: Config, mountpoint: str, allow_other: bool, own: bool, r
     configured = Configured(registry, scst, config, wait_served=planes.wait_attached)
     # Held until the last image is closed: a signal that comes then must not kill us in the middle of it.
     with trio.open_signal_receiver(*ENDING, RELOADING) as signals:
-        try:
-            async with _until_signalled(signals, registry, configured, planes):
-                await configured.start()
-                max_tasks = capacity * config.limits.requests_per_device + STATUS_TASKS
-                tree = build(registry, scst, LinuxHost(mountpoint), planes.of)
-                disks = tree.children()["dev"]
-                assert isinstance(disks, Directory)
+        async with _flushing(registry):
+            try:
+                async with _until_signalled(signals, registry, configured, planes):
+                    await configured.start()
+                    max_tasks = capacity * config.limits.requests_per_device + STATUS_TASKS
+                    tree = build(registry, scst, LinuxHost(mountpoint), planes.of)
+                    disks = tree.children()["dev"]
+                    assert isinstance(disks, Directory)
 
-                async def attach() -> None:
-                    await planes.wait_attached(*registry.devices.values())
-                    ready()
+                    async def attach() -> None:
+                        await planes.wait_attached(*registry.devices.values())
+                        ready()
 
-                async with _beside(registry, configured, mountpoint), planes.carrying(disks.children):
-                    await _serve_tree(tree, mountpoint, attach, allow_other=allow_other, max_tasks=max_tasks)
-        finally:
-            with trio.CancelScope(shield=True):
-                clean = await registry.aclose(deadline_s=SHUTDOWN_DEADLINE_S)
+                    async with _beside(registry, configured, mountpoint), planes.carrying(disks.children):
+                        await _serve_tree(tree, mountpoint, attach, allow_other=allow_other, max_tasks=max_tasks)
+            finally:
+                with trio.CancelScope(shield=True):
+                    clean = await registry.aclose(deadline_s=SHUTDOWN_DEADLINE_S)
     return Exit.OK if clean else Exit.NOT_CLOSED
 
 
@@ -143,6 +144,15 @@ async def _end_on_signal(
         if deadline.cancelled_caught:
             log.error("requests did not end within %s s and are cut off", SHUTDOWN_DEADLINE_S)
     everything.cancel()
+
+
+@asynccontextmanager
+async def _flushing(registry: Registry) -> AsyncIterator[None]:
+    """Around all there is of a device, its end included, which a flush under way is a part of."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_flushers, registry)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ Knows nothing of FUSE or of paths in the tree. The device, its open handles, its
 every replaced top. Sizes and offsets are bytes.
 """
 
-import errno
 import itertools
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ from ploopfs.device.agent_state import AgentState
 from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.events import DeviceEvents, Events
 from ploopfs.device.flavour import Flavour
+from ploopfs.device.flusher import Flusher
 from ploopfs.device.handover import marked_again, stand_by_without_lock
 from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
@@ -32,7 +32,7 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import BackendError, BadValue, BeyondEnd, Busy, ReadOnly, RequestFailed
+from ploopfs.errors import BackendError, BadValue, BeyondEnd, Busy, ReadOnly
 
 _diskseq = itertools.count(1)
 
@@ -66,6 +66,7 @@ class Device:
         self.events = DeviceEvents(events or Events(), name)
         self.queue = RequestQueue(name, flavour, key, stack, bounds, self.events)
         self.unflushed = Unflushed(bounds.unflushed_bytes)
+        self.flusher = Flusher(name, self.queue, self.unflushed, self._flush_stack)
         self.queue.standby.changed.subscribe(self._standby_changed)
         self.injector = injector
         injector.follow(lambda: self.queue.stack)
@@ -175,7 +176,7 @@ class Device:
         await self._end_write()
 
     async def _end_write(self) -> None:
-        await self._bound_unflushed()
+        await self.flusher.wait_room()
         self.counters.bio_out += 1
 
     async def discard(self, offset: int, length: int) -> None:
@@ -184,7 +185,7 @@ class Device:
             raise ReadOnly(f"{self.name} is read-only")
         length = self._clipped(offset, length)
         await self.queue.run(Op.DISCARD, length, partial(self._discard, offset, length))
-        await self._bound_unflushed()
+        await self.flusher.wait_room()
 
     async def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """The range, as far as it exists, reads as zeroes afterwards; `unmap`: its space is given back where it can be.
@@ -199,7 +200,7 @@ class Device:
             start = self._in_stack(offset)
             length = min(end - offset, ZEROES_MAX_BYTES - start % ZEROES_MAX_BYTES)
             await self.queue.run(Op.DISCARD, length, partial(self._write_zeroes, offset, length, unmap))
-            await self._bound_unflushed()
+            await self.flusher.wait_room()
             offset += length
             if offset >= end:
                 return
@@ -227,15 +228,6 @@ class Device:
     def interrupt(self, task: trio.lowlevel.Task, op: Op) -> bool:
         """Fail the request with which this task waits at the gate; False if it does not: then the storage has it."""
         return self.queue.room.interrupt(task, op)
-
-    async def _bound_unflushed(self) -> None:
-        """A flush of our own, which `pass_flushes` does not keep back. Raises RequestFailed if what waits for it to be
-        acknowledged was given up meanwhile."""
-        if self.unflushed.is_full:
-            before = self.unflushed.times_given_up
-            await self.queue.run(Op.FLUSH, 0, self._flush_stack)
-            if self.unflushed.times_given_up != before:
-                raise RequestFailed(errno.EIO, f"{self.name}: what was written was given up before it was flushed")
 
     def _clipped(self, offset: int, length: int) -> int:
         return max(0, min(length, self.size_bytes - offset))
@@ -323,7 +315,7 @@ class Device:
         or what was acknowledged is nowhere but in our memory."""
         if self.open_count:
             raise Busy(f"it is open ({self.open_count} times)")
-        if self.stats.in_flight or self.queue.room:
+        if self.stats.in_flight > self.flusher.in_flight or self.queue.room:
             raise Busy("requests are in flight")
         if self.queue.is_stopped or self.agent.state is AgentState.RECOVERING:
             raise Busy("an operation on it is under way, or it is suspended")
@@ -379,8 +371,13 @@ class Device:
             await self.agent.aclose()
             if self.mapper:
                 await self.mapper.aclose()
-            lost = not self.read_only and self.queue.is_lost
-            await self.stack.aclose(clean=not lost)
+            is_still = False
+            try:
+                await self.flusher.aclose()
+                is_still = True
+            finally:
+                lost = not self.read_only and self.queue.is_lost
+                await self.stack.aclose(clean=is_still and not lost)
             return not lost
         finally:
             self.queue.forget_key()

@@ -7,12 +7,14 @@ flush that started after it has succeeded, or all go. Writes that overlap and we
 order of their acknowledgement, as nobody has promised another.
 """
 
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
+from ploopfs.device.signal import Signal
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.stack import Stack
 
@@ -32,12 +34,19 @@ class Change:
 
 class Unflushed:
     """The changes since the last successful flush, in the order of their acknowledgement. `data_bytes` is the data of
-    writes among them; at `limit_bytes` of memory a flush is due."""
+    writes among them, `memory_bytes` what all of them take; at `limit_bytes` of that whoever writes waits for a flush.
+
+    `due` fires when half of the limit is reached, where a flush ought to begin so that nobody has to wait: once, until
+    less is kept or `tell_again` is called."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
+        self.due_bytes = limit_bytes // 2
+        self.due = Signal()
         self.data_bytes = 0
+        self.memory_bytes = 0
         self.times_given_up = 0
+        self._tell_at_bytes: float = self.due_bytes
         self._changes: deque[Change] = deque()
         self._first_number = 0
         self._since_writeback = 0
@@ -50,8 +59,8 @@ class Unflushed:
         return self.memory_bytes >= self.limit_bytes
 
     @property
-    def memory_bytes(self) -> int:
-        return self.data_bytes + len(self._changes) * CHANGE_BYTES
+    def is_due(self) -> bool:
+        return self.memory_bytes >= self.due_bytes
 
     @property
     def end(self) -> int:
@@ -60,9 +69,13 @@ class Unflushed:
 
     def wrote(self, offset: int, data: Buffer) -> None:
         """No copy is made of bytes; whatever else it is, its owner may change when he has his answer."""
-        self._changes.append(Change(offset, len(data), bytes(data)))
-        self.data_bytes += len(data)
-        self._since_writeback += len(data)
+        length = len(data)
+        self._changes.append(Change(offset, length, bytes(data)))
+        self.data_bytes += length
+        self._since_writeback += length
+        self.memory_bytes += length + CHANGE_BYTES
+        if self.memory_bytes >= self._tell_at_bytes:
+            self._tell()
 
     def take_writeback_turn(self) -> bool:
         """Once for each eighth of the limit: whoever reaches that waits for a flush of all that is not written by then.
@@ -77,7 +90,7 @@ class Unflushed:
         a cluster that it left alone a later write may have made one that a replay would destroy."""
         for _, run in groupby(enumerate(slots), lambda each: each[1] - each[0]):
             first, *others = (slot for _, slot in run)
-            self._changes.append(Change(first * cluster_bytes, (1 + len(others)) * cluster_bytes, None))
+            self._made_zero(first * cluster_bytes, (1 + len(others)) * cluster_bytes)
 
     def zeroed(self, offset: int, length: int, cluster_bytes: int) -> None:
         """All of it, whatever it was: the whole clusters as if they were discarded, the edges as if they were
@@ -89,9 +102,23 @@ class Unflushed:
             return
         if offset < first:
             self.wrote(offset, bytes(first - offset))
-        self._changes.append(Change(first, last - first, None))
+        self._made_zero(first, last - first)
         if last < end:
             self.wrote(last, bytes(end - last))
+
+    def _made_zero(self, offset: int, length: int) -> None:
+        self._changes.append(Change(offset, length, None))
+        self.memory_bytes += CHANGE_BYTES
+        if self.memory_bytes >= self._tell_at_bytes:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._tell_at_bytes = math.inf
+        self.due.fire()
+
+    def tell_again(self) -> None:
+        """Who was told can do nothing about it at present: the next change tells him again."""
+        self._tell_at_bytes = self.due_bytes
 
     def mark(self) -> int:
         """To be taken before a flush starts, and given to `flushed` when it has succeeded."""
@@ -102,8 +129,11 @@ class Unflushed:
         while self._first_number < mark:
             change = self._changes.popleft()
             self._first_number += 1
-            if change.data is not None:
-                self.data_bytes -= len(change.data)
+            data_bytes = 0 if change.data is None else len(change.data)
+            self.data_bytes -= data_bytes
+            self.memory_bytes -= data_bytes + CHANGE_BYTES
+        if not self.is_due:
+            self.tell_again()
 
     def forget(self) -> None:
         self.flushed(self.mark())

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.agent_state import AgentState
-from ploopfs.device.agents import run_agents
+from ploopfs.device.attending import run_agents
 from ploopfs.device.flavour import VZ7
 from ploopfs.device.recovery import Command, Manual, Patience, Recovery, Reopen, Replace
 from ploopfs.device.standby import State

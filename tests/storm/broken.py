@@ -71,7 +71,7 @@ async def _settle_unsynced(delta: Delta) -> None:
 def _flushed_all(unflushed: Unflushed, _mark: int) -> None:
     unflushed._first_number += len(unflushed._changes)
     unflushed._changes.clear()
-    unflushed.data_bytes = 0
+    unflushed.data_bytes = unflushed.memory_bytes = 0
 
 
 def _reads_pass(queue: RequestQueue, ticket: Ticket) -> Any:  # noqa: ANN401

@@ -8,6 +8,7 @@ from itertools import pairwise
 import trio
 
 from ploopfs.device.stats import Op
+from ploopfs.device.unflushed import CHANGE_BYTES
 from ploopfs.device.waiting import Kind
 from tests.storm.trace import Violation
 from tests.storm.world import BOUNDS, HOLD_TIMEOUT_MS, Disk, World
@@ -64,6 +65,9 @@ def _check_counts(world: World, disk: Disk) -> None:
     data_bytes = sum(len(change.data) for change in unflushed._changes if change.data is not None)
     if unflushed.data_bytes != data_bytes or unflushed.data_bytes < 0:
         raise Violation(f"{disk.name}: unflushed_bytes is {unflushed.data_bytes}, and {data_bytes} are kept")
+    memory_bytes = data_bytes + len(unflushed) * CHANGE_BYTES
+    if unflushed.memory_bytes != memory_bytes:
+        raise Violation(f"{disk.name}: {unflushed.memory_bytes} bytes are said to be kept, and {memory_bytes} are")
     reads = world.answers[disk.name, "read"]
     if stats.by_op[Op.READ].ios != reads:
         raise Violation(f"{disk.name}: {stats.by_op[Op.READ].ios} reads were counted, {reads} were answered")
@@ -74,7 +78,8 @@ def _check_counts(world: World, disk: Disk) -> None:
 
 def check_nobody_left(disk: Disk) -> None:
     queue = disk.device.queue
-    left = (queue.stats.in_flight, len(queue.room), queue.room.held, queue.room.held_bytes, disk.requests)
+    in_flight = queue.stats.in_flight - disk.device.flusher.in_flight
+    left = (in_flight, len(queue.room), queue.room.held, queue.room.held_bytes, disk.requests)
     if any(left):
         raise Violation(f"{disk.name}: in flight, waiting, held, held bytes, asked: {left} at the end")
 

@@ -49,6 +49,7 @@ BOUNDS = Bounds(
 )
 HOLD_TIMEOUT_MS = 15_000
 PATIENT = Patience(backoff_s=0.5, backoff_max_s=4, settle_s=5, probe_interval_s=0.3, probe_timeout_s=2)
+FLUSHED = 0.8
 CLUSTER_BYTES = 32768
 _IN_USE_OFFSET = 44
 
@@ -179,6 +180,7 @@ class World:
     # --- the daemon -----------------------------------------------------------------------------------------------
 
     async def boot(self) -> None:
+        """Most daemons flush in the background; of one that does not, whoever writes at the bound waits for a flush."""
         started = trio.Event()
         self._ended = trio.Event()
         self._nursery.start_soon(self._live, started)
@@ -207,6 +209,9 @@ class World:
                 disk.device.agent.configure(Recovery(Reopen(), PATIENT))
             with asked_by(Origin(disk.name, is_request=False)):
                 self.daemon.start_soon(disk.device.agent.run)
+            with asked_by(Origin(disk.name, is_request=True)):
+                if self.random.random() < FLUSHED:
+                    self.daemon.start_soon(disk.device.flusher.run)
         self.registry.events.changed.subscribe(self._look_at_events)
         self._look_at_events()
         await self.control("sys/fs/ploopfs/modprobe", "scst")
