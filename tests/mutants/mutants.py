@@ -447,6 +447,21 @@ MUTANTS = (
         "device/test_unflushed.py", "test_a_flush_confirms_only_what_was_acknowledged_before_it_started",
     ),
     _bug(
+        "have a recovery wait for a flush in the background", "device/flusher.py",
+        "        if self._queue.standby.state is State.ON:\n",
+        "        if False:\n", "device/test_flusher.py", "test_a_recovery_does_not_wait_for_one_that_hangs",
+    ),
+    _bug(
+        "begin a flush in the background behind a gate that is shut", "device/flusher.py",
+        "return self._queue.is_free and not self._queue.is_lost", "return not self._queue.is_lost",
+        "device/test_flusher.py", "test_while_the_queue_is_suspended_none_waits_and_it_begins_with_the_resume",
+    ),
+    _bug(
+        "close an image in the middle of a flush in the background", "device/device.py",
+        "                await self.flusher.aclose()\n", "", "device/test_flusher.py",
+        "test_a_daemon_that_ends_lets_the_one_under_way_end_and_closes_the_image",
+    ),
+    _bug(
         "write older bytes again over newer ones", "device/unflushed.py",
         "in _last_changes(changes, sorted(slots), stack.cluster_bytes):", "in changes:", "device/test_unflushed.py",
         "test_what_is_written_again_never_puts_an_older_byte_where_the_storage_had_a_newer_one",
