@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.device.attending import run_flushers
 from ploopfs.device.bounds import Bounds
@@ -387,18 +387,17 @@ async def test_of_a_storage_that_is_lost_and_was_let_go_none_is_asked_for(rig: R
 # --- standby ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("autojump_clock")
 @pytest.mark.expects_warnings
 @pytest.mark.parametrize("operation", ["replace", "reopen"])
-async def test_a_recovery_does_not_wait_for_one_that_hangs(rig: Rig, operation: str) -> None:
+async def test_a_recovery_does_not_wait_for_one_that_hangs(rig: Rig, autojump_clock: MockClock, operation: str) -> None:
     await flush_begun(rig)
     rig.copy(TOP, NEW)
     rule = rig.lose(errno.ENOTCONN, "read")
     assert await errno_of(rig.device.read(2 * CLUSTER, 9)) == errno.ENOTCONN
     rig.faults.remove(rule)
-    began_s = trio.current_time()
+    began_s = autojump_clock.current_time()
     await (rig.device.replace(NEW) if operation == "replace" else rig.device.reopen())
-    assert (rig.state, kept(rig), trio.current_time() - began_s < QUIESCE_TIMEOUT_S) == (State.OFF, 0, True)
+    assert (rig.state, kept(rig), autojump_clock.current_time() - began_s < QUIESCE_TIMEOUT_S) == (State.OFF, 0, True)
     assert bytes(await rig.device.read(2 * CLUSTER, len(DATA))) == DATA
 
 
@@ -456,11 +455,14 @@ async def test_a_device_that_is_being_flushed_is_not_busy_for_that_and_is_remove
     assert (removal.errno, removal.value, rig.is_marked(TOP)) == (0, True, False)
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_one_that_hangs_keeps_a_device_from_being_removed_and_leaves_it_as_it_was(rig: Rig) -> None:
+async def test_one_that_hangs_keeps_a_device_from_being_removed_and_leaves_it_as_it_was(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
     released = await flush_begun(rig)
+    began_s = autojump_clock.current_time()
     with pytest.raises(StorageTimeout):
         await rig.registry.remove("ploop0", limit_s=1)
+    assert autojump_clock.current_time() - began_s == pytest.approx(1)
     released.set()
     await wait_all_tasks_blocked()
     assert (kept(rig), rig.device.queue.loss) == (0, None)
@@ -480,15 +482,14 @@ async def test_a_daemon_that_ends_lets_the_one_under_way_end_and_closes_the_imag
     assert (ending.value, rig.is_marked(TOP)) == (True, False)
 
 
-@pytest.mark.usefixtures("autojump_clock")
 @pytest.mark.expects_warnings
 async def test_one_that_hangs_at_the_end_costs_no_more_than_the_deadline_and_the_image_stays_marked(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+    rig: Rig, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     await flush_begun(rig)
-    began_s = trio.current_time()
+    began_s = autojump_clock.current_time()
     assert await rig.registry.aclose(deadline_s=5) is False
-    assert trio.current_time() - began_s == pytest.approx(5)
+    assert autojump_clock.current_time() - began_s == pytest.approx(5)
     assert rig.is_marked(TOP)
     assert f"{TOP} did not answer within 5 s; it stays marked in use" in caplog.text
     await wait_all_tasks_blocked()

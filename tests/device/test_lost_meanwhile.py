@@ -117,8 +117,8 @@ async def test_whatever_an_fsync_fails_with_after_the_loss_it_is_held_as_what_ha
 ) -> None:
     rig.queue.set_on_standby(OnStandby.HOLD)
     await rig.device.write(2 * CLUSTER, b"acknowledged")
-    calls = {
-        "flush": lambda: rig.device.flush(),
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "flush": rig.device.flush,
         "fua": lambda: rig.device.write(2 * CLUSTER, b"new", fua=True),
         "barrier": lambda: rig.device.write(0, b"new"),
     }

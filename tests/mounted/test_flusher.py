@@ -35,7 +35,7 @@ def flushes(scene: Scene) -> int:
     return int(scene.daemon.value("stat").split()[15])
 
 
-def write(scene: Scene, fd: int, count: int, start: int = 0) -> None:
+def write(fd: int, count: int, start: int = 0) -> None:
     for number in range(start, start + count):
         data = bytes([number + 1]) * CLUSTER_BYTES
         assert os.pwrite(fd, data, number * CLUSTER_BYTES) == CLUSTER_BYTES
@@ -45,11 +45,11 @@ def test_writes_go_on_while_it_hangs_up_to_the_bound_and_wait_there_until_it_has
     with opened(scene.daemon.disk()) as fd, ThreadPoolExecutor(1) as thread:
         before = flushes(scene)
         scene.rule("add,op=FLUSH,hang")
-        write(scene, fd, HALF)
+        write(fd, HALF)
         until(lambda: "hits=1" in scene.rules.read_text(), "a flush that nobody has asked for")
-        write(scene, fd, FULL - HALF - 1, HALF)
+        write(fd, FULL - HALF - 1, HALF)
         assert (kept(scene), flushes(scene)) == ((FULL - 1) * CLUSTER_BYTES, before)
-        last = thread.submit(write, scene, fd, 1, FULL - 1)
+        last = thread.submit(write, fd, 1, FULL - 1)
         until(lambda: kept(scene) == FULL * CLUSTER_BYTES, "the last write is done, and not acknowledged")
         assert not last.done()
         assert "hits=1" in scene.rules.read_text(), "it waits for that flush, and for none of its own"
@@ -69,22 +69,22 @@ def test_it_stays_below_half_though_no_user_flushes_also_after_one_has_failed_an
 ) -> None:
     with opened(scene.daemon.disk()) as fd:
         for _ in range(3):
-            write(scene, fd, HALF)
+            write(fd, HALF)
             until(lambda: kept(scene) == 0, "flushed by itself")
-        write(scene, fd, HALF - 1)
+        write(fd, HALF - 1)
         assert kept(scene) == (HALF - 1) * CLUSTER_BYTES, "which is not half yet"
         scene.rule("add,op=FLUSH,errno=ENOTCONN,count=1")
-        write(scene, fd, 1, HALF - 1)
+        write(fd, 1, HALF - 1)
         until(lambda: scene.daemon.value("queue/standby") == "on", "the flush in the background has failed")
         assert kept(scene) == HALF * CLUSTER_BYTES
         scene.daemon.store("ploopfs/reopen", "1")
         assert (scene.daemon.value("queue/standby"), kept(scene)) == ("off", 0)
         assert os.pread(fd, BLOCK_BYTES, (HALF - 1) * CLUSTER_BYTES) == bytes([HALF]) * BLOCK_BYTES
-        write(scene, fd, HALF)
+        write(fd, HALF)
         until(lambda: kept(scene) == 0, "it goes on")
         scene.rule("removeall")
         scene.rule("add,op=FLUSH,delay_ms=200,count=1")
-        write(scene, fd, HALF)
+        write(fd, HALF)
         until(lambda: "hits=1" in scene.rules.read_text(), "it is under way")
     assert scene.daemon.end() == 0
     assert_closed(scene.disk.top)
