@@ -164,6 +164,12 @@ MAX_OTHERS_FILES = Bound(
     32768, "open files and directories of a tree with which users besides root and its owner may open no more", "ENFILE"
 )
 MAX_STORES = Bound(128, "writes to control files that are under way in a tree", "EBUSY")
+TREE_POLL_US = Bound(
+    50, "µs that a tree looks for the next request after a quick one before it waits for it", "it waits"
+)
+TREE_TURN_US = Bound(
+    250, "µs that a tree serves one quick request after the other", "the disks have their turn"
+)
 STATUS_TASKS = Bound(
     256,
     "requests that the tree serves beside those that wait for the disks",

@@ -156,6 +156,11 @@ REACHED = {
         "blockfuse/test_soon.py::"
         "test_he_is_served_without_the_event_loop_in_between_and_others_have_their_turn_now_and_then"
     ),
+    "TREE_POLL_US": "fuse/test_loop.py::test_a_look_is_no_longer_than_the_bound",
+    "TREE_TURN_US": (
+        "fuse/test_loop.py::"
+        "test_a_quick_caller_is_served_without_the_event_loop_and_others_have_their_turn_now_and_then"
+    ),
     "GROW_AHEAD_MIB": "engine/test_end_of_file.py::test_the_file_is_ahead_by_no_more_than_the_bound",
     "HELD_REQUESTS": "device/test_hold.py::test_with_the_bound_on_their_number_reached_further_requests_are_refused",
     "HELD_MIB": "device/test_hold.py::test_the_bound_on_bytes_counts_the_data_of_writes_only",

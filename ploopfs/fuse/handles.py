@@ -58,6 +58,7 @@ class AttributeHandle:
     """An open attribute."""
 
     is_seekable = True
+    reads_at_once = True
 
     def __init__(self, attribute: Attribute, flags: int) -> None:
         self._file = opening(attribute, flags)
@@ -86,6 +87,7 @@ class StreamHandle:
     """An open stream of records: read from where this descriptor is, whatever offset the kernel counts."""
 
     is_seekable = False
+    reads_at_once = True
 
     def __init__(self, stream: Stream, flags: int) -> None:
         if flags & os.O_ACCMODE != os.O_RDONLY:
@@ -114,6 +116,7 @@ class ReportHandle:
     """An open report."""
 
     is_seekable = True
+    reads_at_once = False
 
     def __init__(self, report: Report, flags: int) -> None:
         if flags & os.O_ACCMODE != os.O_RDONLY:
@@ -140,6 +143,7 @@ class DiskHandle:
     """An open disk."""
 
     is_seekable = True
+    reads_at_once = False
 
     def __init__(self, disk: Disk, flags: int) -> None:
         self._file = OpenDisk(disk, flags)

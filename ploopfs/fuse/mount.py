@@ -16,6 +16,7 @@ import trio
 from ploopfs.bounds import HELPER_TIMEOUT_S, MAX_BACKGROUND
 from ploopfs.engine.apart import APART
 from ploopfs.errors import MountError
+from ploopfs.fuse.loop import EventLoop
 from ploopfs.fuse.mountpoint import check_mountpoint
 from ploopfs.fuse.operations import Operations
 from ploopfs.sysfs.nodes import Directory
@@ -112,6 +113,7 @@ def _mount(operations: Operations, mountpoint: str, *, allow_other: bool) -> Non
     options = {"fsname=ploopfs", "subtype=ploopfs", "default_permissions", "nosuid", "nodev"}
     if allow_other:
         options.add("allow_other")
+    pyfuse3.trio = EventLoop(lambda: operations.waiting > 0)  # type: ignore[attr-defined]
     try:
         pyfuse3.init(operations, mountpoint, options)
     except RuntimeError as error:

@@ -10,7 +10,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Never, cast
+from typing import Any, Never, TypeVar, cast
 
 import pyfuse3
 from pyfuse3 import (
@@ -35,6 +35,8 @@ from ploopfs.sysfs.opendisk import check_room, check_truncation
 
 NAME_MAX = 255
 
+T = TypeVar("T")
+
 
 def _refused(error: type[PloopError]) -> Callable[..., Coroutine[Any, Any, Never]]:
     @answers
@@ -45,7 +47,8 @@ def _refused(error: type[PloopError]) -> Callable[..., Coroutine[Any, Any, Never
 
 
 class Operations(pyfuse3.Operations):
-    """Extended attributes are left to the default, ENOSYS: the kernel remembers it and answers EOPNOTSUPP by itself."""
+    """`waiting` counts the requests that wait in a task. Extended attributes are left to the default, ENOSYS: the
+    kernel remembers it and answers EOPNOTSUPP by itself."""
 
     # An inode does not know its parent, so `..` could not be answered; only an NFS server asks.
     supports_dot_lookup = False
@@ -58,6 +61,7 @@ class Operations(pyfuse3.Operations):
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, DirectoryHandle] = {}
         self._stores = 0
+        self.waiting = 0
         self._owner = os.geteuid()
 
     # Names and inodes
@@ -142,12 +146,15 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def read(self, fh: int, off: int, size: int) -> bytes:
+        file = self._files[fh]
         # pyfuse3 copies from whatever has a buffer; only its annotation says bytes.
-        return cast(bytes, await self._files[fh].read(off, size))
+        return cast(bytes, await (file.read(off, size) if file.reads_at_once else self._wait(file.read(off, size))))
 
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        file = self._files[fh]
+        return await self._wait(self._write(self._files[fh], off, buf))
+
+    async def _write(self, file: OpenFile, off: int, buf: bytes) -> int:
         if not isinstance(file, AttributeHandle):
             return await file.write(off, buf)
         # A store may wait for as long as it is bounded: what serves the status files must not all be in one.
@@ -161,7 +168,7 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._files[fh].fsync()
+        await self._wait(self._files[fh].fsync())
 
     @answers
     async def flush(self, fh: int) -> None:
@@ -180,6 +187,14 @@ class Operations(pyfuse3.Operations):
         """The session ended: no release comes any more, and no poll handle may outlive the session."""
         while self._files:
             self._files.popitem()[1].release()
+
+    async def _wait(self, request: Coroutine[Any, Any, T]) -> T:
+        """For what may wait, and needs the event loop then."""
+        self.waiting += 1
+        try:
+            return await request
+        finally:
+            self.waiting -= 1
 
     # Changes of the namespace: never, and with the errnos of sysfs
 

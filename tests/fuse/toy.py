@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import trio
 
@@ -16,6 +17,8 @@ from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
 from ploopfs.errors import BadValue, BeyondEnd, MountError
+from ploopfs.fuse import mount
+from ploopfs.fuse.loop import EventLoop
 from ploopfs.fuse.mount import serve, terminate
 from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node
 
@@ -94,6 +97,20 @@ class MemoryDisk:
         return f"{self.writes} {self.fua_writes} {self.flushes}"
 
 
+class CountingLoop(EventLoop):
+    """Counts how often pyfuse3 waits for a request."""
+
+    waits = 0
+
+    def __init__(self, is_needed: Callable[[], bool]) -> None:
+        super().__init__(is_needed)
+        self.lowlevel.wait_readable = partial(self._count, self.lowlevel.wait_readable)  # type: ignore[method-assign]
+
+    async def _count(self, wait_readable: Callable[[int], Awaitable[None]], fd: int) -> None:
+        CountingLoop.waits += 1
+        await wait_readable(fd)
+
+
 class Toy:
     def __init__(self) -> None:
         self.shown, self.text, self.level = 0, "first", "off"
@@ -115,6 +132,7 @@ class Toy:
             "counts": Attribute(self.disk.counts),
             "opened": Attribute(lambda: str(self.disk.open_count)),
             "waiting": Attribute(lambda: str(self.stuck.waiting)),
+            "waits": Attribute(lambda: str(CountingLoop.waits)),
             "unstick": Attribute(None, self._unstick),
             "link": Link("dev/disk"),
         }
@@ -165,6 +183,7 @@ class Toy:
 
 async def main(mountpoint: str) -> None:
     logging.basicConfig(level=logging.INFO)
+    mount.EventLoop = CountingLoop  # type: ignore[attr-defined]
     async with trio.open_nursery() as nursery:
         await nursery.start(_on_signals, nursery.cancel_scope)
         tree = Toy().root

@@ -569,6 +569,16 @@ MUTANTS = (
         "test_a_device_is_out_of_the_tree_as_soon_as_it_begins_to_go",
     ),
     _bug(
+        "let quick callers keep the event loop from everybody else", "fuse/loop.py", "        if self._turn.is_over:\n",
+        "        if False:\n", "fuse/test_loop.py",
+        "test_a_quick_caller_is_served_without_the_event_loop_and_others_have_their_turn_now_and_then",
+    ),
+    _bug(
+        "look for quick callers though a request waits in a task", "fuse/loop.py",
+        "if not self._is_quick or self._is_needed():", "if not self._is_quick:", "fuse/test_loop.py",
+        "test_where_a_request_waits_in_a_task_the_event_loop_comes_round_as_if_nobody_were_quick",
+    ),
+    _bug(
         "let the kernel keep a name that changes", "fuse/entry.py", "if parent is not None and parent.is_fixed else 0",
         "if parent is not None else 0", "fuse/test_operations.py",
         "test_the_kernel_keeps_a_name_that_cannot_change_and_asks_for_every_other",
