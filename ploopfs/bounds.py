@@ -153,6 +153,12 @@ MAX_DESCRIPTOR_DEPTH = Bound(64, "elements around an element of a DiskDescriptor
 
 # --- the tree -----------------------------------------------------------------------------------------------------
 
+NAME_LENT_MS = Bound(
+    200, "ms that the kernel goes by a device's name in the tree without asking again", "it asks again"
+)
+NAME_GRACE_MS = Bound(
+    50, "ms that the kernel may take until it has seen an answer with such a name", "it may see the name for longer"
+)
 PAGE_BYTES = Bound(
     4096, "bytes of one write to a control file", "a short write: the rest was not looked at, as in sysfs"
 )

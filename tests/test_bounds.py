@@ -156,6 +156,8 @@ REACHED = {
         "blockfuse/test_soon.py::"
         "test_he_is_served_without_the_event_loop_in_between_and_others_have_their_turn_now_and_then"
     ),
+    "NAME_LENT_MS": "device/test_lent.py::test_a_device_is_not_removed_before_its_name_is_forgotten",
+    "NAME_GRACE_MS": "device/test_lent.py::test_a_device_is_not_removed_before_its_name_is_forgotten",
     "TREE_POLL_US": "fuse/test_loop.py::test_a_look_is_no_longer_than_the_bound",
     "TREE_TURN_US": (
         "fuse/test_loop.py::"

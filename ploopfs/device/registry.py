@@ -9,7 +9,14 @@ from functools import partial
 
 import trio
 
-from ploopfs.bounds import CLOSE_TIMEOUT_S, MAX_DEVICES, RELOAD_TIMEOUT_S, SHUTDOWN_DEADLINE_S
+from ploopfs.bounds import (
+    CLOSE_TIMEOUT_S,
+    MAX_DEVICES,
+    NAME_GRACE_MS,
+    NAME_LENT_MS,
+    RELOAD_TIMEOUT_S,
+    SHUTDOWN_DEADLINE_S,
+)
 from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.events import Events, declare
@@ -38,7 +45,7 @@ IMAGE_CHECKED = declare(
 
 class Registry:
     """`devices` maps names to devices in the order in which they were added; `changed` fires when one comes or goes,
-    and `census` grows in the very moment in which `devices` has one more or less; `reload_asked` fires when somebody
+    and `census` in the very moment in which `devices` has one more or less; `reload_asked` fires when somebody
     wants them to be as their configuration says by now. `pid` is the process that serves them, `capacity` how many
     there may be."""
 
@@ -46,12 +53,13 @@ class Registry:
         self.pid = pid
         self.capacity = capacity
         self.devices: dict[str, Device] = {}
-        self.census = 0
+        self.census = Signal()
         self.key = StandbyKey()
         self.events = Events()
         self.changed = Signal()
         self.reload_asked = Signal()
         self._given_up = GivenUp()
+        self._lent_until: dict[str, float] = {}
 
     async def add(
         self,
@@ -86,6 +94,7 @@ class Registry:
             if flavour.mapped:
                 _check_mapped(stack)
             await wait_turn()
+            await self._wait_forgotten(name)
             self._check_names(name, flavour, dm_name, dm_uuid)  # somebody else's may have been opened meanwhile
         except BaseException:
             with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT_S, shield=True):
@@ -105,7 +114,7 @@ class Registry:
             dm_uuid=dm_uuid,
         )
         self.devices[name] = device
-        self.census += 1
+        self.census.fire()
         self.events.emit(name, "device_added", flavour=flavour.name, image=stack.top.path, bytes=device.size_bytes)
         self.changed.fire()
         log.info("%s: %d bytes, %d deltas, top %s", name, device.size_bytes, len(stack.deltas), stack.top.path)
@@ -133,6 +142,17 @@ class Registry:
                 raise AlreadyExists(f"{name}: {other.name} has the name {dm_name}")
             if other.mapper is not None and dm_uuid and other.mapper.uuid == dm_uuid:
                 raise AlreadyExists(f"{name}: {other.name} has the UUID {dm_uuid}")
+
+    def lend(self, name: str) -> float:
+        """For how many seconds whoever is told that this device is there may go by that without asking again. It is
+        not removed before, nor does another come under its name."""
+        self._lent_until[name] = trio.current_time() + (NAME_LENT_MS + NAME_GRACE_MS) / 1000
+        return NAME_LENT_MS / 1000
+
+    async def _wait_forgotten(self, name: str) -> None:
+        """Of a device that is in `devices` no more, or not yet."""
+        await trio.sleep_until(self._lent_until.get(name, 0))
+        self._lent_until.pop(name, None)
 
     def close_gates(self) -> None:
         """Nobody waits for recovery or a resume any more: the daemon is about to end."""
@@ -167,7 +187,7 @@ class Registry:
         # Without a wait since the check: nobody can have opened it, and now nobody can any more.
         results: dict[str, bool] = {}
         with trio.CancelScope(shield=True):
-            await self._close(name, limit_s, results)
+            await self._close(name, limit_s, results, wait_forgotten=self._wait_forgotten)
         return results[name]
 
     async def aclose(self, *, deadline_s: float = SHUTDOWN_DEADLINE_S) -> bool:
@@ -179,9 +199,16 @@ class Registry:
                 nursery.start_soon(self._close, name, deadline_s, results)
         return all(results.values())
 
-    async def _close(self, name: str, deadline_s: float, results: dict[str, bool]) -> None:
+    async def _close(
+        self,
+        name: str,
+        deadline_s: float,
+        results: dict[str, bool],
+        *,
+        wait_forgotten: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
         device = self.devices.pop(name)
-        self.census += 1
+        self.census.fire()
         image = device.stack.deltas[-1].path if device.stack.deltas else "an error target"
         results[name] = False
         with trio.move_on_after(deadline_s) as deadline:
@@ -196,6 +223,8 @@ class Registry:
                 log.exception("%s: not closed cleanly, as that met a bug", name)
         if deadline.cancelled_caught:
             log.error("%s: %s did not answer within %s s; it stays marked in use", name, image, deadline_s)
+        if wait_forgotten is not None:
+            await wait_forgotten(name)
         self.events.emit(name, "device_removed", clean=results[name])
         device.tell_gone()
         self.changed.fire()

@@ -10,6 +10,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Never, TypeVar, cast
 
 import pyfuse3
@@ -27,7 +28,7 @@ from pyfuse3 import (
 from ploopfs.bounds import MAX_STORES
 from ploopfs.errors import BadValue, Busy, NoSuchEntry, NotPermitted, PermissionDenied, PloopError
 from ploopfs.fuse.answers import answers, unanswered
-from ploopfs.fuse.entry import BLOCK_SIZE_BYTES, describe, remember
+from ploopfs.fuse.entry import BLOCK_SIZE_BYTES, describe, forget_attributes, kept_s, remember
 from ploopfs.fuse.handles import AttributeHandle, DirectoryHandle, OpenFile, open_file
 from ploopfs.fuse.inodes import Inode, Inodes
 from ploopfs.sysfs.nodes import Directory, Disk, Link
@@ -60,6 +61,7 @@ class Operations(pyfuse3.Operations):
         self._handles = itertools.count(1)
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, DirectoryHandle] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
         self._stores = 0
         self.waiting = 0
         self._owner = os.geteuid()
@@ -73,7 +75,7 @@ class Operations(pyfuse3.Operations):
         if node is None:
             raise NoSuchEntry(os.fsdecode(name))
         inode = self._inodes.of(node)
-        entry = self._describe(inode, parent)
+        entry = self._describe(inode, kept_s(parent, os.fsdecode(name)))
         inode.lookups += 1
         return entry
 
@@ -125,7 +127,8 @@ class Operations(pyfuse3.Operations):
         listing = self._directories[fh]
         for next_id, (name, node) in enumerate(listing.entries(start_id), start_id + 1):
             inode = self._inodes.of(node)
-            if not pyfuse3.readdir_reply(token, os.fsencode(name), self._describe(inode, listing.directory), next_id):
+            entry = self._describe(inode, kept_s(listing.directory, name))
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, next_id):
                 return
             inode.lookups += 1
 
@@ -187,6 +190,8 @@ class Operations(pyfuse3.Operations):
         """The session ended: no release comes any more, and no poll handle may outlive the session."""
         while self._files:
             self._files.popitem()[1].release()
+        while self._watched:
+            self._watched.popitem()[1]()
 
     async def _wait(self, request: Coroutine[Any, Any, T]) -> T:
         """For what may wait, and needs the event loop then."""
@@ -210,5 +215,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.ENOTDIR)
         return node
 
-    def _describe(self, inode: Inode, parent: Directory | None = None) -> EntryAttributes:
-        return describe(inode, self._mounted_ns, parent)
+    def _describe(self, inode: Inode, name_kept_s: float = 0) -> EntryAttributes:
+        if isinstance(inode.node, Directory) and inode.node.changed is not None and inode.number not in self._watched:
+            self._watched[inode.number] = inode.node.changed.subscribe(partial(forget_attributes, inode.number))
+        return describe(inode, self._mounted_ns, name_kept_s)

@@ -39,10 +39,14 @@ class Names(dict[str, "Node"]):
 @dataclass(eq=False, slots=True)
 class Directory:
     """`children()` maps names to nodes, in listing order; it never waits. `is_fixed`: its answer is the same for as
-    long as this directory exists, so that whoever has it need not ask for it again."""
+    long as this directory exists, so that whoever has it need not ask for it again. Of others, `changed` fires in the
+    very moment in which the answer is another, and `lend` says for how many seconds whoever is told a name may go by
+    it; without them it is to be asked for each time."""
 
     children: Callable[[], Mapping[str, "Node"]]
     is_fixed: bool = False
+    changed: Signal | None = None
+    lend: Callable[[str], float] | None = None
 
     mode = 0o755
 

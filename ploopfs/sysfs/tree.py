@@ -71,8 +71,10 @@ def build(registry: Registry, scst: Scst, host: Host = ABSENT, planes: Planes = 
 
     kept: Kept[Device, DeviceNodes] = Kept(make)
 
-    def per_device(entry: Callable[[DeviceNodes], tuple[str, Node]]) -> Directory:
-        return _counted(registry, lambda: dict(map(entry, kept.of(registry.devices).values())))
+    def per_device(
+        entry: Callable[[DeviceNodes], tuple[str, Node]], lend: Callable[[str], float] | None = registry.lend
+    ) -> Directory:
+        return _counted(registry, lambda: dict(map(entry, kept.of(registry.devices).values())), lend)
 
     def by_dm_name() -> dict[str, Node]:
         devices = kept.of(registry.devices).values()
@@ -85,12 +87,13 @@ def build(registry: Registry, scst: Scst, host: Host = ABSENT, planes: Planes = 
     sys = {
         "block": per_device(lambda nodes: (nodes.device.name, nodes.in_block)),
         "class": _fixed({"block": per_device(lambda nodes: (nodes.device.name, nodes.in_class))}),
-        "dev": _fixed({"block": per_device(lambda nodes: (_numbers(nodes.device), nodes.in_dev))}),
+        "dev": _fixed({"block": per_device(lambda nodes: (_numbers(nodes.device), nodes.in_dev), None)}),
         "devices": _fixed({"virtual": _fixed({"block": devices})}),
         "kernel": together(lambda: {"debug": debug}, scst_tgt(scst)),
         "fs": _fixed({"ploopfs": directory(MODULE, registry, lambda: False, lambda: of_module)}),
         "module": Directory(modules(scst)),
     }
+    # Names in here are not lent: a connection of its own that is mounted over one would be mounted over an old one.
     dev = _counted(registry, lambda: _dev(kept.of(registry.devices).values(), mapper_directory))
     return _fixed({"sys": _fixed(sys), "dev": dev, "proc": proc_directory(System(registry, host))})
 
@@ -145,17 +148,19 @@ def _of_module(registry: Registry, scst: Scst) -> dict[str, Node]:
     return {"events": Stream(registry.events), "metrics": metrics, **control(scst)}
 
 
-def _counted(registry: Registry, children: Callable[[], Mapping[str, Node]]) -> Directory:
+def _counted(
+    registry: Registry, children: Callable[[], Mapping[str, Node]], lend: Callable[[str], float] | None = None
+) -> Directory:
     """Made anew only when a device has come or gone: one name of a thousand is looked up as fast as one of two."""
     known, census = Names({}), -1
 
     def names() -> Names:
         nonlocal known, census
-        if census != registry.census:
-            known, census = Names(children()), registry.census
+        if census != registry.census.version:
+            known, census = Names(children()), registry.census.version
         return known
 
-    return Directory(names)
+    return Directory(names, changed=registry.census, lend=lend)
 
 
 def _fixed(children: Mapping[str, Node]) -> Directory:

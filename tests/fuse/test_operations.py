@@ -1,5 +1,6 @@
 """Lookup counts and handles of the request handlers, with the kernel's part played here."""
 
+import errno
 import os
 from types import SimpleNamespace
 from typing import cast
@@ -8,7 +9,8 @@ import pyfuse3
 import pytest
 from pyfuse3 import ROOT_INODE, ReaddirToken, RequestContext
 
-from ploopfs.fuse.entry import KEPT_S
+from ploopfs.device.signal import Signal
+from ploopfs.fuse.entry import KEPT_S, ROOT_KEPT_S
 from ploopfs.fuse.operations import Operations
 from ploopfs.sysfs.nodes import Attribute, Directory, Disk, Link, Node
 from tests.fuse.toy import MemoryDisk
@@ -50,6 +52,7 @@ async def test_the_kernel_keeps_a_name_that_cannot_change_and_asks_for_every_oth
         "disk": Disk(device),
     }
     root: dict[str, Node] = {"fixed": Directory(lambda: below, is_fixed=True), "changing": Directory(lambda: below)}
+    root["lending"] = Directory(lambda: below, changed=Signal(), lend=dict.fromkeys(below, 0.2).__getitem__)
     kept: dict[bytes, tuple[float, float]] = {}
 
     def reply(_token: object, name: bytes, entry: pyfuse3.EntryAttributes, _next_id: int) -> bool:
@@ -58,10 +61,10 @@ async def test_the_kernel_keeps_a_name_that_cannot_change_and_asks_for_every_oth
 
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
     operations = Operations(Directory(lambda: root))
-    assert (await Operations(Directory(dict, is_fixed=True)).getattr(ROOT_INODE, CALLER)).attr_timeout == 0
-    for parent, name_s in ((b"fixed", KEPT_S), (b"changing", 0)):
+    assert (await Operations(Directory(dict, is_fixed=True)).getattr(ROOT_INODE, CALLER)).attr_timeout == ROOT_KEPT_S
+    for parent, name_s, parent_s in ((b"fixed", KEPT_S, KEPT_S), (b"changing", 0, 0), (b"lending", 0.2, KEPT_S)):
         found = await operations.lookup(ROOT_INODE, parent, CALLER)
-        assert (found.entry_timeout, found.attr_timeout) == (0, name_s), "the root is none that is fixed"
+        assert (found.entry_timeout, found.attr_timeout) == (0, parent_s), "the root is none that is fixed"
         expected = {b"value": (name_s, KEPT_S), b"fixed": (name_s, KEPT_S), b"changing": (name_s, 0)}
         expected[b"disk"] = (name_s, 0)
         looked_up = {}
@@ -73,6 +76,30 @@ async def test_the_kernel_keeps_a_name_that_cannot_change_and_asks_for_every_oth
         handle = await operations.opendir(found.st_ino, CALLER)
         await operations.readdir(handle, 0, TOKEN)
         assert looked_up == kept == expected
+
+
+async def test_what_was_said_of_a_directory_is_taken_back_when_its_names_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken_back: list[int] = []
+    changed = Signal()
+
+    def invalidate(number: int, *, attr_only: bool) -> None:
+        assert attr_only
+        taken_back.append(number)
+        raise OSError(errno.ENOENT, "the kernel has it no more")
+
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", invalidate)
+    names: dict[str, Node] = {"changing": Directory(dict, changed=changed)}
+    operations = Operations(Directory(lambda: names))
+    changed.fire()
+    for _ in range(2):
+        number = (await operations.lookup(ROOT_INODE, b"changing", CALLER)).st_ino
+    changed.fire()
+    assert taken_back == [number]
+    operations.release_all()
+    changed.fire()
+    assert taken_back == [number]
 
 
 async def test_a_listing_counts_only_the_entries_that_the_kernel_took(

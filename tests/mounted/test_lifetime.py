@@ -265,7 +265,7 @@ def test_a_killed_daemon_leaves_a_dead_mount_that_is_replaced_and_all_data(tmp_p
             daemon.process.kill()
             assert daemon.wait() == -signal.SIGKILL
             assert errno_of(os.pwrite, fd, b"x", 0) == "ENOTCONN"
-        assert errno_of(os.stat, daemon.mountpoint) == "ENOTCONN"
+        until(lambda: errno_of(os.stat, daemon.mountpoint) == "ENOTCONN", "the mountpoint is dead")
 
         stale = ploopfs("mount", tmp_path / "config.yaml", daemon.mountpoint)
         assert stale.returncode == Exit.NO_MOUNT

@@ -564,7 +564,7 @@ MUTANTS = (
     ),
     _bug(
         "list a device that is on its way out", "device/registry.py",
-        "        device = self.devices.pop(name)\n        self.census += 1\n",
+        "        device = self.devices.pop(name)\n        self.census.fire()\n",
         "        device = self.devices.pop(name)\n", "test_configured.py",
         "test_a_device_is_out_of_the_tree_as_soon_as_it_begins_to_go",
     ),
@@ -579,13 +579,18 @@ MUTANTS = (
         "test_where_a_request_waits_in_a_task_the_event_loop_comes_round_as_if_nobody_were_quick",
     ),
     _bug(
-        "let the kernel keep a name that changes", "fuse/entry.py", "if parent is not None and parent.is_fixed else 0",
-        "if parent is not None else 0", "fuse/test_operations.py",
+        "remove a device by whose name the kernel still goes", "device/registry.py",
+        "            await wait_forgotten(name)\n", "            pass\n", "device/test_lent.py",
+        "test_a_device_is_not_removed_before_its_name_is_forgotten",
+    ),
+    _bug(
+        "let the kernel keep a name that changes", "fuse/entry.py", "if parent.lend is not None else 0",
+        "if parent.lend is not None else KEPT_S", "fuse/test_operations.py",
         "test_the_kernel_keeps_a_name_that_cannot_change_and_asks_for_every_other",
     ),
     _bug(
         "hide that a daemon is dead behind what the kernel keeps", "fuse/entry.py",
-        "inode.number != pyfuse3.ROOT_INODE and _is_fixed(inode.node)", "_is_fixed(inode.node)",
+        "ROOT_KEPT_S if inode.number == pyfuse3.ROOT_INODE else KEPT_S", "KEPT_S",
         "fuse/test_operations.py", "test_the_kernel_keeps_a_name_that_cannot_change_and_asks_for_every_other",
     ),
     # the tree

@@ -49,7 +49,7 @@ async def test_a_registry_takes_as_many_devices_as_the_bound_says() -> None:
     for number in range(MAX_DEVICES):
         store.put(f"/store/{number}.hds", image)
         await registry.add(f"ploop{number}", flavour=VZ7, image=f"/store/{number}.hds", files=store)
-    assert registry.census == len(registry.devices) == MAX_DEVICES
+    assert registry.census.version - 1 == len(registry.devices) == MAX_DEVICES
     assert len({device.minor for device in registry.devices.values()}) == MAX_DEVICES
     assert await registry.aclose()
 

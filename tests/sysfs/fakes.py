@@ -196,17 +196,22 @@ class FakeRegistry:
     reload_asked: Signal = field(default_factory=Signal)
     events: Events = field(default_factory=Events)
     scst: Scst = field(init=False)
-    _counted: tuple[dict[str, FakeDevice], int] = field(default_factory=lambda: ({}, 0))
+    _counted: dict[str, FakeDevice] = field(default_factory=dict)
+    _census: Signal = field(default_factory=Signal)
 
     def __post_init__(self) -> None:
         self.scst = Scst(cast(Registry, self))
 
     @property
-    def census(self) -> int:
+    def census(self) -> Signal:
         """Tests put devices in and take them out as they like."""
-        if self._counted[0] != self.devices:
-            self._counted = (dict(self.devices), self._counted[1] + 1)
-        return self._counted[1]
+        if self._counted != self.devices:
+            self._counted = dict(self.devices)
+            self._census.fire()
+        return self._census
+
+    def lend(self, _name: str) -> float:
+        return 0
 
     def add(self, *deltas: FakeDelta, name: str = "ploop0", flavour: Flavour = VZ7) -> FakeDevice:
         """A device whose two fuses are in (if it can have them), on the given deltas or on one."""
