@@ -49,6 +49,14 @@ def describe(inode: Inode, mounted_ns: int, name_kept_s: float = 0) -> pyfuse3.E
     return entry
 
 
+def missing() -> pyfuse3.EntryAttributes:
+    """That a directory which is fixed has no such name, which the kernel keeps like any other answer: when lsblk(8) is
+    run again, an eighth of its requests."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino, entry.entry_timeout = 0, KEPT_S
+    return entry
+
+
 def forget_attributes(number: int) -> None:
     """Have the kernel ask again what a directory is, which may have other links now. It waits for nobody, unlike taking
     back a name, which needs a lock that somebody may hold who waits for us."""

@@ -28,7 +28,7 @@ from pyfuse3 import (
 from ploopfs.bounds import MAX_STORES
 from ploopfs.errors import BadValue, Busy, NoSuchEntry, NotPermitted, PermissionDenied, PloopError
 from ploopfs.fuse.answers import answers, unanswered
-from ploopfs.fuse.entry import BLOCK_SIZE_BYTES, describe, forget_attributes, kept_s, remember
+from ploopfs.fuse.entry import BLOCK_SIZE_BYTES, describe, forget_attributes, kept_s, missing, remember
 from ploopfs.fuse.handles import AttributeHandle, DirectoryHandle, OpenFile, open_file
 from ploopfs.fuse.inodes import Inode, Inodes
 from ploopfs.sysfs.nodes import Directory, Disk, Link
@@ -73,6 +73,8 @@ class Operations(pyfuse3.Operations):
         parent = self._directory(parent_inode)
         node = parent.children().get(os.fsdecode(name))
         if node is None:
+            if parent.is_fixed:
+                return missing()
             raise NoSuchEntry(os.fsdecode(name))
         inode = self._inodes.of(node)
         entry = self._describe(inode, kept_s(parent, os.fsdecode(name)))

@@ -239,6 +239,10 @@ def test_what_the_kernel_keeps_of_a_fixed_directory_hides_no_change(tree: Path) 
     assert (errno_of(os.stat, changing / "a"), os.listdir(changing)) == ("ENOENT", ["b"])
     (tree / "names").write_text("a b")
     assert (changing / "a").stat().st_ino != before
+    for _ in range(2):  # the second time the kernel knows
+        assert errno_of(os.stat, fixed / "none") == errno_of(os.stat, changing / "none") == "ENOENT"
+        assert errno_of(os.open, fixed / "none", os.O_WRONLY | os.O_CREAT) == "EACCES"
+        assert (errno_of(os.mkdir, fixed / "none"), errno_of(os.unlink, fixed / "none")) == ("EPERM", "ENOENT")
     for text in ("once", "and again"):
         (fixed / "value").write_text(text)
         assert (fixed / "value").read_text() == (tree / "text").read_text() == f"{len(text)}:{text}\n"

@@ -78,6 +78,21 @@ async def test_the_kernel_keeps_a_name_that_cannot_change_and_asks_for_every_oth
         assert looked_up == kept == expected
 
 
+async def test_the_kernel_keeps_that_a_name_is_missing_only_where_none_can_come() -> None:
+    root: dict[str, Node] = {
+        "fixed": Directory(dict, is_fixed=True),
+        "lending": Directory(dict, changed=Signal(), lend=lambda _: 0.2),
+        "changing": Directory(dict),
+    }
+    operations = Operations(Directory(lambda: root))
+    for name in (b"lending", b"changing"):
+        with pytest.raises(pyfuse3.FUSEError) as refused:
+            await operations.lookup(await number_of(operations, name), b"none", CALLER)
+        assert refused.value.errno == errno.ENOENT
+    entry = await operations.lookup(await number_of(operations, b"fixed"), b"none", CALLER)
+    assert (entry.st_ino, entry.entry_timeout) == (0, KEPT_S)
+
+
 async def test_what_was_said_of_a_directory_is_taken_back_when_its_names_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
