@@ -154,7 +154,7 @@ MAX_DESCRIPTOR_DEPTH = Bound(64, "elements around an element of a DiskDescriptor
 # --- the tree -----------------------------------------------------------------------------------------------------
 
 NAME_LENT_MS = Bound(
-    200, "ms that the kernel goes by a device's name in the tree without asking again", "it asks again"
+    500, "ms that the kernel goes by a device's name in the tree without asking again", "it asks again"
 )
 NAME_GRACE_MS = Bound(
     50, "ms that the kernel may take until it has seen an answer with such a name", "it may see the name for longer"
