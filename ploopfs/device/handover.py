@@ -15,8 +15,9 @@ from ploopfs.device.queue import RequestQueue
 from ploopfs.device.standby import STANDBY_ERRNOS
 from ploopfs.device.stats import Op
 from ploopfs.device.unflushed import Unflushed
-from ploopfs.engine.delta import Delta, dismiss
+from ploopfs.engine.delta import Delta
 from ploopfs.engine.file import File
+from ploopfs.engine.loading import dismiss
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, ImageLocked, InStandby, PloopError, StorageTimeout
 

@@ -18,9 +18,10 @@ from ploopfs.device.queue import RequestQueue
 from ploopfs.device.table import ErrorTarget, PloopTarget, Table
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.delta import AcceptMark, Delta, ImageSpec, load_delta, reread
+from ploopfs.engine.delta import Delta, ImageSpec
 from ploopfs.engine.failing import error_disk
 from ploopfs.engine.file import File, Files
+from ploopfs.engine.loading import AcceptMark, load_delta, reread
 from ploopfs.engine.opening import rebuilt
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BadImage, ImageLocked, ImageRefused, PloopError, ReadOnly

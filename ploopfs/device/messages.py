@@ -14,10 +14,10 @@ from ploopfs.bounds import MESSAGE_TIMEOUT_S
 from ploopfs.device.handover import bounded, lock_handed_over, marked, settled
 from ploopfs.device.mapper import Mapper
 from ploopfs.device.stats import Op
-from ploopfs.engine.delta import load_delta
 from ploopfs.engine.flip import check_flip, flipped
 from ploopfs.engine.grow import grown
 from ploopfs.engine.levels import merged_backward, merged_forward, updated_index
+from ploopfs.engine.loading import load_delta
 from ploopfs.engine.merge import Work, copied_up, without_level
 from ploopfs.engine.stack import Stack
 from ploopfs.engine.tracking import next_tracked, start_tracking, stop_tracking

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from ploopfs.device.unflushed import Unflushed
-from ploopfs.engine.delta import AcceptMark, Delta
+from ploopfs.engine.delta import Delta
+from ploopfs.engine.loading import AcceptMark
 from ploopfs.engine.unclosed import advice
 from ploopfs.errors import ImageNotClosed
 from ploopfs.image.bat import Bat

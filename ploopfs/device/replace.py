@@ -30,8 +30,9 @@ from ploopfs.device.queue import RequestQueue
 from ploopfs.device.unflushed import Unflushed
 from ploopfs.device.verify import Verify, verify_replacement
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.delta import AcceptMark, Delta, load_delta
+from ploopfs.engine.delta import Delta
 from ploopfs.engine.file import File, Files
+from ploopfs.engine.loading import AcceptMark, load_delta
 from ploopfs.engine.opening import rebuilt, reopen_lower
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, BadValue, NoSuchEntry, PloopError

@@ -8,8 +8,9 @@ from enum import Enum
 
 import numpy as np
 
-from ploopfs.engine.delta import Delta, reread
+from ploopfs.engine.delta import Delta
 from ploopfs.engine.file import File
+from ploopfs.engine.loading import reread
 from ploopfs.errors import ImageMismatch
 from ploopfs.image.bat import Bat
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ploopfs.engine.delta import ImageSpec, read_extension
+from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.file import Files
+from ploopfs.engine.loading import read_extension
 from ploopfs.engine.opening import StackSpec
 from ploopfs.errors import PloopError
 from ploopfs.image.bat import check_map_size, decode_area

@@ -7,7 +7,8 @@ raised, the given stack serves on as it was."""
 
 from collections.abc import Mapping
 
-from ploopfs.engine.delta import Delta, reread
+from ploopfs.engine.delta import Delta
+from ploopfs.engine.loading import reread
 from ploopfs.engine.opening import rebuilt
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import (

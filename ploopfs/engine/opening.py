@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from ploopfs.bounds import MAX_DESCRIPTOR_BYTES, MAX_DISK_CLUSTERS
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.delta import Delta, ImageSpec, dismiss, open_delta, reread
+from ploopfs.engine.delta import Delta, ImageSpec
 from ploopfs.engine.file import Files
+from ploopfs.engine.loading import dismiss, open_delta, reread
 from ploopfs.engine.stack import Stack
 from ploopfs.engine.unclosed import Closed, advised, close_unclosed, not_closed
 from ploopfs.errors import BadImage, ImageMismatch, ImageNotClosed

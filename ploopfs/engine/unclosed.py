@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ploopfs.engine.checking import examine
-from ploopfs.engine.delta import ImageSpec, dismiss
+from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.file import Files
+from ploopfs.engine.loading import dismiss
 from ploopfs.engine.repair import carry_out, plan_for
 from ploopfs.errors import BadImage, ImageNotClosed, PloopError
 from ploopfs.image.check import Verdict

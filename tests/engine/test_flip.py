@@ -5,8 +5,9 @@ import errno
 import pytest
 
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.delta import Delta, ImageSpec, load_delta, open_delta
+from ploopfs.engine.delta import Delta, ImageSpec
 from ploopfs.engine.flip import check_flip, flipped
+from ploopfs.engine.loading import load_delta, open_delta
 from ploopfs.engine.opening import StackSpec, open_stack
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import AlreadyExists, BadImage, NoSuchEntry, PermissionDenied, ReadOnly, WrongLevel

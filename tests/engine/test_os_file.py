@@ -14,9 +14,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.device.handover import lock_handed_over
 from ploopfs.engine import lock
-from ploopfs.engine.delta import dismiss
 from ploopfs.engine.file import File, OsFiles
 from ploopfs.engine.late import Hop, Opening
+from ploopfs.engine.loading import dismiss
 from ploopfs.errors import BackendError, BadImage, ImageLocked, StorageTimeout
 from tests.realparts import real_or_skip
 

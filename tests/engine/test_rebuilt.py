@@ -6,7 +6,8 @@ import errno
 import pytest
 
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.delta import ImageSpec, open_delta
+from ploopfs.engine.delta import ImageSpec
+from ploopfs.engine.loading import open_delta
 from ploopfs.engine.opening import StackSpec, open_stack, rebuilt
 from ploopfs.errors import BackendError, BadImage, ImageMismatch
 from ploopfs.image.header import V1
