@@ -90,8 +90,8 @@ def test_the_script_waits_for_standby_and_recovers_when_the_store_is_back(
             writing = thread.submit(writer.write, 40)
             lines.wait_for(f"recover: {kind.device}: in standby: errno=ENOTCONN operation=")
             lines.wait_for(f"recover: {kind.device}: not yet: {'replace_delta' if given else 'reopen'} ")
-            top = new_top(tmp_path, disk.top)
             bindfs.remount()
+            top = new_top(tmp_path, disk.top)  # not before: the lower delta would be missing still
             lines.wait_for(f"recover: {kind.device}: standby is off, generation 2")
             writing.result()
             writer.assert_all_there()

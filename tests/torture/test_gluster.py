@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from tests.mounted.daemon import errno_of, opened, serving
+from tests.mounted.daemon import errno_of, opened, serving, until
 from tests.mounted.disks import BLOCK_BYTES, MIB, Disk, assert_closed, by_qemu, make_disk
 from tests.mounted.flavours import KINDS, VZ7, VZ9, Kind, Served, name_of
 from tests.realparts import need
@@ -59,7 +61,9 @@ def forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Us
                     user.told.append(errno_of(os.fsync, user.fd))
                 store.return_brick()
                 for disk in disks.values():
-                    with opened(store.path / disk.top.relative_to(store.bricks)) as image:
+                    path = store.path / disk.top.relative_to(store.bricks)
+                    until(partial(_opens, path), "the client of GlusterFS is connected, and opens files again")
+                    with opened(path) as image:
                         os.fsync(image)
                     assert FORGOTTEN not in disk.top.read_bytes(), "GlusterFS has not forgotten it"
                 yield users
@@ -67,6 +71,14 @@ def forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Us
         for disk in disks.values():
             assert_closed(disk.top)
             assert by_qemu(disk.deltas, place / "raw") == disk.content
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with opened(path):
+            return True
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
