@@ -9,9 +9,10 @@ import os
 import select
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from tests.mounted.daemon import Daemon, device, errno_of, opened, ploopfs, serving
+from tests.mounted.daemon import Daemon, device, errno_of, opened, ploopfs, serving, until
 from tests.mounted.disks import BLOCK_BYTES, Disk
 
 VZ7_DEVICE, VZ9_DEVICE = "ploop0", "dm-0"
@@ -201,6 +202,10 @@ WORKS: dict[str, tuple[int, Work, str]] = {
 """What the long run does: how often, what, and in words."""
 
 
+def _is_dead(mountpoint: Path) -> bool:
+    return errno_of(mountpoint.stat) == "ENOTCONN"
+
+
 def mounts(place: Path, disk: Disk) -> Steps:
     """A daemon, a write, an end: by a signal, by umount, by death and --replace-stale."""
     closed = disk.top.read_bytes()
@@ -214,7 +219,7 @@ def mounts(place: Path, disk: Disk) -> Steps:
                 case 0:
                     daemon.process.kill()
                     daemon.wait()
-                    assert errno_of(daemon.mountpoint.stat) == "ENOTCONN"
+                    until(partial(_is_dead, daemon.mountpoint), "the mountpoint is dead")
                     options = ["--replace-stale"]
                     disk.top.write_bytes(closed)
                 case 1:
