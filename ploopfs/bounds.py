@@ -63,7 +63,7 @@ HELD_MIB = Bound(
 UNFLUSHED_MIB = Bound(
     64,
     "MiB of acknowledged writes that are kept for a replay, per device",
-    "the images are flushed before the next write is acknowledged",
+    "the images are flushed before the next write is acknowledged; in the background from half of it on",
     setting="limits.unflushed_mib",
     highest=4096,
 )
@@ -99,7 +99,7 @@ RING_WRITES = Bound(
     1024, "writes, of all devices, that the kernel makes without a thread of ours", "the next one takes a thread"
 )
 GROW_AHEAD_MIB = Bound(
-    64,
+    256,
     "MiB by which the top's file is made longer than its last cluster needs",
     "it is made longer again, with a flush; a clean close cuts it",
 )
@@ -115,9 +115,6 @@ ZEROES_MAX_BYTES = Bound(
 MAX_TRANSFER_BYTES = Bound(MIB, "bytes of one request to a disk's own connection", "the kernel sends several")
 DISK_BACKGROUND = Bound(
     512, "asynchronous requests that the kernel sends to a disk's own connection at a time", "it sends them later"
-)
-SPARE_BUFFERS = Bound(
-    16, "buffers for a large write, of all disks, that are kept for the next one", "further ones are made anew"
 )
 BURST_BYTES = Bound(
     MIB, "bytes that a disk's own connection reads or writes in a turn", "the tree and the other disks have their turn"
@@ -212,6 +209,9 @@ VERIFY_TIMEOUT_S = Bound(3600, "s of a replacement with verify=full", "ETIMEDOUT
 SEARCH_S = Bound(1, "s that is looked for who holds a lock", "the message says `another process`")
 GONE_LOCK_MS = Bound(
     500, "ms that a lock is waited for which no process is seen to hold", "the image is refused: EBUSY"
+)
+GIVEN_UP_MS = Bound(
+    500, "ms that an image is waited for on which an operation was given up", "it is not opened for writing: ETIMEDOUT"
 )
 CLOSE_TIMEOUT_S = Bound(
     5, "s that is waited for close(2) of an image that is done with", "a thread goes on waiting for it"

@@ -174,7 +174,6 @@ REACHED = {
     "PACE": "device/test_hold.py::test_no_more_than_the_pace_are_in_flight_while_others_wait",
     "MAX_TRANSFER_BYTES": "blockfuse/test_protocol.py::test_both_sides_do_what_both_can",
     "DISK_BACKGROUND": "blockfuse/test_protocol.py::test_both_sides_do_what_both_can",
-    "SPARE_BUFFERS": "blockfuse/test_connection.py::test_of_many_large_writes_a_few_buffers_are_kept",
     "BURST_BYTES": "blockfuse/test_connection.py::test_a_busy_disk_leaves_others_their_turn",
     "BURST_REQUESTS": "blockfuse/test_connection.py::test_a_busy_disk_leaves_others_their_turn",
     "ZEROES_MAX_BYTES": "device/test_sparse.py::test_a_long_range_is_several_requests_and_a_replace_comes_in_between",
@@ -231,6 +230,7 @@ REACHED = {
     "VERIFY_TIMEOUT_S": (
         "device/test_bounds.py::test_a_comparison_of_all_data_is_given_up_at_its_bound_and_nothing_has_changed"
     ),
+    "GIVEN_UP_MS": "engine/test_given_up.py::test_what_does_not_end_in_a_moment_is_not_waited_for_any_longer",
     "GONE_LOCK_MS": (
         "engine/test_holders.py::test_who_cannot_be_found_is_waited_for_in_bounds_and_then_another_process"
     ),

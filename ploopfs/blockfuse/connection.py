@@ -9,6 +9,7 @@ import errno
 import itertools
 import logging
 import os
+import select
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -40,6 +41,7 @@ from ploopfs.blockfuse.protocol import (
     Write,
 )
 from ploopfs.blockfuse.waiting import Pending, WaitingRequests
+from ploopfs.blockfuse.writes import Rest, Writes
 from ploopfs.bounds import BURST_BYTES, BURST_REQUESTS, POLL_TURN_US, POLL_US
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
@@ -67,10 +69,12 @@ class Connection:
         self._waiting = WaitingRequests(front.interrupt, self._fail)
         self._nursery: trio.Nursery
         self._is_ending = self._is_over = False
-        self._last_written = trio.Event()
-        self._writes: dict[int, bool] = {}
+        self._writes = Writes(self._device, fd, self._send_whole, self._go_on, self._met_bug)
         self._ring: Ring | None = None
         self._is_drained = False
+        self._is_alone = True
+        self._asked = select.poll()
+        self._asked.register(fd, select.POLLIN)
         self._refusal: MountError | None = None
         self._agreed: Callable[[], None] = _nothing
 
@@ -84,7 +88,7 @@ class Connection:
                 if not self._is_ending:
                     self.close()
                     await self._waiting.wait_given_up(self._writes)
-                await self._wait_written()
+                await self._writes.wait_ended()
         finally:
             self._is_over = True
             self.close()
@@ -92,12 +96,6 @@ class Connection:
                 self._files.popitem()[1].release()
         if self._refusal is not None:
             raise self._refusal
-
-    async def _wait_written(self) -> None:
-        """For writes without a task. One that goes on in a task has it then, and the nursery waits for that."""
-        while self._writes:
-            self._last_written = trio.Event()
-            await self._last_written.wait()
 
     @property
     def is_closed(self) -> bool:
@@ -114,7 +112,7 @@ class Connection:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             trio.lowlevel.notify_closing(fd)
-            os.close(fd)
+            self._writes.close()
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -163,10 +161,18 @@ class Connection:
         for taken in range(BURST_REQUESTS):
             if self._fd < 0 or left_bytes <= 0:
                 return taken
+            if self._is_alone and not self._asked.poll(0):
+                self._is_drained = True
+                self._is_alone = taken <= 1
+                return taken
             try:
                 count = os.readv(self._fd, (BUFFERS.current,))
+                if self._ring is not None:
+                    # What was acknowledged by the kernel itself is so before what was asked after it.
+                    self._ring.deliver()
             except BlockingIOError:
                 self._is_drained = True
+                self._is_alone = taken <= 1
                 return taken
             except OSError as error:
                 if error.errno in _AGAIN:
@@ -179,7 +185,7 @@ class Connection:
                 return taken
             done_bytes = self._answered_at_once(count)
             if done_bytes is None:
-                self._take(memoryview(BUFFERS.current)[:count])
+                self._take(BUFFERS.current[:count])
             else:
                 left_bytes -= done_bytes
         return BURST_REQUESTS
@@ -195,40 +201,28 @@ class Connection:
                     return None
                 self._send(unique, body)
             elif opcode == WRITE and length == count == TRANSFER_BYTES + size and fh in self._files:
-                data = BUFFERS.kept(memoryview(BUFFERS.current)[TRANSFER_BYTES:count])
-                self._write_soon(unique, pid, self._files[fh], offset, *data)
+                self._write(unique, pid, self._files[fh], offset, BUFFERS.kept(TRANSFER_BYTES, count))
             else:
                 return None
         except Exception:
-            log.exception("a request failed")
-            self._writes.pop(unique, None)
-            self._fail(unique, errno.EIO)
+            self._writes.forget(unique)
+            self._met_bug(unique)
         return size
 
-    def _write_soon(
-        self, unique: int, pid: int, file: OpenDisk, offset: int, data: Buffer, buffer: bytearray | None
-    ) -> None:
-        def written(rest: Callable[[], Awaitable[None]] | None) -> None:
-            is_interrupted = self._writes.pop(unique)
-            try:
-                if rest is None:
-                    BUFFERS.give_back(buffer)
-                    self._send(unique, replies.written(len(data)))
-                elif not self._is_over:  # else it was cancelled, and so are all that wait in tasks
-                    work = partial(self._end_write, rest, len(data), buffer)
-                    self._start(unique, pid, Op.WRITE, work, is_interrupted=is_interrupted)
-            except Exception:
-                log.exception("a request failed")
-                self._fail(unique, errno.EIO)
-            if not self._writes:
-                self._last_written.set()
-
-        self._writes[unique] = False
+    def _write(self, unique: int, pid: int, file: OpenDisk, offset: int, data: Buffer) -> None:
         if self._ring is not None:
             self._ring.gather()
-        if file.fua or not self._device.write_soon(offset, data, written):
-            del self._writes[unique]
-            self._start(unique, pid, Op.WRITE, partial(self._write, file, offset, data, buffer))
+        if file.fua or not self._writes.begin(unique, pid, offset, data):
+            self._start(unique, pid, Op.WRITE, partial(self._write_in_task, file, offset, data))
+
+    def _go_on(self, unique: int, pid: int, rest: Rest, length: int, is_interrupted: bool) -> None:
+        if not self._is_over:  # else it was cancelled, and so are all that wait in tasks
+            work = partial(self._end_write, rest, length)
+            self._start(unique, pid, Op.WRITE, work, is_interrupted=is_interrupted)
+
+    def _met_bug(self, unique: int) -> None:
+        log.exception("a request failed")
+        self._fail(unique, errno.EIO)
 
     def _take(self, data: memoryview) -> None:
         unique = 0
@@ -263,7 +257,7 @@ class Connection:
                 device = self._file(fh).device
                 start(Op.READ, partial(device.read, offset, size))
             case Write(fh, offset, data):
-                start(Op.WRITE, partial(self._write, self._file(fh), offset, *BUFFERS.kept(data)))
+                start(Op.WRITE, partial(self._write_in_task, self._file(fh), offset, bytes(data)))
             case Fsync(fh):
                 start(Op.FLUSH, partial(_without_answer, self._file(fh).device.flush))
             case Fallocate(fh) as wanted:
@@ -292,10 +286,9 @@ class Connection:
                 return replies.number(self._front.seek(wanted))
             case StatFs():
                 return replies.statistics()
-            case Interrupt(target) if target in self._writes:
-                self._writes[target] = True
             case Interrupt(target):
-                self._waiting.interrupt(target)
+                if not self._writes.interrupt(target):
+                    self._waiting.interrupt(target)
             case Init() as init:
                 return replies.agreed(init)
             case protocol.Destroy():
@@ -339,12 +332,12 @@ class Connection:
         else:
             self._send(pending.unique, answer)
 
-    async def _write(self, file: OpenDisk, offset: int, data: Buffer, buffer: bytearray | None) -> bytes:
-        return replies.written(await BUFFERS.until(file.device.write(offset, data, fua=file.fua), buffer))
+    async def _write_in_task(self, file: OpenDisk, offset: int, data: Buffer) -> bytes:
+        return replies.count(await file.device.write(offset, data, fua=file.fua))
 
-    async def _end_write(self, rest: Callable[[], Awaitable[None]], length: int, buffer: bytearray | None) -> bytes:
-        await BUFFERS.until(rest(), buffer)
-        return replies.written(length)
+    async def _end_write(self, rest: Rest, length: int) -> bytes:
+        await rest()
+        return replies.count(length)
 
     async def _control(self, wanted: Ioctl) -> bytes:
         return replies.ioctl_result(await self._front.control(wanted))
@@ -353,6 +346,9 @@ class Connection:
 
     def _send(self, unique: int, body: Buffer) -> None:
         self._write_out(unique, (replies.header(unique, len(body)), body))
+
+    def _send_whole(self, unique: int, answer: bytes) -> None:
+        self._write_out(unique, (answer,))
 
     def _fail(self, unique: int, number: int) -> None:
         self._write_out(unique, (replies.failure(unique, number),))

@@ -21,7 +21,8 @@ HEADER_BYTES = HEADER.size
 _INIT = Struct("=IIIIHHIIHHI28x")
 _ATTR = Struct("=QI4xQQQqqqIIIIIIIIII")  # attr_valid and its nsec, struct fuse_attr
 _OPEN = Struct("=QI4x")
-_WRITE = Struct("=I4x")
+_COUNT = Struct("=I4x")
+_WRITTEN = Struct("=IiQI4x")  # with its header
 _STATFS = Struct("=QQQQQIII28x")  # five counts, bsize, namelen, frsize
 _IOCTL = Struct("=iIII")
 _NUMBER = Struct("=Q")
@@ -93,8 +94,14 @@ def opened(fh: int) -> bytes:
     return _OPEN.pack(fh, HOW_OPEN)
 
 
-def written(count: int) -> bytes:
-    return _WRITE.pack(count)
+def count(written: int) -> bytes:
+    """Of the bytes that were written."""
+    return _COUNT.pack(written)
+
+
+def written(unique: int, count: int) -> bytes:
+    """With its header."""
+    return _WRITTEN.pack(_WRITTEN.size, 0, unique, count)
 
 
 def statistics() -> bytes:

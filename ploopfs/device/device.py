@@ -26,11 +26,12 @@ from ploopfs.device.queue import Begun, RequestQueue
 from ploopfs.device.replace import Replacement
 from ploopfs.device.standby import StandbyKey, State
 from ploopfs.device.stats import DiskStats, Op
-from ploopfs.device.unflushed import Unflushed
+from ploopfs.device.unflushed import CHANGE_BYTES, Unflushed
 from ploopfs.device.verify import Verify
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
 from ploopfs.engine.inject.injector import Injector
+from ploopfs.engine.ring import Reply
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, BadValue, BeyondEnd, Busy, ReadOnly
 
@@ -66,6 +67,7 @@ class Device:
         self.events = DeviceEvents(events or Events(), name)
         self.queue = RequestQueue(name, flavour, key, stack, bounds, self.events)
         self.unflushed = Unflushed(bounds.unflushed_bytes)
+        self._soon_bytes = 0
         self.flusher = Flusher(name, self.queue, self.unflushed, self._flush_stack)
         self.queue.standby.changed.subscribe(self._standby_changed)
         self.injector = injector
@@ -114,16 +116,19 @@ class Device:
             self.counters.bio_out += 1
         return data
 
-    def write_soon(self, offset: int, data: Buffer, written: Written) -> bool:
-        """As `write`, without a task that waits, if the gate is open and all of it lies in one cluster of the top;
-        False if that cannot be: then nothing was begun. `written` hears once that it is acknowledged, or what it is to
-        wait for in a task. What `data` holds stays as it is until then."""
+    def write_soon(self, offset: int, data: Buffer, written: Written, reply: Reply | None = None) -> bool:
+        """As `write`, without a task that waits, if the gate is open and all of it lies in one cluster of the top, or
+        in one that nobody has; False if that cannot be: then nothing was begun. `written` hears once that it is
+        acknowledged, or what it is to wait for in a task. `reply` acknowledges it, and may be sent before `written`
+        hears: not where that has to wait for a flush."""
         if self.read_only or not 0 < len(data) <= self.size_bytes - offset or not self.queue.is_free:
             return False
-        start = self._in_stack(offset)
-        begun = self.queue.begin(Op.WRITE, len(data))
+        start, kept_bytes = self._in_stack(offset), len(data) + CHANGE_BYTES
+        if reply is not None and not self.unflushed.has_room(self._soon_bytes + kept_bytes):
+            reply = None
 
         def heard(error: BackendError | None) -> None:
+            self._soon_bytes -= kept_bytes
             if error is not None:
                 written(partial(self._write_again, begun, error, offset, data))
                 return
@@ -134,20 +139,18 @@ class Device:
                 written(partial(_meet, bug))
                 return
             self.queue.end(begun)
-            if self.unflushed.is_full:
+            if self.unflushed.is_full and not (reply is not None and reply.is_left):
                 written(self._end_write)
             else:
                 self.counters.bio_out += 1
                 written(None)
 
-        is_begun = False
-        try:
-            is_begun = begun.stack.write_soon(start, data, heard)
-        finally:
-            if not is_begun:
-                self.queue.end(begun, is_over=False)
-        self.counters.bio_in += is_begun
-        return is_begun
+        if not self.stack.write_soon(start, data, heard, reply):
+            return False
+        begun = self.queue.begin(Op.WRITE, len(data))
+        self._soon_bytes += kept_bytes
+        self.counters.bio_in += 1
+        return True
 
     async def read(self, offset: int, length: int) -> Buffer:
         """The bytes of the range that exist: short or empty at the end of the device."""
@@ -159,7 +162,7 @@ class Device:
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> int:
         """The number of bytes written: short where the device ends. Raises BeyondEnd at or past the end. What
-        `data` holds stays as it is until then."""
+        `data` holds stays as it is for ever, as it may be kept."""
         if self.read_only:
             raise ReadOnly(f"{self.name} is read-only")
         if offset >= self.size_bytes and data:
@@ -263,6 +266,8 @@ class Device:
                 stack.start_writeback()
         else:
             self.unflushed.forget()
+        if stack.room is not None and stack.room.is_wanted:
+            self.flusher.look()
 
     async def _discard(self, offset: int, length: int, stack: Stack) -> None:
         slots = await stack.discard(self._in_stack(offset), self._clipped(offset, length))

@@ -1,5 +1,5 @@
-"""When what is kept for a recovery is flushed though nobody asked for it: in the background from half of its bound on,
-and by whoever writes at the bound.
+"""What a device does though nobody asked for it, so that writers need not wait: what is kept for a recovery is flushed,
+in the background from half of its bound on, and by whoever writes at the bound; the top's file is made longer ahead.
 
 One flush of ours at a time, a request like any other once it has passed the gate; at a gate that is shut none waits.
 Knows nothing of what a flush does. Invariants: after one that failed none is begun before less is kept, or the queue
@@ -16,8 +16,9 @@ from ploopfs.device.queue import RequestQueue
 from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
 from ploopfs.device.unflushed import Unflushed
+from ploopfs.engine.answers import SURELY_NOT_WRITTEN
 from ploopfs.engine.stack import Stack
-from ploopfs.errors import PloopError, RequestFailed
+from ploopfs.errors import BackendError, PloopError, RequestFailed
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +41,18 @@ class Flusher:
         """Until it is cancelled or closed."""
         self._ended = trio.Event()
         forget = (
-            self._unflushed.due.subscribe(self._look),
-            self._queue.changed.subscribe(self._look),
+            self._unflushed.due.subscribe(self.look),
+            self._queue.changed.subscribe(self.look),
             self._queue.standby.changed.subscribe(self._standby_changed),
         )
         try:
-            self._look()
+            self.look()
             while not self._is_closing:
                 await self._asked.wait()
                 is_done = await self._flush()
                 self._end_round()
                 if is_done:
-                    self._look()  # more may have come meanwhile than fits below the half
+                    self.look()  # more may have come meanwhile than fits below the half
         finally:
             for each in forget:
                 each()
@@ -84,12 +85,20 @@ class Flusher:
             raise RequestFailed(errno.EIO, f"{self._name}: what was written was given up before it was flushed")
 
     @property
+    def _wants_room(self) -> bool:
+        room = self._queue.stack.room
+        return room is not None and room.is_wanted
+
+    @property
     def _may_begin(self) -> bool:
         """Not behind a gate that is shut, nor of a storage that is lost, whose next flush fails."""
         return self._queue.is_free and not self._queue.is_lost
 
-    def _look(self) -> None:
-        if not self._unflushed.is_due:
+    def look(self) -> None:
+        """Whether there is something to do: a flush is due, or the stack in force wants room. Nothing, where `run` does
+        not run."""
+        is_running = self._ended is not None and not self._ended.is_set()
+        if not is_running or not (self._unflushed.is_due or self._wants_room):
             return
         if self._may_begin:
             self._asked.set()
@@ -106,14 +115,17 @@ class Flusher:
             self._attempt.cancel()
 
     async def _flush(self) -> bool:
-        """Whether it has succeeded."""
+        """And room for what is allocated next, which is no request of anybody; whether all has succeeded."""
         if self._is_closing or not self._may_begin:
-            self._look()
+            self.look()
             return False
         self.in_flight = 1
         try:
             with trio.CancelScope() as self._attempt:
-                await self._queue.run(Op.FLUSH, 0, self._work, may_be_held=False)
+                if self._wants_room:
+                    await self._make_room()
+                if self._unflushed.is_due:
+                    await self._queue.run(Op.FLUSH, 0, self._work, may_be_held=False)
                 return True
         except PloopError as error:
             log.info("%s: a flush in the background failed: %s", self._name, error)
@@ -122,3 +134,16 @@ class Flusher:
         finally:
             self.in_flight = 0
         return False
+
+    async def _make_room(self) -> None:
+        """A storage that was lost may say so once, to whoever comes first (real-parts.md 2.1): it is judged as any."""
+        begun = self._queue.begin(Op.FLUSH, 0)
+        try:
+            if begun.stack.room is not None:
+                await begun.stack.room.make()
+        except BackendError as error:
+            if error.errno not in SURELY_NOT_WRITTEN:
+                raise self._queue.judge(Op.FLUSH, error, begun.generation) from error
+            log.info("%s: no room was made: %s", self._name, error)
+        finally:
+            self._queue.end(begun, is_over=False)

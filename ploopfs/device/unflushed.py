@@ -32,7 +32,7 @@ class Change:
 
     offset: int
     length: int
-    data: bytes | None
+    data: Buffer | None
 
 
 class Unflushed:
@@ -70,10 +70,14 @@ class Unflushed:
         """The first byte of the disk that lies past all of them."""
         return max((change.offset + change.length for change in self._changes), default=0)
 
+    def has_room(self, more_bytes: int) -> bool:
+        """Whether so much memory more would not make it full."""
+        return self.memory_bytes + more_bytes < self.limit_bytes
+
     def wrote(self, offset: int, data: Buffer) -> None:
-        """No copy is made of bytes; whatever else it is, its owner may change when he has his answer."""
+        """Its owner leaves it as it is: no copy is made."""
         length = len(data)
-        self._changes.append(Change(offset, length, bytes(data)))
+        self._changes.append(Change(offset, length, data))
         self.data_bytes += length
         if length >= WORTH_WRITEBACK_BYTES:
             self._since_writeback += length

@@ -31,6 +31,11 @@ class Combiner(Generic[T]):
         self._running = trio.Lock()
         self._next: _Round[T] = _Round()
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs, and nobody waits for it to."""
+        return not self._running.locked() and not self._next.items
+
     async def submit(self, item: T) -> None:
         mine = self._next
         mine.items.append(item)

@@ -17,6 +17,7 @@ import trio
 
 from ploopfs.engine.answers import SURELY_NOT_WRITTEN, Answers
 from ploopfs.engine.file import Answered, Buffer, File
+from ploopfs.engine.ring import Pieces, Reply
 from ploopfs.errors import BackendError, StorageTimeout
 from ploopfs.image.allocator import Allocator
 from ploopfs.image.bat import Bat
@@ -61,7 +62,7 @@ class Delta:
         """Of the file: a write or a hole that failed may yet reach them."""
         self.doubtful_header: Header | None = None
         """The file may have this one instead of `header`."""
-        self._closing_header = header
+        self._closing_header, self._closing_size = header, file_size
         self._modified = False
         self.preallocates = False
         """Space for a new cluster is taken when it is allocated, not when it is written (`set_falloc_new_clu`)."""
@@ -171,22 +172,19 @@ class Delta:
             raise
         await self._answers.heard(mark, self.path)
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
+    def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:
         """As `File.write_soon`."""
-        epoch = self._answers.enter()
 
         def heard(error: BackendError | None) -> None:
             self._answers.leave(epoch, error)
-            self._note_change(error, offset, len(data))
+            for offset, data in pieces:
+                self._note_change(error, offset, len(data))
             answered(error)
 
-        is_begun = False
-        try:
-            is_begun = self.file.write_soon(offset, data, heard)
-        finally:
-            if not is_begun:
-                self._answers.leave(epoch, None)
-        return is_begun
+        if not self.file.write_soon(pieces, heard, reply):
+            return False
+        epoch = self._answers.enter()
+        return True
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Everything that is written to the file passes here, `write_soon` or `punch`."""
@@ -237,7 +235,6 @@ class Delta:
 
     async def write_map(self, changes: dict[int, int]) -> None:
         """Write the map pages that carry `changes` (slot -> cluster), then take them into memory.
-
         After a failure memory is as it was, and what the file says of these slots is uncertain until they are written
         again, which the next call does whatever its own changes are.
         """
@@ -247,16 +244,20 @@ class Delta:
         for page in self.bat.pages(changes):
             await self.write(page.offset, page.data)
         self.uncertain_slots.difference_update(changes)
+        self.take_entries(changes)
+
+    def take_entries(self, entries: dict[int, int]) -> None:
+        """Into memory: the file has them."""
+        assert self.bat is not None
         self.map_writes += 1
-        self.unconfirmed_slots.update(dict.fromkeys(changes, self.map_writes))
-        for slot, cluster in changes.items():
+        self.unconfirmed_slots.update(dict.fromkeys(entries, self.map_writes))
+        for slot, cluster in entries.items():
             self.bat.clusters[slot] = cluster
 
     def confirmed(self, map_writes: int, size: int) -> None:
         """So many writes of the map are on stable storage, and that the file has so many bytes."""
         self.durable_size = max(self.durable_size, size)
-        kept = {slot: number for slot, number in self.unconfirmed_slots.items() if number > map_writes}
-        self.unconfirmed_slots = kept
+        self.unconfirmed_slots = {slot: write for slot, write in self.unconfirmed_slots.items() if write > map_writes}
 
     async def aclose(self, *, clean: bool) -> None:
         """Close; `clean` settles first and raises what that raises. Not clean: the storage is not written to at all."""
@@ -280,19 +281,24 @@ class Delta:
                 await self.write_map({})
                 await self.sync()  # before the file is cut: the entry that may stand there names a cluster past the cut
             end = max(self.header.first_cluster, int(self.bat.used().max(initial=0)) + 1) * self.header.cluster_bytes
-            # A storage that forgot a growth, and said so once to a write that failed, has made the file shorter since.
-            if self._size_uncertain or await self.file.size() != end:
-                await self.file.truncate(end)
-            self.file_size, self._size_uncertain = end, False
-            self.durable_size = min(self.durable_size, end)
+            await self._cut(end)
             closed = self.header.changed(in_use=CLOSED, flags=self.header.flags, extension_sectors=0)
         else:
+            if self._size_uncertain or self.file_size != self._closing_size:
+                await self._cut(self._closing_size)
             closed = self._closing_header
         # The order is the promise: nothing that the cleared mark vouches for may still be on its way.
         await self.sync()
         self.header = closed
         await self._write_header()
         self.marked = False
+
+    async def _cut(self, end: int) -> None:
+        # A storage that forgot a growth, and said so once to a write that failed, has made the file shorter since.
+        if self._size_uncertain or await self.file.size() != end:
+            await self.file.truncate(end)
+        self.file_size, self._size_uncertain = end, False
+        self.durable_size, self._closing_size = min(self.durable_size, end), end
 
     async def _write_header(self) -> None:
         assert self.header is not None

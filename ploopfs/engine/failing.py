@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from ploopfs.engine.delta import Delta
 from ploopfs.engine.file import Answered, Buffer
+from ploopfs.engine.ring import Reply
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, NoSuchEntry, PloopError, TargetFailed
 from ploopfs.image.map import Map
@@ -32,6 +33,7 @@ class Failing(Stack):
         self.size_bytes = size_bytes
         self.cluster_bytes = lower.cluster_bytes
         self._failure = failure
+        self.room = None
 
     @property
     def top(self) -> Delta:
@@ -64,7 +66,9 @@ class Failing(Stack):
     def read_nowait(self, offset: int, length: int) -> None:
         """Nothing is at hand."""
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:  # noqa: ARG002 -- as above
+    def write_soon(
+        self, offset: int, data: Buffer, answered: Answered, reply: Reply | None = None  # noqa: ARG002 -- as above
+    ) -> bool:
         return False
 
     async def read(self, offset: int, length: int) -> NoReturn:  # noqa: ARG002 -- the signature of a stack

@@ -5,7 +5,7 @@ formats. Invariant: nothing above this module sees OSError. On a local file syst
 it can (RWF_NOWAIT), and the kernel makes writes by itself (ring.py); a remote store is always asked, so that the next
 read sees that it is lost. Everything else is one hop to one of this device's own worker threads, so a hung mount holds
 up nobody else. A hop is abandoned only when the process gives up on its storage, and a file is not closed before its
-last hop, or write of the kernel's, has ended, given up or not: the number could be reused under it.
+last hop, or write of the kernel's, has ended: its number could be reused under it.
 """
 
 import errno
@@ -26,13 +26,12 @@ from ploopfs.engine.confined import ANYWHERE, AllowedDirs, close_image, open_ima
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.late import Hop, Opening
 from ploopfs.engine.probe import ProbedImage
-from ploopfs.engine.ring import Ring, Write, ring_of_loop
+from ploopfs.engine.ring import Pieces, Reply, Ring, Write, ring_of_loop
 from ploopfs.engine.storage import Identity, storage_of
 from ploopfs.engine.workers import Lane, Workers
-from ploopfs.errors import BackendError, PloopError
+from ploopfs.errors import BackendError
 
 T = TypeVar("T")
-
 _WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
@@ -68,9 +67,10 @@ class File(Protocol):
     def write_nowait(self, offset: int, data: Buffer) -> int:
         """How many bytes could be written without waiting; 0 is an answer."""
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
-        """As `write`, without a task that waits: False if that cannot be, and then nothing was begun. Nobody can give
-        it up; whoever closes the file meanwhile has."""
+    def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:
+        """As `write` of one piece after the other, without a task that waits, `answered` after this has returned, and
+        after `reply` was sent, perhaps. False if that cannot be, and then nothing was begun. Nobody can give it up;
+        whoever closes the file meanwhile has."""
 
     async def write(self, offset: int, data: Buffer) -> None: ...
 
@@ -146,8 +146,8 @@ class OsFiles:
         if writable:
             file.ring = None if file.is_remote else ring_of_loop()
             try:
-                _GIVEN_UP.check(file.real_path, file.identity)
-            except PloopError:
+                await _GIVEN_UP.wait_ended(file.real_path, file.identity)
+            except BaseException:
                 await file.aclose()
                 raise
         return file
@@ -229,17 +229,17 @@ class OsFile:
             self._write_nowait = self._may_retry_nowait(error, "write", offset, len(data))
             return 0
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
-        if self.ring is None or self._is_done_with:
+    def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:
+        if (ring := self.ring) is None or self._is_done_with or (len(pieces) > 1 and not ring.can_link):
             return False
 
-        def ended(result: int) -> None:
+        def ended(full: int, result: int) -> None:
             self._soon.discard(write)
-            self._left_ring(result)
-            answered(None if result == len(data) else self._failure_of(result, offset, len(data)))
+            self._left_ring()
+            answered(None if full == len(pieces) else self._failure_of(result, *pieces[full]))
 
         try:
-            write = self.ring.begin(self._fd, offset, data, ended)
+            write = ring.begin(self._fd, pieces, ended, reply if ring.can_link else None)
         except BlockingIOError:
             return False
         self._soon.add(write)
@@ -258,22 +258,23 @@ class OsFile:
         assert self.ring is not None
         self._hop_begins("write", offset, len(data))
         try:
-            write = self.ring.begin(self._fd, offset, data, self._left_ring)
+            write = self.ring.begin(self._fd, ((offset, data),), self._left_ring)
         except BlockingIOError:
-            self._left_ring(0)
+            self._left_ring()
             return 0
         try:
-            result = await write.wait()
+            _full, result = await write.wait()
         except trio.Cancelled:
             self._given_up("write", write.is_under_way)
             raise
         if result < 0:
-            raise self._failure_of(result, offset, len(data))
+            raise self._failure_of(result, offset, data)
         return result
 
-    def _failure_of(self, result: int, offset: int, length: int) -> BackendError:
+    def _failure_of(self, result: int, offset: int, data: Buffer) -> BackendError:
         """A write that ends early is one to a file system without room, which says so to the rest."""
-        return BackendError(-result if result < 0 else errno.ENOSPC, "write", self.path, offset=offset, length=length)
+        number, length = -result if result < 0 else errno.ENOSPC, len(data)
+        return BackendError(number, "write", self.path, offset=offset, length=length)
 
     def start_writeback(self) -> None:
         if self._sync_lane is None or self._sync_lane.is_served or self._is_done_with:
@@ -359,7 +360,7 @@ class OsFile:
         if self._is_last_to_end():
             self.close()
 
-    def _left_ring(self, _result: int) -> None:
+    def _left_ring(self, _full: int = 0, _result: int = 0) -> None:
         """In the event loop, which waits for no close."""
         if self._is_last_to_end():
             self._workers.start(self.close, Lane())

@@ -11,7 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import trio
+
+from ploopfs.bounds import GIVEN_UP_MS
 from ploopfs.errors import StorageTimeout
+
+_LOOK_S = 0.01
 
 
 class Identified(Protocol):
@@ -48,6 +53,19 @@ class GivenUp:
 
     def add(self, change: Change) -> None:
         self._changes.append(change)
+
+    async def wait_ended(self, path: str, identity: Identified) -> None:
+        """As `check`, but what only needs a moment has it: most that is given up is all but done."""
+        deadline = trio.current_time() + GIVEN_UP_MS / 1000
+        while True:
+            try:
+                self.check(path, identity)
+            except StorageTimeout:
+                if trio.current_time() >= deadline:
+                    raise
+            else:
+                return
+            await trio.sleep(_LOOK_S)
 
     def check(self, path: str, identity: Identified) -> None:
         """`path` is real. Raises StorageTimeout for an image that is not to be written yet."""

@@ -11,6 +11,8 @@ from ploopfs.engine.delta import Delta
 from ploopfs.engine.epochs import Epochs
 from ploopfs.engine.file import Answered, Buffer, File
 from ploopfs.engine.memory import READ_ROOM
+from ploopfs.engine.ring import Reply
+from ploopfs.engine.room import Room
 from ploopfs.engine.writer import Writer
 from ploopfs.errors import BackendError, TruncatedImage
 from ploopfs.image.map import Map
@@ -39,6 +41,7 @@ class Stack:
         self._counters = counters
         self._epochs = Epochs()
         self._writer = Writer(self.top, self.below, self.map, self._epochs, self._read_segments, counters)
+        self.room: Room | None = self._writer.room
 
     def successor(self, deltas: Sequence[Delta], *, lower: Map, size_bytes: int | None = None) -> "Stack":
         """What takes its place: `deltas` may be others, and `lower` is their map; a size that is not told stays."""
@@ -150,14 +153,11 @@ class Stack:
         finally:
             self._epochs.leave(epoch)
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
-        """As `write`, of bytes that lie together in one cluster of the top, and without a task that waits: `answered`
-        hears how it ended. False if that cannot be, and then nothing was begun."""
-        at = self._writer.place(offset, len(data))
-        if at is None:
-            return False
-        epoch, unconfirmed = self._epochs.enter(), self._writer.unconfirmed
-        unconfirmed.begun()
+    def write_soon(self, offset: int, data: Buffer, answered: Answered, reply: Reply | None = None) -> bool:
+        """As `write`, of bytes that lie together in one cluster of the top, or in one that nobody has, and without a
+        task that waits: `answered` hears how it ended, after `reply` was sent, perhaps. False if that cannot be, and
+        then nothing was begun."""
+        unconfirmed = self._writer.unconfirmed
 
         def heard(error: BackendError | None) -> None:
             if error is None:
@@ -167,14 +167,11 @@ class Stack:
             self._epochs.leave(epoch)
             answered(error)
 
-        is_begun = False
-        try:
-            is_begun = self.top.write_soon(at, data, heard)
-        finally:
-            if not is_begun:
-                unconfirmed.failed()
-                self._epochs.leave(epoch)
-        return is_begun
+        if not self._writer.write_soon(offset, data, heard, reply):
+            return False
+        epoch = self._epochs.enter()
+        unconfirmed.begun()
+        return True
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False, check_zeros: bool = True) -> None:
         """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""

@@ -24,6 +24,10 @@ class Identity:
     filesystem: str
     has_locks: bool = True
 
+    @property
+    def is_remote(self) -> bool:
+        return _is_remote(self.filesystem)
+
 
 @dataclass(frozen=True, slots=True)
 class Storage:
@@ -37,7 +41,7 @@ class Storage:
     def is_remote(self) -> bool:
         """A store behind a client (FUSE, NFS): its pages here may be read long after the mount is gone or the lease is
         somebody else's, and the kernel's engines for it (kaio, nfs) go past the page cache for that reason."""
-        return self.filesystem.startswith(("fuse", "nfs"))
+        return _is_remote(self.filesystem)
 
     @property
     def is_behind_client(self) -> bool:
@@ -48,6 +52,10 @@ class Storage:
     def shares_locks(self) -> bool:
         """False where it is known that other hosts do not see a lock."""
         return not (self.filesystem.startswith("nfs") and self.options & _LOCAL_LOCKS)
+
+
+def _is_remote(filesystem: str) -> bool:
+    return filesystem.startswith(("fuse", "nfs"))
 
 
 def storage_of(device_number: int) -> Storage:

@@ -2,8 +2,8 @@
 
 Lock protocol: a cluster of the disk that is being allocated or freed is in `_claimed`; who needs to do either waits
 for its event and plans again. Between planning and claiming nothing is awaited. In-place writes need no lock. Map
-pages are written by one round at a time (`_map_writer`), and the memory of the map changes only after its page was
-written: it never names a cluster that the file does not."""
+pages are written by one round at a time (`_map_writer`), single entries of the map (`_entries`) only while no round is
+there; and the memory of the map changes only after the file has: it never names a cluster that the file does not."""
 
 import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -11,14 +11,17 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from ploopfs.bounds import GROW_AHEAD_MIB, MIB
 from ploopfs.engine.answers import SURELY_NOT_WRITTEN
 from ploopfs.engine.combine import Combiner
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta
+from ploopfs.engine.entries import Entries
 from ploopfs.engine.epochs import Epochs
-from ploopfs.engine.file import Buffer
+from ploopfs.engine.file import Answered, Buffer
+from ploopfs.engine.ring import Reply
+from ploopfs.engine.room import Room
 from ploopfs.engine.unconfirmed import Unconfirmed
+from ploopfs.engine.zeroing import make_zero, punch_hole, scrub, write_zeroes
 from ploopfs.errors import BackendError
 from ploopfs.image.map import Map
 from ploopfs.image.plan import (
@@ -32,6 +35,7 @@ from ploopfs.image.plan import (
     Write,
     WriteMap,
     WritePlan,
+    is_zero,
     place_in_top,
     plan_copy_up,
     plan_discard,
@@ -39,12 +43,10 @@ from ploopfs.image.plan import (
     plan_zero,
     plan_zero_clusters,
     punches_of,
+    slot_of_hole,
     slots_to_allocate,
 )
 
-_CANNOT_PUNCH = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
-
-_PIECE_BYTES = 1 << 20
 _SLOTS_AT_ONCE = 1024
 """Of a range that is made zero: one update of the map, and everybody else gets his turn in between."""
 
@@ -71,9 +73,10 @@ class Writer:
         """The last answer that meant the loss of the storage."""
         self.unconfirmed = Unconfirmed()
         self._claimed: dict[int, trio.Event] = {}
-        self._growing = trio.Lock()
         self._syncer: Combiner[None] = Combiner(self._sync_once)
         self._map_writer: Combiner[dict[int, int]] = Combiner(self._write_map_once)
+        self.room = Room(top, self._allocator, stack_map, self._sync)
+        self._entries = Entries(top, stack_map, counters)
 
     async def write(self, offset: int, data: Buffer, *, check_zeros: bool) -> None:
         self._top.note_modified()
@@ -86,13 +89,62 @@ class Writer:
         self._counters.bio_wzero += plan.zero_clusters
         await self.run(plan.steps, data)
 
-    def place(self, offset: int, length: int) -> int | None:
-        """Where in the file these bytes are, to be written in place; None if they are not all in one cluster of the
-        top."""
-        at = place_in_top(self._map, offset, length)
-        if at is not None:
-            self._top.note_modified()
-        return at
+    def write_soon(self, offset: int, data: Buffer, answered: Answered, reply: Reply | None) -> bool:
+        """As `Stack.write_soon`."""
+        at = place_in_top(self._map, offset, len(data))
+        if at is None:
+            return self._allocate_soon(offset, data, answered, reply)
+        if not self._top.write_soon(((at, data),), answered, reply):
+            return False
+        self._top.note_modified()
+        return True
+
+    def _allocate_soon(self, offset: int, data: Buffer, answered: Answered, reply: Reply | None) -> bool:
+        """In a cluster at the end of the file that nobody had before: nothing has to be durable before its map entry,
+        which is written right after the data."""
+        top, slot = self._top, slot_of_hole(self._map, offset, len(data))
+        if slot is None or slot in self._claimed or not self._may_allocate_soon or is_zero(data):
+            return False
+        size = self._map.cluster_bytes
+        cluster = self._allocator.next_clean(min(top.file_size, top.durable_size) // size)
+        if cluster is None:
+            return False
+        assert top.bat is not None
+        done = trio.Event()
+
+        def heard(error: BackendError | None) -> None:
+            if error is None:
+                self._entries.take(slot, cluster)
+                self.room.allocated(cluster)
+            elif error.errno in SURELY_NOT_WRITTEN:
+                self._allocator.release(cluster)
+            else:
+                top.uncertain_slots.add(slot)
+                top.doubtful_clusters.add(cluster)
+            del self._claimed[slot], self.changing[slot]
+            done.set()
+            self._entries.ended()
+            answered(error)
+
+        if not top.write_soon(((cluster * size + offset % size, data), top.bat.entry(slot, cluster)), heard, reply):
+            return False
+        self._allocator.allocate()
+        self._claimed[slot], self.changing[slot] = done, cluster
+        self._entries.begun()
+        top.note_modified()
+        self._counters.bio_alloc += 1
+        self._counters.bio_alloc_whole += len(data) == size
+        return True
+
+    @property
+    def _may_allocate_soon(self) -> bool:
+        top = self._top
+        return self.loss is None and not top.preallocates and top.bat is not None and self._writes_entries
+
+    @property
+    def _writes_entries(self) -> bool:
+        """One by one: nobody writes whole pages of the map, and nothing is in doubt, which such a page settles."""
+        return not self._top.uncertain_slots and self._map_writer.is_idle
 
     async def copy_up(self, slot: int, level: int) -> None:
         """Give the top its own copy of a cluster that this lower level owns. Whoever holds it may have done so when he
@@ -121,7 +173,7 @@ class Writer:
         """The whole range, part by part: after a failure any of them may be done. A raw image is its own map."""
         self._top.note_modified()
         if self._top.bat is None:
-            await (self._make_zero(offset, length) if unmap else self._write_zeroes(offset, length))
+            await (make_zero(self._top, offset, length) if unmap else write_zeroes(self._top, offset, length))
             return
         size, end = self._map.cluster_bytes, offset + length
         first, last = -(-offset // size), end // size
@@ -168,7 +220,7 @@ class Writer:
                 await self._run_allocating(new)
                 self._track(new.new_clusters.values())
             for punch in plan.punches:
-                await self._make_zero(punch.offset, punch.length)
+                await make_zero(self._top, punch.offset, punch.length)
             if freed:
                 await self._free(plan.freed)
 
@@ -213,8 +265,9 @@ class Writer:
         self._count(plan)
         new_clusters = plan.new_clusters
         try:
-            await self._grow_ahead((max(new_clusters.values()) + 1) * self._map.cluster_bytes)
+            await self.room.grow_ahead((max(new_clusters.values()) + 1) * self._map.cluster_bytes)
             await self.run(plan.steps, data)
+            self.room.look()
         except BackendError as error:
             # Only an answer that excludes a late arrival of the bytes makes these clusters free again; otherwise
             # they stay taken for as long as this file is open, and are at worst leaked.
@@ -233,61 +286,26 @@ class Writer:
                 cluster[within : within + stop - start] = memoryview(data)[start:stop]
                 await self._top.write(offset, cluster)
             case Grow(size):
-                async with self._growing:
-                    await self._top.grow(size)
+                await self.room.grow(size)
             case Scrub(offset, length):
-                await self._scrub(offset, length)
+                await scrub(self._top, offset, length)
             case Barrier():
                 await self._sync()
             case EndBarrier(size):
                 # After a loss the file may be shorter than what was seen to.
                 if self._top.durable_size < size or self.loss is not None:
                     await self._sync()
+            case WriteMap(entries, are_zeroes=True) if len(entries) == 1 and self._writes_entries:
+                (slot,) = entries
+                await self._entries.write(slot, entries[slot])
             case WriteMap(entries):
                 await self._map_writer.submit(entries)
-
-    async def _grow_ahead(self, size: int) -> None:
-        """The file becomes twice as long each time, not longer by a cluster, as each time costs an fsync: allocating
-        writes of 4 KiB take 0.3 ms instead of 5.6. A clean close cuts off what is too much."""
-        if size <= self._top.file_size or self._top.preallocates:
-            return
-        async with self._growing:
-            if size <= self._top.file_size:
-                return
-            ahead = min(size, GROW_AHEAD_MIB * MIB)
-            try:
-                await self._top.grow(size + ahead - ahead % self._map.cluster_bytes)
-            except BackendError as error:
-                if error.errno != errno.EFBIG:
-                    raise
-
-    async def _scrub(self, offset: int, length: int) -> None:
-        await (self._write_zeroes(offset, length) if self._top.preallocates else self._make_zero(offset, length))
-
-    async def _make_zero(self, offset: int, length: int) -> None:
-        """Bytes of the top file, as a hole where the storage can make one."""
-        if not await self._punch(offset, length):
-            await self._write_zeroes(offset, length)
-
-    async def _punch(self, offset: int, length: int) -> bool:
-        """False: the storage cannot."""
-        try:
-            await self._top.punch(offset, length)
-        except BackendError as error:
-            if error.errno not in _CANNOT_PUNCH:
-                raise
-            return False
-        return True
-
-    async def _write_zeroes(self, offset: int, length: int) -> None:
-        for start in range(0, length, _PIECE_BYTES):
-            await self._top.write(offset + start, bytes(min(_PIECE_BYTES, length - start)))
-            await trio.lowlevel.checkpoint()
 
     # --- the map --------------------------------------------------------------------------------------------------
 
     async def _write_map_once(self, changes: list[dict[int, int]]) -> None:
         assert self._top.bat is not None
+        await self._entries.wait_none()  # a page that is made now would not have them
         merged = {slot: cluster for entries in changes for slot, cluster in entries.items()}
         if len(changes) == 1:
             self._counters.map_single_writes += 1
@@ -308,7 +326,7 @@ class Writer:
         await self._sync()
         self._check_kept(loss)
         for punch in punches_of(clusters, self._map.cluster_bytes):
-            await self._punch(punch.offset, punch.length)
+            await punch_hole(self._top, punch.offset, punch.length)
         self._epochs.retire(lambda: self._release(clusters))
 
     def _release(self, clusters: Iterable[int]) -> None:
@@ -345,8 +363,8 @@ class Writer:
         try:
             await self._top.sync()
         except BackendError as error:
-            # Whatever it says, also that somebody has given one up: it is the loss that it failed for.
-            if self.loss is not None:
+            # Somebody has given one up, since the loss or because of it: it is the loss that this fails for.
+            if self.loss is not None and error.errno == errno.ETIMEDOUT:
                 raise BackendError(self.loss.errno, "fsync", self._top.path) from error
             raise
         if self.loss is loss:

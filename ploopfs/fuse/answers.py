@@ -1,7 +1,8 @@
-"""The one way out of a handler: what it raised becomes an errno.
+"""The one way into a handler and out of it: what it raised becomes an errno.
 
-Knows no handler. Invariant: nothing but a `FUSEError` or a cancellation gets past it, since pyfuse3 ends its main loop,
-and with that the mount, at any other exception.
+Knows no handler. Invariants: what the kernel has acknowledged by itself is known before anybody looks, or does what
+comes after it; nothing but a `FUSEError` or a cancellation gets out, since pyfuse3 ends its main loop, and with that
+the mount, at any other exception.
 """
 
 import errno
@@ -12,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 
+from ploopfs.engine.ring import hear
 from ploopfs.errors import PloopError
 
 log = logging.getLogger("ploopfs.fuse.operations")
@@ -25,6 +27,7 @@ def answers(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, An
 
     @functools.wraps(handler)
     async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
+        hear()
         try:
             return await handler(*args, **kwargs)
         except pyfuse3.FUSEError:

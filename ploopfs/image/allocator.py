@@ -52,6 +52,11 @@ class Allocator:
         self._next += 1
         return self._next - 1, False
 
+    def next_clean(self, end_cluster: int) -> int | None:
+        """What `allocate` would answer, if that lies before `end_cluster` and never held anything."""
+        is_clean = not self._released and not self._gaps and self._next <= self._limit
+        return self._next if is_clean and self._next < end_cluster else None
+
     def reserve_below(self, cluster: int) -> None:
         """Nothing below is handed out any more: the map of the file grows to there."""
         self._gaps = deque((max(start, cluster), stop) for start, stop in self._gaps if stop > cluster)

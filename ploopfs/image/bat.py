@@ -7,6 +7,7 @@ import sys
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from struct import Struct
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ PAGE_BYTES = 4096
 """The BAT is written in pages of this size, as the kernel does; the first one shares its page with the header."""
 _SLOT_OF_FIRST_ENTRY = HEADER_BYTES // BAT_ENTRY_BYTES
 _ENTRIES_PER_PAGE = PAGE_BYTES // BAT_ENTRY_BYTES
+_ENTRY = Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,10 @@ class Bat:
         """The disk has grown, and what stood past its end is gone from the file."""
         self.clusters = self.clusters + array("I", bytes(BAT_ENTRY_BYTES * (disk_clusters - len(self.clusters))))
         self._past_end = self._past_end[:0]
+
+    def entry(self, slot: int, cluster: int) -> tuple[int, bytes]:
+        """Where in the file it stands, and its bytes."""
+        return HEADER_BYTES + slot * BAT_ENTRY_BYTES, _ENTRY.pack(cluster * self._unit)
 
     def pages(self, changes: dict[int, int]) -> Iterable[PageWrite]:
         """The pages that carry `changes` (slot -> cluster), with every other entry as it is now."""

@@ -139,9 +139,11 @@ class EndBarrier:
 
 @dataclass(frozen=True, slots=True)
 class WriteMap:
-    """The top's map names these clusters (slot -> cluster of the top file)."""
+    """The top's map names these clusters (slot -> cluster of the top file), which read as zeroes whatever of them
+    arrives, or else are all there."""
 
     entries: dict[int, int]
+    are_zeroes: bool = False
 
 
 Step = Grow | Scrub | Write | CopyUp | Barrier | EndBarrier | WriteMap
@@ -177,6 +179,12 @@ def place_in_top(stack_map: Map, offset: int, length: int) -> int | None:
     return stack_map.clusters[slot] * stack_map.cluster_bytes + within
 
 
+def slot_of_hole(stack_map: Map, offset: int, length: int) -> int | None:
+    """The cluster of the disk that all these bytes are in, if nobody has it."""
+    slot, within = divmod(offset, stack_map.cluster_bytes)
+    return slot if within + length <= stack_map.cluster_bytes and stack_map.is_hole(slot) else None
+
+
 def plan_write(
     stack_map: Map, allocator: Allocator, offset: int, data: bytes | bytearray | memoryview, *, check_zeros: bool = True
 ) -> WritePlan:
@@ -193,7 +201,7 @@ def plan_write(
         for slot, within, start, stop in _parts(stack_map.cluster_bytes, offset, len(data)):
             if stack_map.owned_by_top(slot):
                 _append_write(steps, Write(stack_map.clusters[slot] * stack_map.cluster_bytes + within, start, stop))
-            elif check_zeros and stack_map.is_hole(slot) and _is_zero(data, start, stop):
+            elif check_zeros and stack_map.is_hole(slot) and is_zero(memoryview(data)[start:stop]):
                 zero_clusters += 1
             else:
                 entries[slot], is_clean = _plan_new_cluster(steps, stack_map, allocator, slot, within, start, stop)
@@ -204,7 +212,7 @@ def plan_write(
         raise
     if entries:
         end = (max(entries.values()) + 1) * stack_map.cluster_bytes
-        steps += [EndBarrier(end) if are_zeroes else Barrier(), WriteMap(entries)]
+        steps += [EndBarrier(end) if are_zeroes else Barrier(), WriteMap(entries, are_zeroes)]
     return WritePlan(tuple(steps), zero_clusters)
 
 
@@ -234,9 +242,9 @@ def plan_copy_up(stack_map: Map, allocator: Allocator, slot: int) -> WritePlan:
     return WritePlan((*steps, Barrier(), WriteMap({slot: cluster})))
 
 
-def _is_zero(data: bytes | bytearray | memoryview, start: int, stop: int) -> bool:
+def is_zero(data: bytes | bytearray | memoryview) -> bool:
     # Two memoryviews, or one and bytes, are compared byte by byte.
-    return not data[start] and bytes(data[start:stop]) == bytes(stop - start)
+    return not data[0] and bytes(data) == bytes(len(data))
 
 
 def _append_write(steps: list[Step], write: Write) -> None:

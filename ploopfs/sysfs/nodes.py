@@ -17,6 +17,7 @@ from ploopfs.device.nowait import Written
 from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
+from ploopfs.engine.ring import Reply
 
 Show = Callable[[], str | None]
 Store = Callable[[str], Awaitable[str | None]]
@@ -116,9 +117,11 @@ class BlockDevice(Protocol):
         """As `read` if that needs to wait for nothing, else None. The bytes stay as they are until the next call, for
         whatever device."""
 
-    def write_soon(self, offset: int, data: Buffer, written: Written) -> bool:
+    def write_soon(
+        self, offset: int, data: Buffer, written: Written, reply: Reply | None = None
+    ) -> bool:
         """As `write`, if that needs no task; `written` hears once that it is acknowledged, or what it has to await
-        first. What `data` holds stays as it is until then."""
+        first. What `data` holds stays as it is for ever."""
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Exactly the bytes that exist in the range: short or empty at the end of the device."""

@@ -12,6 +12,7 @@ import trio
 
 from ploopfs.engine.file import Answered, Buffer
 from ploopfs.engine.probe import ProbedImage
+from ploopfs.engine.ring import Pieces, Reply
 from ploopfs.engine.storage import Identity
 from ploopfs.errors import BackendError, ImageLocked, ImageMismatch
 from ploopfs.testing.soon import write_soon
@@ -105,8 +106,8 @@ class MemoryFile:
         self._put(offset, data)
         return len(data)
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
-        return write_soon(self, offset, data, answered)
+    def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
+        return write_soon(self, pieces, answered)
 
     async def write(self, offset: int, data: Buffer) -> None:
         await trio.lowlevel.checkpoint()

@@ -15,6 +15,7 @@ import trio
 
 from ploopfs.engine.file import Answered, Buffer
 from ploopfs.engine.probe import ProbedImage
+from ploopfs.engine.ring import Pieces, Reply
 from ploopfs.errors import BackendError
 from ploopfs.testing.files import MemoryFile, MemoryFiles
 from ploopfs.testing.pending import Pending, everything
@@ -93,8 +94,8 @@ class ForgetfulFile:
     async def read(self, offset: int, length: int) -> bytearray:
         return await self._run("read", lambda: self._inner.read(offset, length), offset, length)
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
-        return write_soon(self, offset, data, answered)
+    def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
+        return write_soon(self, pieces, answered)
 
     async def write(self, offset: int, data: Buffer) -> None:
         written = bytes(data)

@@ -6,14 +6,16 @@ from contextvars import copy_context
 
 import trio
 
-from ploopfs.engine.file import Answered, Buffer, File
+from ploopfs.engine.file import Answered, File
+from ploopfs.engine.ring import Pieces
 from ploopfs.errors import BackendError
 
 
-def write_soon(file: File, offset: int, data: Buffer, answered: Answered) -> bool:
+def write_soon(file: File, pieces: Pieces, answered: Answered) -> bool:
     async def write() -> None:
         try:
-            await file.write(offset, data)
+            for offset, data in pieces:
+                await file.write(offset, data)
         except BackendError as error:
             answered(error)
         else:

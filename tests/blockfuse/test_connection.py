@@ -16,7 +16,7 @@ from ploopfs.blockfuse import waiting
 from ploopfs.blockfuse.buffers import Buffers
 from ploopfs.blockfuse.connection import Connection
 from ploopfs.blockfuse.front import Front
-from ploopfs.bounds import MAX_TRANSFER_BYTES, SPARE_BUFFERS
+from ploopfs.bounds import MAX_TRANSFER_BYTES
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.stats import Op
 from ploopfs.device.waiting import OnStandby
@@ -145,7 +145,8 @@ async def test_what_a_write_holds_stays_as_it_was_while_it_waits(size: int) -> N
             assert is_same, number
 
 
-async def test_of_many_large_writes_a_few_buffers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_buffer_of_a_large_write_is_nobodys_to_write_to_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be kept for a replay, and the storage may yet read it."""
     buffers = Buffers()
     monkeypatch.setattr(connection_module, "BUFFERS", buffers)
     clusters = MAX_TRANSFER_BYTES // CLUSTER
@@ -153,17 +154,13 @@ async def test_of_many_large_writes_a_few_buffers_are_kept(monkeypatch: pytest.M
     builder.disk_clusters = clusters
     rig = await rig_of({TOP: builder.build()})
     async with serving(rig) as (kernel, fh):
-        released = rig.hang("write")
-        large = write(fh, 0, b"w" * MAX_TRANSFER_BYTES)
-        uniques = [await kernel.ask(fuse.WRITE, large) for _ in range(SPARE_BUFFERS + 4)]
-        await kernel.settled()
-        released.set()
-        for unique in uniques:
-            assert (await kernel.answer(unique)).errno == 0
-        assert len(buffers._spare) == SPARE_BUFFERS
-        kept = {id(buffer) for buffer in (*buffers._spare, buffers.current)}
-        assert (await kernel.call(fuse.WRITE, large)).errno == 0
-        assert {id(buffer) for buffer in (*buffers._spare, buffers.current)} == kept, "they are used again"
+        for number in range(5):
+            content = bytes([65 + number]) * MAX_TRANSFER_BYTES
+            assert (await kernel.call(fuse.WRITE, write(fh, 0, content))).errno == 0
+        kept = [bytes(change.data or b"") for change in rig.device.unflushed._changes]
+        assert [(len(each), each[:1], each[-1:]) for each in kept] == [
+            (MAX_TRANSFER_BYTES, bytes([65 + number]), bytes([65 + number])) for number in range(5)
+        ]
 
 
 async def test_two_connections_do_not_mix_their_requests(rig: Rig) -> None:

@@ -178,7 +178,7 @@ def test_an_answer_says_how_long_it_is_and_to_what() -> None:
     assert replies.header(9, 100) == packed((U32, 116), (U32, 0), (U64, 9))
     assert replies.failure(9, errno.EIO) == packed((U32, 16), (U32, (1 << 32) - errno.EIO), (U64, 9))
     assert replies.opened(5) == packed((U64, 5), (U32, 0x41), (U32, 0))
-    assert replies.written(4096) == packed((U32, 4096), (U32, 0))
+    assert replies.count(4096) == packed((U32, 4096), (U32, 0))
     assert replies.number(1 << 33) == packed((U64, 1 << 33))
     assert replies.ioctl_result(b"12345678") == bytes(16) + b"12345678"
     assert replies.statistics() == bytes(40) + packed((U32, 4096), (U32, 255), (U32, 4096)) + bytes(28)

@@ -4,6 +4,7 @@
 taken, and passes the rules."""
 
 from ploopfs.engine.file import Answered, Buffer, File
+from ploopfs.engine.ring import Pieces, Reply
 from ploopfs.errors import BackendError
 from ploopfs.testing.faulty import Faults, FaultyFile, FaultyFiles
 from ploopfs.testing.soon import write_soon
@@ -18,8 +19,8 @@ class ReadyFile(FaultyFile):
     def write_nowait(self, offset: int, data: Buffer) -> int:
         return self._inner.write_nowait(offset, data) if self._answers("write") else 0
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
-        return write_soon(self, offset, data, answered)
+    def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
+        return write_soon(self, pieces, answered)
 
     def _answers(self, name: str) -> bool:
         assert isinstance(self._judge, Faults)

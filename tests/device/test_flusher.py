@@ -523,3 +523,41 @@ async def test_another_device_that_goes_meanwhile_leaves_the_one_under_way_alone
     released.set()
     await wait_all_tasks_blocked()
     assert (removal.value, rig.is_marked(TOP)) == (True, False)
+
+
+# --- room ahead ---------------------------------------------------------------------------------------------------
+
+
+async def want_room(rig: Rig) -> None:
+    """As who has allocated for a while; then there is a write, which says that it is wanted."""
+    assert rig.device.stack.room is not None
+    rig.device.stack.room.look()
+    assert rig.device.stack.room.is_wanted
+    rig.device.flusher.look()
+    await wait_all_tasks_blocked()
+
+
+async def test_room_for_new_clusters_is_made_when_it_is_wanted(rig: Rig) -> None:
+    before = len(rig.store.bytes_of(TOP))
+    await want_room(rig)
+    assert len(rig.store.bytes_of(TOP)) > before
+    assert rig.device.stack.top.durable_size == len(rig.store.bytes_of(TOP))
+    assert (rig.device.stats.in_flight, rig.device.flusher.in_flight) == (0, 0)
+
+
+@pytest.mark.expects_warnings
+@pytest.mark.parametrize("operation", ["truncate", "fsync"])
+async def test_what_a_lost_storage_says_to_that_is_judged_as_it_may_say_so_once(rig: Rig, operation: str) -> None:
+    await write(rig, 1)
+    rig.lose(errno.ENOTCONN, operation, count=1)
+    await want_room(rig)
+    assert (rig.state, kept(rig)) == (State.ON, 1)
+    assert rig.device.stats.in_flight == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+async def test_where_there_is_no_room_nothing_is_lost_and_nothing_follows(rig: Rig, number: int) -> None:
+    rig.lose(number, "truncate", count=1)
+    await want_room(rig)
+    assert (rig.state, rig.queue.loss, rig.queue.aborted) == (State.OFF, None, False)
+    await rig.device.write(5 * CLUSTER, DATA)

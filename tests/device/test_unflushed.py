@@ -14,6 +14,7 @@ from ploopfs.device.bounds import Bounds
 from ploopfs.device.standby import State
 from ploopfs.device.unflushed import CHANGE_BYTES, WORTH_WRITEBACK_BYTES, Change, Unflushed, _last_changes
 from ploopfs.device.waiting import OnStandby
+from ploopfs.engine.file import Buffer
 from ploopfs.engine.inject.rule import Rule as Delay
 from tests.device.rig import (
     BASE,
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.expects_warnings
 ALONE = {TOP: image({0: b"a", 1: b"b", 2: b"c"}).build()}
 
 
-def kept(rig: Rig) -> list[tuple[int, int, bytes | None]]:
+def kept(rig: Rig) -> list[tuple[int, int, Buffer | None]]:
     return [(change.offset, change.length, change.data) for change in rig.device.unflushed._changes]
 
 

@@ -12,13 +12,17 @@ OPERATIONS = 25
 
 
 class Run:
-    """`together`: so many operations at a time, on disjoint ranges, each step of which lets the others run."""
+    """`together`: so many operations at a time, on disjoint ranges, each step of which lets the others run. `soon`:
+    what can be written without a task is, and room is made ahead."""
 
-    def __init__(self, shape: Shape, seed: int, *, operations: int = OPERATIONS, together: int = 1) -> None:
+    def __init__(
+        self, shape: Shape, seed: int, *, operations: int = OPERATIONS, together: int = 1, soon: bool = False
+    ) -> None:
         self.random = Random(seed)
         self.operations, self.together = operations, together
         place = MemoryPlace()
         self.disk = Disk(place, shape, self.random)
+        self.disk.writes_soon = soon
         images = {spec.path: place.content(spec.path) for spec in self.disk.specs}
         self.story = Story(images, shuffle=Random(seed) if together > 1 else None)
         # What is known of the images stays with the disk; the story has files of its own.
@@ -35,6 +39,9 @@ class Run:
 
     async def operate(self) -> None:
         for _ in range(self.operations // self.together):
+            if self.disk.writes_soon and self.random.random() < 0.5:
+                assert self.disk.stack.room is not None
+                await self.disk.stack.room.make()
             if self.together == 1:
                 await self.operation(draw_change(len(self.disk.model), self.random))
             else:

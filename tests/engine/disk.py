@@ -18,6 +18,7 @@ from ploopfs.engine.grow import grown
 from ploopfs.engine.merge import copied_up, without_level
 from ploopfs.engine.opening import StackSpec, open_stack
 from ploopfs.engine.stack import Stack
+from ploopfs.errors import BackendError
 from ploopfs.image.bat import Bat
 from ploopfs.image.check import Report, Verdict, check_image
 from ploopfs.image.extension import extension_offset_bytes
@@ -71,6 +72,8 @@ class Disk:
         self.clusters = shape.clusters
         self.specs: list[ImageSpec] = []
         self._made = 0
+        self.writes_soon = False
+        self.begun_soon = [0, 0]  # in place, and in a cluster that nobody had
         self.frozen: dict[str, bytes] = {}
         self.model = Model(
             bytes(shape.clusters * CLUSTER_BYTES), [Owner.NOBODY] * shape.clusters, alone=True, raw=shape.raw_base
@@ -113,7 +116,7 @@ class Disk:
     async def run_engine(self, change: Change) -> None:
         match change.kind:
             case "write":
-                await self.stack.write(change.offset, change.data, fua=change.fua)
+                await self._write(change)
             case "discard":
                 await self.stack.discard(change.offset, change.length)
             case "zero" | "unmap":
@@ -123,6 +126,25 @@ class Disk:
                 assert data == self.model.content[change.offset : change.offset + change.length], change
             case "flush":
                 await self.stack.flush()
+
+    async def _write(self, change: Change) -> None:
+        heard: list[BackendError | None] = []
+        ended = trio.Event()
+
+        def answered(error: BackendError | None) -> None:
+            heard.append(error)
+            ended.set()
+
+        owner = self.stack.map.levels[change.offset // CLUSTER_BYTES]
+        is_begun = self.writes_soon and not change.fua and self.stack.write_soon(change.offset, change.data, answered)
+        if not is_begun:
+            await self.stack.write(change.offset, change.data, fua=change.fua)
+            return
+        self.begun_soon[owner == HOLE_LEVEL] += 1
+        await ended.wait()
+        [error] = heard
+        if error is not None:
+            raise error
 
     def run_model(self, change: Change) -> None:
         match change.kind:

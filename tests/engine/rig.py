@@ -26,12 +26,13 @@ class Rig:
     faults: Faults = field(default_factory=Faults)
     paths: tuple[str, ...] = (TOP,)
     counters: Counters = field(default_factory=Counters)
+    storage: type[FaultyFiles] = FaultyFiles
 
     def put(self, path: str, clusters: dict[int, bytes]) -> None:
         self.memory.put(path, ImageBuilder(disk_clusters=8, clusters=clusters).build())
 
     async def open(self) -> Stack:
-        files = FaultyFiles(JournalFiles(self.memory, self.journal), self.faults)
+        files = self.storage(JournalFiles(self.memory, self.journal), self.faults)
         spec = StackSpec(tuple(ImageSpec(path) for path in self.paths))
         return await open_stack(files, spec, read_only=False, counters=self.counters)
 

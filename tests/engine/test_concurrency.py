@@ -9,7 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 from ploopfs.engine.combine import Combiner
 from ploopfs.engine.epochs import Epochs
 from ploopfs.errors import BackendError
-from tests.engine.rig import CLUSTER, NEW, OLD, Rig, map_writes
+from tests.engine.rig import BASE, CLUSTER, NEW, OLD, TOP, Rig, map_writes
 
 
 async def test_writes_to_one_new_cluster_allocate_it_once(alone: Rig) -> None:
@@ -144,7 +144,10 @@ async def test_flushes_that_wait_for_one_another_share_a_sync(alone: Rig) -> Non
     assert (alone.counters.bio_flush_out, alone.counters.bio_fsync) == (10, 2)
 
 
-async def test_allocations_that_wait_for_one_another_share_a_sync_and_a_map_write(alone: Rig) -> None:
+async def test_copies_that_wait_for_one_another_share_a_sync_and_a_map_write() -> None:
+    alone = Rig(paths=(BASE, TOP))
+    alone.put(BASE, dict.fromkeys(range(8), OLD))
+    alone.put(TOP, {3: OLD})
     stack = await alone.open()
     alone.journal.entries.clear()
     synced, named = alone.faults.pause("fsync", count=1), alone.faults.pause("write", count=1)
@@ -166,7 +169,19 @@ async def test_allocations_that_wait_for_one_another_share_a_sync_and_a_map_writ
     assert [bool(alone.entry(slot)) for slot in range(8)] == [True] * 6 + [False] * 2
 
 
-async def test_growing_for_two_at_once_never_shrinks_the_file(alone: Rig) -> None:
+async def test_new_clusters_share_a_sync_and_each_has_its_own_entry_written(alone: Rig) -> None:
+    stack = await alone.open()
+    alone.journal.entries.clear()
+    async with trio.open_nursery() as nursery:
+        for slot in (0, 1, 2, 4, 5):
+            nursery.start_soon(stack.write, slot * CLUSTER, NEW)
+    assert len(alone.journal.of("fsync")) <= 2
+    assert [entry.length for entry in map_writes(alone.journal)] == [4] * 5
+    assert [bool(alone.entry(slot)) for slot in range(8)] == [True] * 6 + [False] * 2
+
+
+async def test_growing_for_two_at_once_never_shrinks_the_file(alone: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ploopfs.engine.room.GROW_AHEAD_MIB", 0)
     stack = await alone.open()
     held = alone.faults.pause("truncate", count=1)
     async with trio.open_nursery() as nursery:
@@ -178,7 +193,7 @@ async def test_growing_for_two_at_once_never_shrinks_the_file(alone: Rig) -> Non
         held.released.set()
     assert await stack.read(0, CLUSTER) == b"a" * CLUSTER
     assert await stack.read(4 * CLUSTER, 4 * CLUSTER) == b"b" * 4 * CLUSTER
-    assert [entry.offset for entry in alone.journal.of("truncate")] == [2 * 3 * CLUSTER, 2 * 7 * CLUSTER]
+    assert [entry.offset for entry in alone.journal.of("truncate")] == [3 * CLUSTER, 7 * CLUSTER]
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ async def test_a_write_without_waiting_writes_as_much_as_it_says(place: Place, p
 async def heard_soon(file: File, offset: int, data: Buffer) -> BackendError | bool | None:
     """How it ended; False if nothing was begun."""
     heard: list[BackendError | None] = []
-    if not file.write_soon(offset, data, heard.append):
+    if not file.write_soon(((offset, data),), heard.append):
         return False
     assert heard == [], "it is told in another turn"
     with trio.fail_after(60):
@@ -100,6 +100,22 @@ async def test_a_write_without_a_task_is_there_when_its_end_is_told_or_was_not_b
         assert error in (None, False)
         expected = CONTENT[at : at + 6] if error is False else bytes(data)
         assert await other.read(at - 1, 8) == CONTENT[at - 1 : at] + expected + CONTENT[at + 6 : at + 7]
+
+
+async def test_of_several_pieces_all_are_there_when_their_end_is_told_or_none_was_begun(
+    place: Place, path: str
+) -> None:
+    file, other = await open_both(place, path, writable=(True, False))
+    heard: list[BackendError | None] = []
+    is_begun = file.write_soon(((100, b"first"), (103, memoryview(b"second")), (600, b"third")), heard.append)
+    with trio.fail_after(60):
+        while is_begun and not heard:
+            await trio.lowlevel.checkpoint()
+    assert heard == [None] * is_begun
+    expected = bytearray(CONTENT[:1000])
+    if is_begun:
+        expected[100:109], expected[600:605] = b"firsecond", b"third"
+    assert bytes(await other.read(0, 1000)) == bytes(expected)
 
 
 async def test_a_write_without_a_task_to_a_file_that_may_not_be_written_is_not_begun_or_ends_with_ebadf(
@@ -121,7 +137,7 @@ async def test_many_writes_without_a_task_are_each_told_of_once(place: Place, pa
         assert error is None
         told.append(number)
 
-    begun = [n for n in range(100) if file.write_soon(10 * n, b"%09d." % n, partial(tell, n))]
+    begun = [n for n in range(100) if file.write_soon(((10 * n, b"%09d." % n),), partial(tell, n))]
     assert begun in ([], list(range(100)))
     with trio.fail_after(60):
         while len(told) < len(begun):

@@ -78,7 +78,7 @@ Request = Callable[[Scene], Awaitable[object]]
         ("READ", lambda s: s.stack.read(2 * CLUSTER + 5, 7), ("EBUSY", "read", TOP, CLUSTER + 5, 7)),
         ("WRITE", lambda s: s.stack.write(2 * CLUSTER, b"w" * 512), ("EBUSY", "write", TOP, CLUSTER, 512)),
         ("FLUSH", lambda s: s.stack.flush(), ("EBUSY", "fsync", TOP, 0, 0)),
-        ("TRUNCATE", lambda s: s.stack.write(4 * CLUSTER, b"w"), ("EBUSY", "truncate", TOP, 2 * 3 * CLUSTER, 0)),
+        ("TRUNCATE", lambda s: s.stack.write(4 * CLUSTER, b"w"), ("EBUSY", "truncate", TOP, 9 * CLUSTER, 0)),
         ("DISCARD", lambda s: s.stack.discard(2 * CLUSTER, CLUSTER), ("EBUSY", "punch hole", TOP, CLUSTER, CLUSTER)),
         ("OPEN", lambda s: s.files.open(TOP, writable=False), ("EBUSY", "open", TOP, 0, 0)),
         ("STAT", lambda s: s.files.is_directory(TOP), ("EBUSY", "stat", TOP, 0, 0)),
@@ -199,7 +199,7 @@ async def test_the_map_and_the_header_are_no_sectors_but_are_taken_by_a_rule_wit
     assert await scene.stack.read(4 * CLUSTER, 1) == b"x", "its data were let pass, and its map page is no sector"
     execute(scene.injector, "removeall")
     scene.rule("op=WRITE,errno=EIO,skip=1")
-    assert await met(scene.stack.write(5 * CLUSTER, b"x")) == ("EIO", "write", TOP, 64, 8 * 4), "its map page"
+    assert await met(scene.stack.write(5 * CLUSTER, b"x")) == ("EIO", "write", TOP, 64 + 5 * 4, 4), "its map entry"
 
 
 async def test_a_discard_of_a_single_delta_is_known_though_the_map_has_let_go_of_the_cluster() -> None:

@@ -14,6 +14,12 @@ from tests.engine.power import Effort, Story, assert_mixed_from, assert_survives
 from tests.engine.scenes import ALONE, BASE, CHAIN, LEAKY, SCENES, TOP, Scene, Told
 
 
+@pytest.fixture(autouse=True)
+def _little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each outcome is a copy of all of it."""
+    monkeypatch.setattr("ploopfs.engine.room.GROW_AHEAD_MIB", 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("told", SCENES.values(), ids=SCENES)
 async def test_whatever_a_power_failure_leaves_of_an_operation_is_sound(told: Told) -> None:

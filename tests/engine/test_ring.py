@@ -20,7 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.engine import ring as ring_module
 from ploopfs.engine.file import OsFile, OsFiles
-from ploopfs.engine.ring import Ring, ring_of_loop
+from ploopfs.engine.ring import Ended, Ring, ring_of_loop
 from ploopfs.errors import BackendError, StorageTimeout
 from tests.realparts import need
 
@@ -105,10 +105,16 @@ async def until(is_true: Callable[[], object]) -> None:
             await trio.lowlevel.checkpoint()
 
 
+def both(ended: list[tuple[int, int]]) -> Ended:
+    """What is told as one."""
+    return lambda full, result: ended.append((full, result))
+
+
 async def written(ring: Ring, fd: int, offset: int, data: bytes | bytearray | memoryview) -> int:
-    results: list[int] = []
-    assert await ring.begin(fd, offset, data, results.append).wait() == results[0]
-    [result] = results
+    ended: list[tuple[int, int]] = []
+    assert await ring.begin(fd, ((offset, data),), both(ended)).wait() == ended[0]
+    [(full, result)] = ended
+    assert full == (result == len(data))
     return result
 
 
@@ -151,7 +157,7 @@ async def test_the_rest_of_a_write_that_was_cut_short_is_left_to_a_thread_which_
     assert (raised.value.errno, raised.value.operation) == (errno.EFBIG, "write")
     assert await file.read(short_files - 3, 6) == b"123"
     heard: list[BackendError | None] = []
-    assert file.write_soon(short_files - 3, b"abcdef", heard.append)
+    assert file.write_soon(((short_files - 3, b"abcdef"),), heard.append)
     await until(lambda: heard)
     [error] = heard
     assert error is not None
@@ -164,24 +170,24 @@ async def test_no_more_are_begun_than_the_bound_and_further_ones_take_a_thread(
 ) -> None:
     monkeypatch.setattr(ring_module, "RING_WRITES", 2)
     file = await OsFiles().open(path, writable=True)
-    ended: list[int] = []
+    ended: list[tuple[int, int]] = []
     for _ in range(2):
-        ring.begin(pipe.end, 0, b"hung", ended.append)
+        ring.begin(pipe.end, ((0, b"hung"),), both(ended))
     with pytest.raises(BlockingIOError):
-        ring.begin(pipe.end, 0, b"hung", ended.append)
-    assert not file.write_soon(0, b"soon", never)
+        ring.begin(pipe.end, ((0, b"hung"),), both(ended))
+    assert not file.write_soon(((0, b"soon"),), never)
     await file.write(0, b"by a thread")
     assert await file.read(0, 11) == b"by a thread"
     assert ended == []
     assert await until_room(pipe, lambda: len(ended) == 2) == b"hunghung"
-    assert ended == [4, 4]
+    assert ended == [(1, 4)] * 2
     assert await written(ring, file._fd, 0, b"by the ring") == 11
     await file.aclose()
 
 
 async def test_what_was_given_up_keeps_its_bytes_until_it_has_ended(ring: Ring, pipe: Pipe) -> None:
-    data, ended = bytearray(b"given up"), list[int]()
-    write = ring.begin(pipe.end, 0, data, ended.append)
+    data, ended = bytearray(b"given up"), list[tuple[int, int]]()
+    write = ring.begin(pipe.end, ((0, data),), both(ended))
     with trio.CancelScope() as scope:
         scope.cancel()
         await write.wait()
@@ -191,7 +197,7 @@ async def test_what_was_given_up_keeps_its_bytes_until_it_has_ended(ring: Ring, 
     with pytest.raises(BufferError):
         data.extend(b"which would move them")
     assert await until_room(pipe, lambda: ended) == b"given up"
-    assert ended == [8]
+    assert ended == [(1, 8)]
     data.extend(b", and is his again")
 
 
@@ -202,7 +208,7 @@ def test_what_ends_after_the_event_loop_has_keeps_its_bytes_and_the_next_loop_ha
         ring = ring_of_loop()
         assert ring is not None
         left.append(weakref.ref(ring))
-        ring.begin(pipe.end, 0, data, lambda _result: None)
+        ring.begin(pipe.end, ((0, data),), lambda _full, _result: None)
         await wait_all_tasks_blocked()
 
     async def write_to(fd: int) -> int:
@@ -231,7 +237,7 @@ class Told(bytearray):
         os.write(1, b"freed")
 
 async def leave(fd):
-    ring_of_loop().begin(fd, 0, data, print)
+    ring_of_loop().begin(fd, ((0, data),), print)
     await trio.testing.wait_all_tasks_blocked()
 
 data = Told(b"in the storage")
@@ -256,7 +262,7 @@ async def test_where_there_is_none_threads_write_and_the_results_are_the_same(
     monkeypatch.setattr(ring_module, "_call", refused)
     assert ring_of_loop() is None
     file = await OsFiles().open(path, writable=True)
-    assert not file.write_soon(0, b"soon", never)
+    assert not file.write_soon(((0, b"soon"),), never)
     await file.write(5, memoryview(b"0123456789")[2:7])
     assert await file.read(4, 7) == b"\x0023456\0"
     await file.aclose()
@@ -281,14 +287,14 @@ def test_a_ring_of_which_the_kernel_refuses_a_part_leaves_nothing_open(monkeypat
 
 
 async def test_what_is_gathered_is_handed_over_together(ring: Ring, fd: int) -> None:
-    ended: list[int] = []
+    ended: list[tuple[int, int]] = []
     ring.gather()
-    writes = [ring.begin(fd, 10 * number, b"%d" % number, ended.append) for number in range(5)]
+    writes = [ring.begin(fd, ((10 * number, b"%d" % number),), both(ended)) for number in range(5)]
     await wait_all_tasks_blocked(0.01)
     assert ended == []
     ring.submit()
     for write in writes:
-        assert await write.wait() == 1
+        assert await write.wait() == (1, 1)
     assert os.pread(fd, 50, 0)[::10] == b"01234"
 
 
@@ -302,12 +308,12 @@ async def test_when_the_kernel_has_no_memory_for_one_it_is_asked_again(
         return -1 if next(refusals, None) is not None else int(really(*arguments))
 
     monkeypatch.setattr(ring_module, "_call", refused)
-    ended: list[int] = []
-    writes = [ring.begin(fd, number, b"w", ended.append) for number in range(2)]
+    ended: list[tuple[int, int]] = []
+    writes = [ring.begin(fd, ((number, b"w"),), both(ended)) for number in range(2)]
     with trio.fail_after(PATIENCE_S):
-        assert [await write.wait() for write in writes] == [1, 1]
+        assert [await write.wait() for write in writes] == [(1, 1)] * 2
     assert next(refusals, None) is None
-    assert (os.pread(fd, 3, 0), ended) == (b"ww\0", [1, 1])
+    assert (os.pread(fd, 3, 0), ended) == (b"ww\0", [(1, 1)] * 2)
     assert await written(ring, fd, 2, b"w") == 1
 
 
@@ -315,10 +321,10 @@ async def test_when_the_kernel_has_no_memory_for_one_it_is_asked_again(
 async def test_a_bug_of_who_is_told_of_one_is_not_the_others(
     ring: Ring, fd: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def bug(_result: int) -> None:
+    def bug(_full: int, _result: int) -> None:
         raise RuntimeError("a bug")
 
-    ring.begin(fd, 0, b"x", bug)
+    ring.begin(fd, ((0, b"x"),), bug)
     await until(lambda: "a bug" in caplog.text)
     assert await written(ring, fd, 1, b"y") == 1
 
@@ -335,15 +341,14 @@ async def test_each_write_is_told_of_once_however_many_there_are_and_whoever_del
     told: list[int] = []
     left = iter(enumerate(order))
 
-    def ended(number: int, result: int) -> None:
+    def ended(number: int, _full: int, result: int) -> None:
         told.append(number if result == piece else -1)
         begin()
 
     def begin() -> None:
         for number, (fd, offset) in itertools.islice(left, 1):
             data = (b"%d." % (fd * count * piece + offset)).ljust(piece, b"-")
-
-            ring.begin(fd, offset, data, partial(ended, number))
+            ring.begin(fd, ((offset, data),), partial(ended, number))
 
     try:
         for _ in range(depth):
@@ -382,11 +387,11 @@ async def test_a_file_that_is_closed_with_one_in_flight_is_abandoned_and_its_des
 ) -> None:
     file, heard = await hung_file(path, pipe), list[BackendError | None]()
     fd = file._fd
-    assert file.write_soon(0, b"late", heard.append)
+    assert file.write_soon(((0, b"late"),), heard.append)
     await file.aclose()
     assert (file.abandoned, heard) == (True, [])
     os.fstat(fd)
-    assert not file.write_soon(0, b"after", never)
+    assert not file.write_soon(((0, b"after"),), never)
     with pytest.raises(StorageTimeout, match="may yet happen"):
         await OsFiles().open(path, writable=True)
     await (await OsFiles().open(path, writable=False)).aclose()
@@ -414,9 +419,9 @@ async def test_so_is_one_whose_write_was_given_up_by_who_waited(path: str, pipe:
 
 
 async def test_a_file_that_hangs_holds_up_no_other(ring: Ring, fd: int, pipe: Pipe) -> None:
-    ended: list[int] = []
+    ended: list[tuple[int, int]] = []
     for _ in range(100):
-        ring.begin(pipe.end, 0, b"h", ended.append)
+        ring.begin(pipe.end, ((0, b"h"),), both(ended))
     for number in range(10):
         assert await written(ring, fd, number, b"w") == 1
     assert ended == []

@@ -20,7 +20,9 @@ from ploopfs.engine.file import OsFiles
 from ploopfs.engine.grow import grown
 from ploopfs.engine.merge import copied_up, without_level
 from ploopfs.engine.opening import DESCRIPTOR_NAME, open_stack, resolve
+from ploopfs.engine.ring import Reply
 from ploopfs.engine.stack import Stack
+from ploopfs.errors import BackendError
 from tests.engine.disk import Change, draw_disjoint
 
 TOGETHER = 4
@@ -74,6 +76,9 @@ class Victim:
         elif draw < 0.2:
             say("flushes", 0)
             await self._stack.flush()
+        elif draw < 0.3:
+            assert self._stack.room is not None
+            await self._stack.room.make()
         else:
             async with trio.open_nursery() as nursery:
                 for change in draw_disjoint(self._stack.size_bytes, TOGETHER, self._random):
@@ -92,8 +97,30 @@ class Victim:
                 say("done", number)
             case _:
                 number = self._begins("write", change.offset, change.length)
-                await self._stack.write(change.offset, data_of(self._seed, number, change.length))
-                say("done", number)
+                await self._write(number, change.offset, data_of(self._seed, number, change.length))
+
+    async def _write(self, number: int, offset: int, data: bytes) -> None:
+        """Without a task where that can be; then the kernel says by itself that it is done."""
+        heard: list[BackendError | None] = []
+        ended, said = trio.Event(), trio.Event()
+
+        def answered(error: BackendError | None) -> None:
+            heard.append(error)
+            ended.set()
+
+        reply = Reply(sys.stdout.fileno(), f"done {number}\n".encode(), lambda _result: said.set())
+        if not self._stack.write_soon(offset, data, answered, reply):
+            await self._stack.write(offset, data)
+            say("done", number)
+            return
+        await ended.wait()
+        [error] = heard
+        if error is not None:
+            raise error
+        if reply.is_left:
+            await said.wait()
+        else:
+            say("done", number)
 
     def _begins(self, kind: str, offset: int, length: int) -> int:
         number = next(self._numbers)

@@ -3,14 +3,18 @@
 import errno
 import inspect
 import logging
+import time
+from pathlib import Path
 
 import pyfuse3
 import pytest
 import trio
 
+from ploopfs.engine.ring import Reply, ring_of_loop
 from ploopfs.errors import BackendError, BeyondEnd, PloopError
 from ploopfs.fuse.answers import answers, unanswered
 from ploopfs.fuse.operations import Operations
+from tests.realparts import need
 
 
 async def errno_after(raised: BaseException) -> int:
@@ -21,6 +25,26 @@ async def errno_after(raised: BaseException) -> int:
     with pytest.raises(pyfuse3.FUSEError) as caught:
         await handler()
     return caught.value.errno
+
+
+async def test_what_the_kernel_has_acknowledged_by_itself_is_known_before_a_handler_looks(tmp_path: Path) -> None:
+    need(io_uring=True)
+    ring = ring_of_loop()
+    assert ring is not None
+    known: list[tuple[int, int]] = []
+
+    @answers
+    async def handler() -> None:
+        assert known == [(1, 4)]
+
+    with open(tmp_path / "image", "wb", buffering=0) as file, open(tmp_path / "reply", "w+b", buffering=0) as replies:
+        reply = Reply(replies.fileno(), b"done", lambda _result: None)
+        ring.begin(file.fileno(), ((0, b"data"),), lambda full, result: known.append((full, result)), reply)
+        deadline_s = time.monotonic() + 60
+        while replies.read(4) != b"done":
+            replies.seek(0)
+            assert time.monotonic() < deadline_s
+        await handler()
 
 
 async def test_an_expected_failure_is_its_errno() -> None:

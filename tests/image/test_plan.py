@@ -244,7 +244,7 @@ def test_copying_up_the_last_cluster_of_a_raw_base_goes_on_in_zeroes() -> None:
 
 def test_a_part_of_a_cluster_that_nobody_has_goes_to_clean_space_alone() -> None:
     steps = steps_of(stack(2, [0, 0]), allocator(), C + 1, DATA[:2])
-    assert steps == [Grow(2 * C), Write(C + 1, 0, 2), EndBarrier(2 * C), WriteMap({1: 1})]
+    assert steps == [Grow(2 * C), Write(C + 1, 0, 2), EndBarrier(2 * C), WriteMap({1: 1}, are_zeroes=True)]
 
 
 def test_a_part_of_a_cluster_that_nobody_has_is_scrubbed_where_old_bytes_may_be() -> None:
@@ -265,7 +265,7 @@ def test_a_copy_needs_no_scrub() -> None:
 
 def test_of_new_clusters_that_were_and_are_zeroes_the_size_of_the_file_is_all_that_must_be_durable() -> None:
     fresh = steps_of(stack(3, [0, 0, 0]), allocator(), 0, DATA[: 2 * C])
-    assert fresh[-2:] == [EndBarrier(3 * C), WriteMap({0: 1, 1: 2})]
+    assert fresh[-2:] == [EndBarrier(3 * C), WriteMap({0: 1, 1: 2}, are_zeroes=True)]
     above = steps_of(stack(3, [0, 4, 0], [0, 0, 0]), allocator(), 0, DATA[: 2 * C])
     assert above[-2:] == [Barrier(), WriteMap({0: 1, 1: 2})]
     reused = steps_of(stack(3, [0, 0, 2]), allocator(2), 0, DATA[: 2 * C])
@@ -280,7 +280,7 @@ def test_zeroes_where_nobody_has_anything_cost_nothing() -> None:
 
 def test_zeroes_are_written_where_the_check_for_them_is_off() -> None:
     plan = plan_write(stack(1, [0]), allocator(), 0, bytes(C), check_zeros=False)
-    assert plan == WritePlan((Grow(2 * C), Write(C, 0, C), EndBarrier(2 * C), WriteMap({0: 1})))
+    assert plan == WritePlan((Grow(2 * C), Write(C, 0, C), EndBarrier(2 * C), WriteMap({0: 1}, are_zeroes=True)))
 
 
 @pytest.mark.parametrize("data", [b"\1\0\0\0", b"\0\0\0\1", b"\0\1\0\0"])

@@ -15,17 +15,18 @@ MUTANTS = (
     # image
     _bug(
         "name a cluster before its bytes are on stable storage", "image/plan.py",
-        "else Barrier(), WriteMap(entries)]", "else WriteMap(entries), Barrier()]", "image/test_plan.py",
+        "else Barrier(), WriteMap(entries, are_zeroes)]", "else WriteMap(entries, are_zeroes), Barrier()]",
+        "image/test_plan.py",
         "test_one_barrier_and_one_map_update_serve_the_whole_request",
     ),
     _bug(
         "write no zeroes over what a lower delta has", "image/plan.py",
-        "elif check_zeros and stack_map.is_hole(slot) and _is_zero", "elif check_zeros and _is_zero",
+        "elif check_zeros and stack_map.is_hole(slot) and is_zero", "elif check_zeros and is_zero",
         "image/test_plan.py", "test_zeroes_hide_what_lies_below",
     ),
     _bug(
         "take a cluster for zero when its last byte is not looked at", "image/plan.py",
-        "bytes(data[start:stop]) == bytes(stop - start)", "bytes(data[start : stop - 1]) == bytes(stop - start - 1)",
+        "bytes(data) == bytes(len(data))", "bytes(data[:-1]) == bytes(len(data) - 1)",
         "image/test_plan.py", "test_one_byte_that_is_not_zero_takes_a_cluster",
     ),
     _bug(
@@ -167,9 +168,15 @@ MUTANTS = (
     ),
     _bug(
         "acknowledge a write before it has ended", "device/device.py",
-        "is_begun = begun.stack.write_soon(start, data, heard)",
-        "is_begun = begun.stack.write_soon(start, data, lambda _error: None)\n"
-        "            heard(None)",
+        "        if not self.stack.write_soon(start, data, heard, reply):\n"
+        "            return False\n"
+        "        begun = self.queue.begin(Op.WRITE, len(data))\n"
+        "        self._soon_bytes += kept_bytes\n",
+        "        if not self.stack.write_soon(start, data, lambda _error: None, reply):\n"
+        "            return False\n"
+        "        begun = self.queue.begin(Op.WRITE, len(data))\n"
+        "        self._soon_bytes += kept_bytes\n"
+        "        heard(None)\n",
         "device/test_soon.py", "test_it_is_not_acknowledged_and_not_kept_before_it_has_ended",
     ),
     _bug(
@@ -659,17 +666,55 @@ MUTANTS = (
     ),
     _bug(
         "end a connection under a write that no task waits for", "blockfuse/connection.py",
-        "                await self._wait_written()\n", "", "blockfuse/test_soon.py",
+        "                await self._writes.wait_ended()\n", "", "blockfuse/test_soon.py",
         "test_the_end_of_the_connection_waits_for_it_with_the_file_open",
     ),
     _bug(
         "read the next request over the data of a large write", "blockfuse/buffers.py",
-        "        if 2 * len(data) <= MAX_TRANSFER_BYTES:\n"
-        "            return bytes(data), None\n"
-        "        buffer, self.current = self.current, self._spare.pop() if self._spare else bytearray(_BUFFER_BYTES)\n"
-        "        return data, buffer",
-        "        return data, None", "blockfuse/test_connection.py",
-        "test_what_a_write_holds_stays_as_it_was_while_it_waits",
+        "        self.current = _buffer()\n        return data", "        return data",
+        "blockfuse/test_soon.py",
+        "test_a_buffer_is_not_used_again_whether_the_write_that_it_holds_has_ended_or_was_given_up",
+    ),
+    _bug(
+        "write a piece whether the one before it was written or not", "engine/ring.py",
+        "flags = _BY_A_WORKER | _THEN if part + 1 < parts else _BY_A_WORKER", "flags = _BY_A_WORKER",
+        "engine/test_ring_links.py",
+        "test_after_a_piece_that_fails_nothing_more_is_done_and_there_is_no_reply",
+    ),
+    _bug(
+        "go on with a write of which the kernel took the beginning alone", "engine/ring.py",
+        "            self._refuse_rest()\n", "            pass\n",
+        "engine/test_ring_links.py",
+        "test_of_a_write_that_the_kernel_takes_only_a_part_of_nothing_that_comes_later_is_done",
+    ),
+    _bug(
+        "leave a reply to the kernel though what is kept is full with those in flight", "device/device.py",
+        "has_room(self._soon_bytes + kept_bytes)", "has_room(kept_bytes)",
+        "device/test_replies.py",
+        "test_none_is_left_to_the_storage_by_which_with_all_in_flight_what_is_kept_would_be_full",
+    ),
+    _bug(
+        "write a page of the map over an entry in flight", "engine/writer.py",
+        "        await self._entries.wait_none()", "        await trio.lowlevel.checkpoint()",
+        "engine/test_allocating_soon.py",
+        "test_a_page_of_the_map_is_not_written_before_the_entries_in_flight_and_then_it_has_them",
+    ),
+    _bug(
+        "give the number of a closed connection to others while replies are under way", "blockfuse/writes.py",
+        "        if self._left:\n            os.dup2", "        if self._fd < 0:\n            os.dup2",
+        "blockfuse/test_replies.py",
+        "test_the_number_of_a_closed_connection_is_no_other_file_s_until_the_last_reply_is_over",
+    ),
+    _bug(
+        "look at a device before it knows what the kernel has acknowledged", "fuse/answers.py",
+        "        hear()\n", "", "fuse/test_answers.py",
+        "test_what_the_kernel_has_acknowledged_by_itself_is_known_before_a_handler_looks",
+    ),
+    _bug(
+        "look at the next request before what the kernel has acknowledged is kept", "blockfuse/connection.py",
+        "                    self._ring.deliver()\n            except", "                    pass\n            except",
+        "blockfuse/test_replies.py",
+        "test_what_the_kernel_has_acknowledged_is_kept_before_the_next_request_is_looked_at",
     ),
     _bug(
         "answer a write that the storage has as if it were undone", "blockfuse/waiting.py",

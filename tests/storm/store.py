@@ -23,6 +23,7 @@ import trio
 
 from ploopfs.engine.file import VOUCHING, Answered, Buffer
 from ploopfs.engine.probe import ProbedImage
+from ploopfs.engine.ring import Pieces, Reply
 from ploopfs.errors import BackendError, ImageMismatch, StorageTimeout
 from ploopfs.testing.files import MemoryFile
 from tests.device.outage import passes
@@ -275,7 +276,7 @@ class StormFile:
 
         return await self._do("read", happen, offset, length)
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:
+    def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
         """Who closes the file gives it up."""
         if self._stores.random.random() < 0.3:
             return False
@@ -286,7 +287,8 @@ class StormFile:
             error = None
             with scope:
                 try:
-                    await self.write(offset, data)
+                    for offset, data in pieces:
+                        await self.write(offset, data)
                 except BackendError as failure:
                     error = failure
             self._soon.discard(scope)

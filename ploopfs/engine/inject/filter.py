@@ -19,6 +19,7 @@ import trio
 from ploopfs.engine.file import CHANGES, VOUCHING, Answered, Buffer, File, Files
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.probe import READ_BYTES, ProbedImage
+from ploopfs.engine.ring import Pieces, Reply
 from ploopfs.errors import BackendError, PloopError
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class FilteredFile:
     def write_nowait(self, offset: int, data: Buffer) -> int:  # noqa: ARG002 -- the File protocol's signature
         return 0
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered) -> bool:  # noqa: ARG002 -- as above
+    def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
         return False
 
     async def read(self, offset: int, length: int) -> bytearray:

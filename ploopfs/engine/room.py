@@ -1,0 +1,75 @@
+"""Room at the end of a top's file for new clusters: the file is longer than they need, as each time costs an fsync.
+
+Allocating writes of 4 KiB take 0.1 ms instead of 5.6 for it. A clean close cuts off what is too much. Lock protocol:
+one growth at a time, so that a smaller size never follows a larger one. Knows nothing of who allocates.
+"""
+
+import errno
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from ploopfs.bounds import GROW_AHEAD_MIB, MIB
+from ploopfs.engine.delta import Delta
+from ploopfs.errors import BackendError
+from ploopfs.image.allocator import Allocator
+from ploopfs.image.map import Map
+
+_LOOK_CLUSTERS = 16
+"""Each of so many new ones looks whether there is room for more: that takes a tenth of the time of a write."""
+
+
+class Room:
+    """`is_wanted`: who allocates will soon wait for the file to grow, as half of what it was ahead is used up, unless
+    somebody calls `make`."""
+
+    def __init__(self, top: Delta, allocator: Allocator, stack_map: Map, sync: Callable[[], Awaitable[None]]) -> None:
+        self.is_wanted = False
+        self._top, self._allocator, self._map, self._sync = top, allocator, stack_map, sync
+        self._growing = trio.Lock()
+
+    def look(self) -> None:
+        """Somebody is about to write. A remote store is not asked for anything that nobody waits for: it may hang."""
+        top = self._top
+        may_grow = top.bat is not None and top.writable and not top.preallocates and not top.file.identity.is_remote
+        self.is_wanted = may_grow and self._durable_bytes < self._end_ahead(GROW_AHEAD_MIB * MIB // 2)
+
+    def allocated(self, cluster: int) -> None:
+        if not cluster % _LOOK_CLUSTERS:
+            self.look()
+
+    async def make(self) -> None:
+        """The file is long enough, durably, for many clusters more; also if that fails, it is not wanted any more until
+        somebody has allocated again."""
+        self.look()
+        if self.is_wanted:
+            self.is_wanted = False
+            await self.grow_ahead(self._end_ahead(GROW_AHEAD_MIB * MIB))
+            await self._sync()
+
+    async def grow_ahead(self, size: int) -> None:
+        """At least so long, and longer where it may be. Nothing is taken ahead where each cluster takes its space."""
+        if size <= self._top.file_size or self._top.preallocates:
+            return
+        async with self._growing:
+            if size <= self._top.file_size:
+                return
+            try:
+                await self._top.grow(max(size, self._end_ahead(GROW_AHEAD_MIB * MIB)))
+            except BackendError as error:
+                if error.errno != errno.EFBIG:
+                    raise
+
+    async def grow(self, size: int) -> None:
+        async with self._growing:
+            await self._top.grow(size)
+
+    @property
+    def _durable_bytes(self) -> int:
+        return min(self._top.file_size, self._top.durable_size)
+
+    def _end_ahead(self, ahead: int) -> int:
+        """Where the file is to end for so many bytes more, but for no more than the disk can need."""
+        size, next_cluster = self._map.cluster_bytes, self._allocator.end_cluster
+        whole = self._top.header.first_cluster + len(self._map) if self._top.header else 0
+        return max(next_cluster, min(next_cluster + ahead // size, whole)) * size

@@ -1,0 +1,365 @@
+"""Writes of several pieces, and the reply behind them, as one chain of the kernel's: this machine's own ring."""
+
+import ctypes
+import errno
+import gc
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from ploopfs.engine import ring as ring_module
+from ploopfs.engine.file import OsFiles
+from ploopfs.engine.ring import Reply, Ring, ring_of_loop
+from ploopfs.errors import BackendError
+from tests.engine.test_ring import PATIENCE_S, Pipe, fd, path, pipe, ring, short_files, until, until_room
+from tests.realparts import need
+
+__all__ = ["fd", "path", "pipe", "ring", "short_files"]
+_FEATURES_AT, _FLAGS_AT = 20, 8
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    need(io_uring=True)
+
+
+class Reader:
+    """The other end of what a reply is written to."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._sock, self.fd = ours, theirs.detach()
+
+    def got(self) -> list[bytes]:
+        """Each message; b"" when nobody can send another one."""
+        messages = []
+        while True:
+            try:
+                messages.append(self._sock.recv(1000))
+            except BlockingIOError:
+                return messages
+            if not messages[-1]:
+                return messages
+
+    def wait(self) -> None:
+        """Without a turn of the event loop."""
+        assert select.select([self._sock], [], [], PATIENCE_S)[0]
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    reader = Reader()
+    yield reader
+    reader.close()
+    with suppress(OSError):  # a test may have closed it
+        os.close(reader.fd)
+
+
+class Story:
+    """What was told of one write and its reply, in order."""
+
+    def __init__(self, fd: int) -> None:
+        self.told: list[tuple[object, ...]] = []
+        self.reply = Reply(fd, b"done", lambda result: self.told.append(("sent", result)))
+
+    def ended(self, full: int, result: int) -> None:
+        self.told.append(("ended", full, result))
+
+    @property
+    def is_over(self) -> bool:
+        return len(self.told) == 2
+
+
+async def test_the_pieces_are_written_one_after_the_other_and_then_the_reply_before_anybody_here_hears_of_it(
+    ring: Ring, pipe: Pipe, reader: Reader
+) -> None:
+    story = Story(reader.fd)
+    ring.begin(pipe.end, ((0, b"first"), (0, b"second")), story.ended, story.reply)
+    assert story.reply.is_left
+    await wait_all_tasks_blocked(0.01)
+    assert (story.told, reader.got()) == ([], [])
+    content = b""
+    with trio.fail_after(PATIENCE_S):
+        while not (messages := reader.got()):
+            content += pipe.content()  # no turn of the event loop: nobody here is told
+    assert (messages, story.told) == ([b"done"], [])
+    assert (content + pipe.content()).lstrip(b"\0") == b"firstsecond"
+    await until(lambda: story.is_over)
+    assert story.told == [("ended", 2, 6), ("sent", 4)]
+    assert not ring._writes
+
+
+def told_by_file(limit: int) -> dict[str, tuple[tuple[tuple[int, bytes], ...], tuple[int, int], bytes]]:
+    """Pieces of which one fails in a file that gets no longer than the limit; what is told, and what is in the file."""
+    return {
+        "the first": (((limit, b"x"), (10, b"not")), (0, -errno.EFBIG), bytes(3)),
+        "the second": (((10, b"yes"), (limit, b"x")), (1, -errno.EFBIG), b"yes"),
+        "a part": (((limit - 3, b"abcdef"), (10, b"not")), (0, 3), bytes(3)),
+    }
+
+
+@pytest.mark.parametrize("failing", ["the first", "the second", "a part"])
+async def test_after_a_piece_that_fails_nothing_more_is_done_and_there_is_no_reply(
+    ring: Ring, fd: int, reader: Reader, short_files: int, failing: str
+) -> None:
+    pieces, ended, content = told_by_file(short_files)[failing]
+    story = Story(reader.fd)
+    ring.begin(fd, pieces, story.ended, story.reply)
+    await until(lambda: story.is_over)
+    await wait_all_tasks_blocked(0.01)
+    assert sorted(story.told, key=str) == [("ended", *ended), ("sent", -errno.ECANCELED)]
+    assert os.pread(fd, 3, 10) == content
+    assert reader.got() == []
+
+
+async def test_a_descriptor_that_is_none_writes_nothing_and_has_no_reply(ring: Ring, reader: Reader) -> None:
+    closed = os.open(os.devnull, os.O_WRONLY)
+    os.close(closed)
+    story = Story(reader.fd)
+    ring.begin(closed, ((0, b"x"), (1, b"y")), story.ended, story.reply)
+    await until(lambda: story.is_over)
+    (_, full, result), (_, sent) = sorted(story.told, key=lambda each: str(each[0]))
+    assert (full, result) == (0, -errno.EBADF)
+    assert sent == -errno.ECANCELED
+    assert reader.got() == []
+
+
+@pytest.mark.parametrize(("closes", "number"), [("reader", errno.EPIPE), ("number", errno.EBADF)])
+async def test_a_reply_that_nobody_takes_is_told_of_once_and_the_write_is_done_all_the_same(
+    ring: Ring, fd: int, reader: Reader, closes: str, number: int
+) -> None:
+    story = Story(reader.fd)
+    if closes == "reader":
+        reader.close()
+    else:
+        os.close(reader.fd)
+    ring.begin(fd, ((0, b"data"),), story.ended, story.reply)
+    await until(lambda: story.is_over)
+    await wait_all_tasks_blocked(0.01)
+    assert story.told == [("ended", 1, 4), ("sent", -number)]
+    assert (os.pread(fd, 4, 0), ring._in_flight, ring._writes) == (b"data", 0, {})
+
+
+async def test_a_reply_that_waits_for_a_write_keeps_nothing_open_and_goes_to_what_its_number_is_then(
+    ring: Ring, pipe: Pipe, reader: Reader
+) -> None:
+    """Who closes a connection is not to wait for a storage that hangs."""
+    story = Story(reader.fd)
+    ring.begin(pipe.end, ((0, b"hangs"),), story.ended, story.reply)
+    await wait_all_tasks_blocked(0.01)
+    void = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(void, reader.fd)
+    os.close(void)
+    reader.wait()
+    assert reader.got() == [b""], "its last descriptor is gone"
+    assert await until_room(pipe, lambda: story.is_over) == b"hangs"
+    assert story.told == [("ended", 1, 5), ("sent", 4)]
+
+
+async def test_the_bytes_of_both_stay_where_they_are_until_the_kernel_is_done_with_them(
+    ring: Ring, fd: int, pipe: Pipe
+) -> None:
+    told: list[int] = []
+    data = bytearray(b"data")
+    ring.begin(fd, ((0, data), (4, b"".join((b"mo", b"re")))), lambda *_: None, Reply(pipe.end, b"".join(
+        (b"a reply ", b"of its own")), told.append))
+    with pytest.raises(BufferError):
+        data.extend(b"which would move them")
+    await until(lambda: os.pread(fd, 8, 0) == b"datamore")
+    await until(lambda: next(iter(ring._writes.values()))._holds == [])
+    data.extend(b", and is his again")
+    gc.collect()
+    assert (told, len(ring._writes)) == ([], 1)
+    assert await until_room(pipe, lambda: told) == b"a reply of its own"
+    assert (told, ring._writes) == ([18], {})
+
+
+async def test_room_is_counted_in_parts(
+    ring: Ring, fd: int, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring_module, "RING_WRITES", 4)
+    story = Story(fd)
+    ring.begin(pipe.end, ((0, b"h"), (0, b"h")), story.ended, story.reply)
+    refused = Story(fd)
+    with pytest.raises(BlockingIOError):
+        ring.begin(pipe.end, ((0, b"no"),), refused.ended, refused.reply)
+    assert not refused.reply.is_left
+    one = Story(fd)
+    ring.begin(pipe.end, ((0, b"h"),), one.ended)
+    await until_room(pipe, lambda: story.is_over and one.told)
+    assert (ring._in_flight, refused.told) == (0, [])
+
+
+class Stingy:
+    """A kernel that takes only so many of what it is given, one number after the other, and then all."""
+
+    def __init__(self, *takes: int) -> None:
+        self._takes, self._really = iter(takes), ring_module._call
+
+    def __call__(self, number: int, *arguments: object) -> int:
+        if number == ring_module._ENTER:
+            ring_fd, count, *rest = arguments
+            take = next(self._takes, count)
+            if not take:
+                ctypes.set_errno(errno.EAGAIN)
+                return -1
+            arguments = (ring_fd, take, *rest)
+        return int(self._really(number, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("takes", "written", "full"),
+    [((1,), 1, 1), ((2,), 2, 2), ((0, 1), 1, 1), ((1, 1, 1), 1, 1), ((3,), 2, 2), ((0,), 2, 2), ((4,), 2, 2)],
+    ids=str,
+)
+async def test_of_a_write_that_the_kernel_takes_only_a_part_of_nothing_that_comes_later_is_done(
+    ring: Ring,
+    fd: int,
+    reader: Reader,
+    monkeypatch: pytest.MonkeyPatch,
+    takes: tuple[int, ...],
+    written: int,
+    full: int,
+) -> None:
+    monkeypatch.setattr(ring_module, "_call", Stingy(*takes))
+    story, other = Story(reader.fd), Story(reader.fd)
+    ring.gather()
+    ring.begin(fd, ((0, b"1"), (1, b"2")), story.ended, story.reply)
+    ring.begin(fd, ((2, b"3"), (3, b"4")), other.ended, other.reply)
+    ring.submit()
+    with trio.fail_after(PATIENCE_S):
+        await until(lambda: story.is_over and other.is_over)
+    await wait_all_tasks_blocked(0.01)
+    is_cut = takes in ((1,), (2,), (0, 1), (1, 1, 1))
+    is_other_cut = takes == (4,)
+    assert os.pread(fd, 2, 0) == b"12"[:written] + bytes(2 - written)
+    assert os.pread(fd, 2, 2) == (b"3\0" if is_other_cut else b"34")
+    assert reader.got() == [b"done"] * (2 - is_cut - is_other_cut)
+    (_, *ended), (_, sent) = sorted(story.told, key=lambda each: str(each[0]))
+    assert ended[0] == full
+    assert isinstance(sent, int)
+    assert (sent < 0) == is_cut
+    assert not ring._writes
+
+
+def without(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older kernel."""
+    really = ring_module._set_up
+
+    def set_up(parameters: bytearray) -> int:
+        if flag == "flags" and struct.unpack_from("=I", parameters, _FLAGS_AT)[0]:
+            ctypes.set_errno(errno.EINVAL)
+            return -1
+        fd = really(parameters)
+        if flag == "features":
+            features = struct.unpack_from("=I", parameters, _FEATURES_AT)[0]
+            struct.pack_into("=I", parameters, _FEATURES_AT, features & ~ring_module._LATE_FILES)
+        return fd
+
+    monkeypatch.setattr(ring_module, "_set_up", set_up)
+
+
+@pytest.mark.parametrize("lacks", ["flags", "features"])
+async def test_a_kernel_that_cannot_link_as_is_needed_makes_single_writes(
+    path: str, reader: Reader, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    without(lacks, monkeypatch)
+    ring = ring_of_loop()
+    assert ring is not None
+    assert not ring.can_link
+    file = await OsFiles().open(path, writable=True)
+    heard: list[BackendError | None] = []
+    story = Story(reader.fd)
+    assert not file.write_soon(((0, b"a"), (1, b"b")), heard.append, story.reply)
+    assert file.write_soon(((5, b"one"),), heard.append, story.reply)
+    await until(lambda: heard)
+    assert (heard, story.told, story.reply.is_left, reader.got()) == ([None], [], False, [])
+    assert await file.read(0, 8) == b"\0\0\0\0\0one"
+    await file.aclose()
+
+
+@pytest.mark.parametrize("depth", [1, 40])
+async def test_each_chain_is_told_of_once_whoever_delivers_and_however_the_kernel_takes_them(
+    ring: Ring, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    random, count, piece = Random(depth), 600, 64
+    fds = [os.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT) for number in range(3)]
+    takes = (random.randrange(5) if random.random() < 0.3 else 64 for _ in range(10**9))
+    monkeypatch.setattr(ring_module, "_AGAIN_S", 0)
+    really = Stingy()
+
+    def call(number: int, *arguments: object) -> int:
+        if number == ring_module._ENTER:
+            ring_fd, gathered, *rest = arguments
+            assert isinstance(gathered, int)
+            return int(really(number, ring_fd, min(gathered, next(takes)), *rest))
+        return int(really(number, *arguments))
+
+    monkeypatch.setattr(ring_module, "_call", call)
+    ended: dict[int, int] = {}
+    sent: dict[int, int] = {}
+    messages: list[bytes] = []
+    left = iter(range(count))
+
+    def data_of(number: int, part: int) -> bytes:
+        return (b"%d.%d" % (number, part)).ljust(piece, b"-")
+
+    def is_over(number: int, told: dict[int, int], full: int, _result: int = 0) -> None:
+        assert number not in told
+        told[number] = full
+        if number in ended and number in sent:
+            begin()
+
+    def begin() -> None:
+        number = next(left, None)
+        if number is None:
+            return
+        pieces = [(2 * piece * number + piece * part, data_of(number, part)) for part in range(random.randrange(1, 3))]
+        reply = Reply(reader.fd, b"%d" % number, partial(is_over, number, sent)) if random.random() < 0.7 else None
+        if reply is None:
+            sent[number] = 0
+        ring.begin(fds[number % 3], pieces, partial(is_over, number, ended), reply)
+        parts[number] = len(pieces)
+
+    parts: dict[int, int] = {}
+    try:
+        for _ in range(depth):
+            begin()
+        with trio.fail_after(PATIENCE_S):
+            while len(ended) < count or len(sent) < count:
+                messages += reader.got()
+                if random.random() < 0.5:
+                    ring.deliver()
+                if random.random() < 0.5:
+                    ring.gather()
+                await trio.lowlevel.checkpoint()
+                ring.submit()
+        messages += reader.got()
+        assert not ring._writes
+        assert sorted(map(int, messages)) == sorted(number for number, result in sent.items() if result > 0)
+        assert any(full < parts[number] for number, full in ended.items()), "none was cut"
+        for number, full in ended.items():
+            for part in range(parts[number]):
+                found = os.pread(fds[number % 3], piece, 2 * piece * number + piece * part)
+                expected = data_of(number, part) if part < full else bytes(len(found))
+                assert found == expected, (number, part, full)
+            assert full == parts[number] or sent[number] <= 0, "it was answered and not written"
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+

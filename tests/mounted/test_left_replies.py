@@ -1,0 +1,105 @@
+"""Writes that the kernel makes and answers by itself, on real mounts: what is told of them; a storage that hangs."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ploopfs.cli.exits import Exit
+from tests.mounted.blocks import EXT4, looped, mounted, run
+from tests.mounted.daemon import Daemon, device, errno_of, opened, serving, until
+from tests.mounted.disks import BLOCK_BYTES, MIB, assert_closed, make_disk
+from tests.mounted.planes import OWN, carried_by
+from tests.realparts import need
+
+pytestmark = pytest.mark.real
+
+serving_own = partial(serving, options=carried_by(OWN))
+TIMES = 200
+PIECE_BYTES = 64 << 10
+
+
+def test_what_was_acknowledged_is_counted_for_who_looks_at_once(tmp_path: Path) -> None:
+    need(io_uring=True)
+    disk = make_disk(tmp_path / "disk", size_bytes=64 * MIB)
+    with serving_own(tmp_path, device(disk.directory)) as daemon:
+        with opened(daemon.disk()) as fd:
+            os.fsync(fd)
+            for number in range(1, TIMES + 1):
+                data = bytes([number]) * PIECE_BYTES
+                for part in range(4):
+                    assert os.pwrite(fd, data, (4 * number + part) * PIECE_BYTES) == PIECE_BYTES
+                kept, stat = int(daemon.value("ploopfs/unflushed_bytes")), daemon.value("stat").split()
+                assert (kept, stat[4]) == (4 * PIECE_BYTES, str(4 * number))
+                assert int(stat[6]) == 4 * number * PIECE_BYTES // 512
+                assert daemon.value("inflight").split() == ["0", "0"]
+                os.fsync(fd)
+                assert daemon.value("ploopfs/unflushed_bytes") == "0"
+        assert daemon.end() == Exit.OK
+    assert_closed(disk.top)
+
+
+@contextmanager
+def frozen(place: Path) -> Iterator[None]:
+    """What writes to the file system there waits."""
+    run("fsfreeze", "--freeze", place)
+    try:
+        yield
+    finally:
+        run("fsfreeze", "--unfreeze", place)
+
+
+def open_files(daemon: Daemon) -> Counter[str]:
+    fds = Path(f"/proc/{daemon.process.pid}/fd")
+    return Counter(os.readlink(fd) for fd in fds.iterdir() if fd.is_symlink())
+
+
+def test_a_storage_that_lets_no_write_end_keeps_nobody_from_being_cut_off_and_its_replies_go_nowhere(
+    tmp_path: Path,
+) -> None:
+    need(commands=("fsfreeze", "mkfs.ext4", "losetup"), loop=True, root=True, file_systems=("ext4",), io_uring=True)
+    (tmp_path / "store").write_bytes(b"")
+    os.truncate(tmp_path / "store", 64 * MIB)
+    with looped(tmp_path / "store", direct_io=False) as block:
+        run(*EXT4.make, block)
+        with mounted(block, tmp_path / "frozen") as place:
+            disk = make_disk(place / "disk", size_bytes=4 * MIB)
+            healthy = make_disk(tmp_path / "healthy", size_bytes=4 * MIB, seed=2)
+            with serving_own(tmp_path, device(disk.directory), device(healthy.directory, "ploop1")) as daemon:
+                _cut_off(daemon, place)
+                assert daemon.end() == Exit.OK
+            assert_closed(disk.top)
+            assert_closed(healthy.top)
+
+
+def _cut_off(daemon: Daemon, place: Path) -> None:
+    with opened(daemon.disk()) as fd, opened(daemon.disk("ploop1")) as other, ThreadPoolExecutor(9) as threads:
+        os.pwrite(fd, b"o" * 8 * BLOCK_BYTES, MIB)  # so that the top has the cluster
+        os.fsync(fd)
+        before = open_files(daemon)
+        with frozen(place):
+            offsets = [MIB + number * BLOCK_BYTES for number in range(8)]
+            writes = [threads.submit(errno_of, os.pwrite, fd, b"late", offset) for offset in offsets]
+            until(lambda: daemon.value("inflight").split() == ["0", "8"], "the writes in flight")
+            daemon.store("ploopfs/connection", "abort")
+            assert {write.result(10) for write in writes} <= {"ECONNABORTED", "ENOTCONN"}
+            assert os.pwrite(other, b"goes on", 0) == 7
+            os.fsync(other)
+            assert daemon.value("inflight").split() == ["0", "8"]
+            assert daemon.value("ploopfs/connection") == "aborted"
+            attaching = threads.submit(errno_of, daemon.store, "ploopfs/connection", "attach")
+            until(lambda: not attaching.done() or attaching.result() == "EBUSY", "nothing is mounted yet")
+            # The number that the replies were left for: there nobody's file is in the way.
+            assert open_files(daemon)[os.devnull] == before[os.devnull] + 1
+            assert open_files(daemon)["/dev/fuse"] == before["/dev/fuse"] - 1
+        assert attaching.result(60) == "success"
+        until(lambda: open_files(daemon) == before, "what was left for the replies is closed")
+    with opened(daemon.disk()) as fd:
+        assert [os.pread(fd, 4, offset) for offset in offsets] == [b"late"] * 8
+        assert os.pwrite(fd, b"new", MIB) == 3
+        assert os.pread(fd, 4, MIB) == b"newe"
