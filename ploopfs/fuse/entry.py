@@ -23,8 +23,8 @@ KEPT_S = 24 * 3600
 """How long the kernel keeps what does not change. Of the 13 requests that reading a value by its path takes, 5 ask for
 names that were there before."""
 ROOT_KEPT_S = 0.005
-"""Of the root: whoever looks at a mountpoint, or passes it, is to see that its daemon is dead. To ask each time took a
-fifth of the time of opening, reading and closing an attribute."""
+"""Of the root: whoever looks at a mountpoint, or passes it, is to see that its daemon is dead. To ask each time is one
+request of five where an attribute is opened, read and closed."""
 
 
 def kept_s(parent: Directory, name: str) -> float:
