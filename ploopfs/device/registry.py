@@ -187,7 +187,7 @@ class Registry:
         # Without a wait since the check: nobody can have opened it, and now nobody can any more.
         results: dict[str, bool] = {}
         with trio.CancelScope(shield=True):
-            await self._close(name, limit_s, results, wait_forgotten=self._wait_forgotten)
+            await self._close(name, limit_s, results, is_lent=True)
         return results[name]
 
     async def aclose(self, *, deadline_s: float = SHUTDOWN_DEADLINE_S) -> bool:
@@ -199,14 +199,8 @@ class Registry:
                 nursery.start_soon(self._close, name, deadline_s, results)
         return all(results.values())
 
-    async def _close(
-        self,
-        name: str,
-        deadline_s: float,
-        results: dict[str, bool],
-        *,
-        wait_forgotten: Callable[[str], Awaitable[None]] | None = None,
-    ) -> None:
+    async def _close(self, name: str, deadline_s: float, results: dict[str, bool], *, is_lent: bool = False) -> None:
+        """`is_lent`: the tree stays, so somebody may still go by its name."""
         device = self.devices.pop(name)
         self.census.fire()
         image = device.stack.deltas[-1].path if device.stack.deltas else "an error target"
@@ -223,8 +217,8 @@ class Registry:
                 log.exception("%s: not closed cleanly, as that met a bug", name)
         if deadline.cancelled_caught:
             log.error("%s: %s did not answer within %s s; it stays marked in use", name, image, deadline_s)
-        if wait_forgotten is not None:
-            await wait_forgotten(name)
+        if is_lent:
+            await self._wait_forgotten(name)
         self.events.emit(name, "device_removed", clean=results[name])
         device.tell_gone()
         self.changed.fire()

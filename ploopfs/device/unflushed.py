@@ -81,9 +81,7 @@ class Unflushed:
         self.data_bytes += length
         if length >= WORTH_WRITEBACK_BYTES:
             self._since_writeback += length
-        self.memory_bytes += length + CHANGE_BYTES
-        if self.memory_bytes >= self._tell_at_bytes:
-            self._tell()
+        self._took(length + CHANGE_BYTES)
 
     def take_writeback_turn(self) -> bool:
         """Once for each eighth of the limit in large writes: the flush that comes soon finds most of it written. 1 MiB
@@ -116,13 +114,13 @@ class Unflushed:
 
     def _made_zero(self, offset: int, length: int) -> None:
         self._changes.append(Change(offset, length, None))
-        self.memory_bytes += CHANGE_BYTES
-        if self.memory_bytes >= self._tell_at_bytes:
-            self._tell()
+        self._took(CHANGE_BYTES)
 
-    def _tell(self) -> None:
-        self._tell_at_bytes = math.inf
-        self.due.fire()
+    def _took(self, memory_bytes: int) -> None:
+        self.memory_bytes += memory_bytes
+        if self.memory_bytes >= self._tell_at_bytes:
+            self._tell_at_bytes = math.inf
+            self.due.fire()
 
     def tell_again(self) -> None:
         """Who was told can do nothing about it at present: the next change tells him again."""

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _KERNEL_IO_ENGINES = {"nfs": "nfs", "nfs4": "nfs"}
 
+
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
     """One file of a stack, as a user or a descriptor names it."""
@@ -235,6 +236,7 @@ class Delta:
 
     async def write_map(self, changes: dict[int, int]) -> None:
         """Write the map pages that carry `changes` (slot -> cluster), then take them into memory.
+
         After a failure memory is as it was, and what the file says of these slots is uncertain until they are written
         again, which the next call does whatever its own changes are.
         """

@@ -32,6 +32,7 @@ from ploopfs.engine.workers import Lane, Workers
 from ploopfs.errors import BackendError
 
 T = TypeVar("T")
+
 _WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
 _NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 

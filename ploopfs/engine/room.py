@@ -15,9 +15,6 @@ from ploopfs.errors import BackendError
 from ploopfs.image.allocator import Allocator
 from ploopfs.image.map import Map
 
-_LOOK_CLUSTERS = 16
-"""Each of so many new ones looks whether there is room for more: that takes a tenth of the time of a write."""
-
 
 class Room:
     """`is_wanted`: who allocates will soon wait for the file to grow, as half of what it was ahead is used up, unless
@@ -29,14 +26,10 @@ class Room:
         self._growing = trio.Lock()
 
     def look(self) -> None:
-        """Somebody is about to write. A remote store is not asked for anything that nobody waits for: it may hang."""
+        """Somebody has allocated. A remote store is not asked for anything that nobody waits for: it may hang."""
         top = self._top
         may_grow = top.bat is not None and top.writable and not top.preallocates and not top.file.identity.is_remote
         self.is_wanted = may_grow and self._durable_bytes < self._end_ahead(GROW_AHEAD_MIB * MIB // 2)
-
-    def allocated(self, cluster: int) -> None:
-        if not cluster % _LOOK_CLUSTERS:
-            self.look()
 
     async def make(self) -> None:
         """The file is long enough, durably, for many clusters more; also if that fails, it is not wanted any more until

@@ -115,7 +115,7 @@ class Writer:
         def heard(error: BackendError | None) -> None:
             if error is None:
                 self._entries.take(slot, cluster)
-                self.room.allocated(cluster)
+                self.room.look()
             elif error.errno in SURELY_NOT_WRITTEN:
                 self._allocator.release(cluster)
             else:

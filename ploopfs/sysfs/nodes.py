@@ -117,9 +117,7 @@ class BlockDevice(Protocol):
         """As `read` if that needs to wait for nothing, else None. The bytes stay as they are until the next call, for
         whatever device."""
 
-    def write_soon(
-        self, offset: int, data: Buffer, written: Written, reply: Reply | None = None
-    ) -> bool:
+    def write_soon(self, offset: int, data: Buffer, written: Written, reply: Reply | None = None) -> bool:
         """As `write`, if that needs no task; `written` hears once that it is acknowledged, or what it has to await
         first. What `data` holds stays as it is for ever."""
 

@@ -329,6 +329,16 @@ async def test_a_bug_of_who_is_told_of_one_is_not_the_others(
     assert await written(ring, fd, 1, b"y") == 1
 
 
+async def stir(ring: Ring, random: Random) -> None:
+    """One turn, in which somebody may look for what has ended, and may gather what begins."""
+    if random.random() < 0.5:
+        ring.deliver()
+    if random.random() < 0.5:
+        ring.gather()
+    await trio.lowlevel.checkpoint()
+    ring.submit()
+
+
 @pytest.mark.parametrize("depth", [1, 7, 64])
 async def test_each_write_is_told_of_once_however_many_there_are_and_whoever_delivers(
     ring: Ring, tmp_path: Path, depth: int
@@ -355,12 +365,7 @@ async def test_each_write_is_told_of_once_however_many_there_are_and_whoever_del
             begin()
         with trio.fail_after(PATIENCE_S):
             while len(told) < count:
-                if random.random() < 0.5:
-                    ring.deliver()
-                if random.random() < 0.5:
-                    ring.gather()
-                await trio.lowlevel.checkpoint()
-                ring.submit()
+                await stir(ring, random)
         assert sorted(told) == list(range(count))
         assert not ring._writes
         for fd in fds:

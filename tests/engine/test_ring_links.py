@@ -21,7 +21,7 @@ from ploopfs.engine import ring as ring_module
 from ploopfs.engine.file import OsFiles
 from ploopfs.engine.ring import Reply, Ring, ring_of_loop
 from ploopfs.errors import BackendError
-from tests.engine.test_ring import PATIENCE_S, Pipe, fd, path, pipe, ring, short_files, until, until_room
+from tests.engine.test_ring import PATIENCE_S, Pipe, fd, path, pipe, ring, short_files, stir, until, until_room
 from tests.realparts import need
 
 __all__ = ["fd", "path", "pipe", "ring", "short_files"]
@@ -342,12 +342,7 @@ async def test_each_chain_is_told_of_once_whoever_delivers_and_however_the_kerne
         with trio.fail_after(PATIENCE_S):
             while len(ended) < count or len(sent) < count:
                 messages += reader.got()
-                if random.random() < 0.5:
-                    ring.deliver()
-                if random.random() < 0.5:
-                    ring.gather()
-                await trio.lowlevel.checkpoint()
-                ring.submit()
+                await stir(ring, random)
         messages += reader.got()
         assert not ring._writes
         assert sorted(map(int, messages)) == sorted(number for number, result in sent.items() if result > 0)

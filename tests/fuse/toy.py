@@ -50,9 +50,7 @@ class MemoryDisk:
     def read_nowait(self, offset: int, length: int) -> memoryview | None:
         return None if self._gate is not None else memoryview(self._data)[offset : offset + length]
 
-    def write_soon(
-        self, _offset: int, _data: Buffer, _written: Written, _reply: Reply | None = None
-    ) -> bool:
+    def write_soon(self, _offset: int, _data: Buffer, _written: Written, _reply: Reply | None = None) -> bool:
         return False
 
     def interrupt(self, _task: trio.lowlevel.Task, _op: Op) -> bool:

@@ -107,14 +107,20 @@ raw_layers = st.integers(0, 6 * C).map(RawLevel)
 small_deltas = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), max_size=3)
 
 
+
+def drawn_range(data: st.DataObject) -> tuple[int, int, int]:
+    """How many clusters a disk has, and some bytes in it."""
+    disk_clusters = data.draw(st.integers(1, 6))
+    start = data.draw(st.integers(0, disk_clusters * C - 1))
+    return disk_clusters, start, data.draw(st.integers(1, disk_clusters * C - start))
+
+
 @given(raw_layers | st.none(), small_deltas, st.data())
 def test_a_read_finds_every_byte_where_a_walk_down_the_stack_finds_it(
     raw: RawLevel | None, deltas: list[list[int]], data: st.DataObject
 ) -> None:
     layers: list[Layer] = [*([raw] if raw else []), *deltas]
-    disk_clusters = data.draw(st.integers(1, 6))
-    start = data.draw(st.integers(0, disk_clusters * C - 1))
-    length = data.draw(st.integers(1, disk_clusters * C - start))
+    disk_clusters, start, length = drawn_range(data)
     stack_map = stack(disk_clusters, *layers)
     segments = plan_read(stack_map, start, length)
     assert owners(segments) == [byte_owner(layers, position) for position in range(start, start + length)]
@@ -187,9 +193,7 @@ def test_what_is_placed_in_the_top_is_what_a_write_to_one_of_its_clusters_does(
     raw: RawLevel | None, deltas: list[list[int]], data: st.DataObject
 ) -> None:
     layers: list[Layer] = [*([raw] if raw else []), *deltas]
-    disk_clusters = data.draw(st.integers(1, 6))
-    start = data.draw(st.integers(0, disk_clusters * C - 1))
-    length = data.draw(st.integers(1, disk_clusters * C - start))
+    disk_clusters, start, length = drawn_range(data)
     stack_map = stack(disk_clusters, *layers)
     placed = place_in_top(stack_map, start, length)
     slots = {start // C, (start + length - 1) // C}
