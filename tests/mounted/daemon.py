@@ -122,6 +122,8 @@ class Daemon:
 
     @property
     def log(self) -> str:
+        """All of it once the daemon has ended. Before, a thread of its own writes what was logged: see
+        `wait_for_line`."""
         return self._lines.text
 
     def wait_for_line(self, part: str, *, start: int = 0) -> int:

@@ -145,8 +145,8 @@ def test_a_script_of_vz9_recovers_the_device_as_it_stands(scene: Scene) -> None:
         assert scene.value("ploopfs/table") == scene.line(*scene.images)
         writer.write(100)
         writer.assert_all_there()
-    assert scene.daemon.log.count("dm-0 was switched into the standby mode") == 1
     scene.assert_sound(*scene.disk.deltas)
+    assert scene.daemon.log.count("dm-0 was switched into the standby mode") == 1
     assert sums(scene.disk.deltas[:-1]) == scene.disk.lower_sums
 
 

@@ -274,8 +274,8 @@ def test_a_killed_daemon_leaves_a_dead_mount_that_is_replaced_and_all_data(tmp_p
 
         with serving(tmp_path, device(disk.directory), options=["--replace-stale"]) as second:
             assert second.value("ro") == "0"
+            second.wait_for_line(f"{disk.top}: was not closed; checked: sound")
             assert "WARNING" not in second.log
-            assert f"{disk.top}: was not closed; checked: sound" in second.log
             [checked] = [record for record in second.events() if record["event"] == "image_checked"]
             assert (checked["device"], checked["path"]) == ("ploop0", str(disk.top))
             with opened(second.disk()) as fd:

@@ -147,6 +147,7 @@ def test_a_second_failure_after_the_first_neither_logs_nor_notifies_again(scene:
         poller.register(standby, select.POLLPRI)
         assert poller.poll(0) == []
         assert scene.daemon.value("ploopfs/standby_since") == since
+    scene.daemon.end()
     assert scene.daemon.log.count("standby mode") == 1
 
 

@@ -91,7 +91,7 @@ def test_each_file_of_the_tree_gives_another_user_what_its_mode_says(daemon: Dae
 
 
 def test_what_a_recovery_command_says_is_in_no_file_that_another_user_reads(daemon: Daemon) -> None:
-    assert SECRET in daemon.log
+    daemon.wait_for_line(SECRET)
     found = as_user(NOBODY, walked, str(daemon.mountpoint))
     assert [path for path, *_, text in found if SECRET in text] == []
     assert any("agent_gave_up" in text for *_, text in found), "what happened may be read"
