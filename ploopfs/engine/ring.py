@@ -19,12 +19,13 @@ import trio
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task
 
 from ploopfs.bounds import MAX_DEVICES, RING_WRITES
+from ploopfs.engine.cpus import two_cpus
 
 log = logging.getLogger(__name__)
 
 # linux/io_uring.h, Linux 5.18: the calls, and what they and the memory that is shared with the kernel look like.
 _SETUP, _ENTER, _REGISTER = 425, 426, 427
-_REGISTER_EVENTFD, _REGISTER_IOWQ_MAX_WORKERS = 4, 19
+_REGISTER_EVENTFD, _REGISTER_IOWQ_AFF, _REGISTER_IOWQ_MAX_WORKERS = 4, 17, 19
 _PARAMETERS = struct.Struct("=6I16x7I12x7I12x")
 _SUBMISSION = struct.Struct("=BBHiQQIIQ24x")
 _COMPLETION = struct.Struct("=QiI")
@@ -140,6 +141,10 @@ class Ring:
             # One works for a file at a time; with fewer than files, those that hang would hold up the others.
             workers = (ctypes.c_uint * 2)(MAX_DEVICES, 0)
             _checked(_call(_REGISTER, self._fd, _REGISTER_IOWQ_MAX_WORKERS, workers, 2))
+            self.apart = two_cpus()
+            if self.apart is not None:
+                mask = self.apart.mask
+                _checked(_call(_REGISTER, self._fd, _REGISTER_IOWQ_AFF, mask, len(mask)))
         except BaseException:
             self.close()
             raise
@@ -203,6 +208,8 @@ class Ring:
             self._submit()
 
     def _submit(self) -> None:
+        if self.apart is not None and self._gathered > _PARTS:
+            self.apart.keep()  # several writes: while the workers make them, others are taken
         taken = _call(_ENTER, self._fd, self._gathered, 0, 0, None, 0)
         self._gathered -= max(0, taken)
         if self._gathered:
