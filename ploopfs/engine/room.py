@@ -1,6 +1,7 @@
 """Room at the end of a top's file for new clusters: the file is longer than they need, as each time costs an fsync.
 
-Allocating writes of 4 KiB take 0.1 ms instead of 5.6 for it. A clean close cuts off what is too much. Lock protocol:
+Allocating writes of 4 KiB take 0.1 ms instead of 5.6 for it, and at depth 16 a third less time with 1024 MiB than with
+256, when the flushes took half of it. A clean close cuts off what is too much. Lock protocol:
 one growth at a time, so that a smaller size never follows a larger one. Knows nothing of who allocates.
 """
 
