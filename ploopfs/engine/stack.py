@@ -256,7 +256,11 @@ class Stack:
                 await delta.aclose(clean=False)
 
     async def _read_segments(self, segments: Sequence[Segment]) -> bytearray:
-        return bytearray().join([await self._read_segment(segment) for segment in segments])
+        """The caller's own."""
+        parts = [await self._read_segment(segment) for segment in segments]
+        if len(parts) == 1 and isinstance(parts[0], bytearray):
+            return parts[0]
+        return bytearray().join(parts)
 
     async def _read_segment(self, segment: Segment) -> Buffer:
         match segment:
