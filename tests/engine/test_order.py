@@ -17,7 +17,7 @@ from ploopfs.image.header import CLOSED, CLOSED_V21, IN_USE, MUTABLE_START, Head
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
 from tests.engine.disk import verdict
-from tests.engine.journal import JournalFiles
+from tests.engine.journal import JournalFile, JournalFiles
 from tests.engine.rig import BASE, CLUSTER, NEW, OLD, TOP, Rig, data_writes, map_writes
 
 # --- order ------------------------------------------------------------------------------------------------------------
@@ -37,6 +37,19 @@ async def test_data_are_synced_before_the_map_names_them_and_the_map_is_written_
     assert synced.ended_before(named)
     assert named.ended_before(answered)
     assert data.length == (CLUSTER if slot == 1 else len(NEW))
+
+
+async def test_a_copy_is_on_its_way_to_the_storage_before_a_sync_is_asked_for(
+    chain: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = await chain.open()
+    monkeypatch.setattr(JournalFile, "start_writeback", lambda _file: chain.journal.note("writeback"))
+    await stack.write(CLUSTER + 512, NEW)
+    (data,), (begun,) = data_writes(chain.journal), chain.journal.of("writeback")
+    assert data.ended_before(begun)
+    assert begun.ended_before(chain.journal.of("fsync")[-1])
+    await stack.write(CLUSTER + 512, NEW)
+    assert len(chain.journal.of("writeback")) == 1, "of copies alone"
 
 
 async def test_fua_is_answered_after_a_sync_that_follows_the_map(chain: Rig) -> None:

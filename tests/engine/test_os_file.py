@@ -374,8 +374,11 @@ async def test_what_is_written_back_is_waited_for_by_the_next_sync_and_by_the_cl
 
     monkeypatch.setattr("ploopfs.engine.file.start_writeback", hanging)
     monkeypatch.setattr(os, "fdatasync", lambda _fd: done.append("sync"))
+    file.start_writeback()
+    while not asked:
+        await trio.lowlevel.checkpoint()
     for _ in range(3):
-        file.start_writeback()  # nobody waits, and one at a time is enough
+        file.start_writeback()  # nobody waits, and of those that have not begun one is enough
     await file.write(0, b"new")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(file.sync)
@@ -384,10 +387,9 @@ async def test_what_is_written_back_is_waited_for_by_the_next_sync_and_by_the_cl
         await file.aclose()
         os.fstat(file._fd)
         go_on.set()
-    assert done == ["writeback", "sync"]
-    assert asked == [asked[0]]
+    assert done == ["writeback", "writeback", "sync"]
     file.start_writeback()
-    assert len(asked) == 1
+    assert asked == [asked[0]] * 2
 
 
 async def test_a_remote_store_is_not_asked_to_write_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
