@@ -140,6 +140,27 @@ async def test_whatever_an_fsync_fails_with_after_the_loss_it_is_held_as_what_ha
     assert asked.errno == 0
 
 
+async def test_a_store_that_is_gone_is_told_of_by_its_own_errno_though_something_was_given_up_before(
+    nursery: trio.Nursery,
+) -> None:
+    rig = await mapped_rig()
+    write = rig.faults.on(TOP, rig.faults.pause("write", count=1))
+    write.errno = errno.ETIMEDOUT
+    given_up = Asked(nursery, rig.device.write(2 * CLUSTER, b"given up"))
+    await wait_all_tasks_blocked()
+    beside = Asked(nursery, rig.device.flush())
+    await wait_all_tasks_blocked()
+    assert write.released is not None
+    write.released.set()
+    await wait_all_tasks_blocked()
+    assert (given_up.errno, beside.errno, rig.state) == (errno.ETIMEDOUT, errno.ETIMEDOUT, State.OFF)
+    rig.lose(errno.ENOTCONN, "fsync")
+    assert await errno_of(rig.device.flush()) == errno.EIO
+    assert rig.state is State.ON
+    assert rig.queue.standby.reason is not None
+    assert (rig.queue.standby.reason.errno, rig.queue.loss) == (errno.ENOTCONN, rig.queue.standby.reason)
+
+
 async def test_a_second_load_of_the_same_images_that_fails_leaves_nothing_older_in_them() -> None:
     rig = await mapped_rig()
     await rig.device.write(2 * CLUSTER, b"older")

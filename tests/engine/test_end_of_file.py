@@ -1,6 +1,8 @@
 """New clusters at the end of the file: what must be durable before the map names one, and how far the file is ahead."""
 
 import errno
+from contextlib import nullcontext
+from hashlib import sha256
 
 import pytest
 
@@ -12,6 +14,7 @@ from ploopfs.errors import BackendError
 from ploopfs.image.check import Verdict
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
+from tests.engine.bitmaps import with_bitmap
 from tests.engine.disk import verdict
 from tests.engine.journal import Journal
 from tests.engine.rig import BASE, CLUSTER, NEW, OLD, TOP, Rig, map_writes
@@ -109,3 +112,24 @@ async def test_the_file_is_ahead_by_no_more_than_the_bound(monkeypatch: pytest.M
     assert before > MIB
     await stack.write(60 * CLUSTER, NEW)
     assert len(memory.bytes_of(TOP)) == before + CLUSTER + MIB
+
+
+@pytest.mark.parametrize("extension", [False, True], ids=["plain", "with a bitmap"])
+@pytest.mark.parametrize("answer", ["success", "an error", "an error after it has happened"])
+async def test_an_image_that_was_made_longer_and_not_changed_is_closed_as_it_was_found(
+    alone: Rig, answer: str, extension: bool
+) -> None:
+    before = with_bitmap(alone.top, [b"\x05"]) if extension else alone.top
+    alone.memory.put(TOP, before)
+    stack = await alone.open()
+    assert stack.room is not None
+    if answer != "success":
+        alone.faults.fail(errno.EIO, "truncate", count=1, after="after" in answer)
+    with nullcontext() if answer == "success" else pytest.raises(BackendError):
+        await stack.room.make()
+    assert (len(alone.top) > len(before)) is (answer != "an error")
+    assert alone.header.is_marked_in_use
+    await stack.aclose(clean=True)
+    assert not alone.header.is_marked_in_use
+    assert (len(alone.top), sha256(alone.top).digest()) == (len(before), sha256(before).digest())
+    assert verdict(alone.top).verdict is Verdict.CLEAN

@@ -688,6 +688,18 @@ MUTANTS = (
         "test_of_a_write_that_the_kernel_takes_only_a_part_of_nothing_that_comes_later_is_done",
     ),
     _bug(
+        "tell of an older loss instead of what the store answers", "engine/writer.py",
+        "if self.loss is not None and error.errno == errno.ETIMEDOUT:", "if self.loss is not None:",
+        "device/test_lost_meanwhile.py",
+        "test_a_store_that_is_gone_is_told_of_by_its_own_errno_though_something_was_given_up_before",
+    ),
+    _bug(
+        "leave an unchanged image as long as it was made ahead", "engine/delta.py",
+        "if self._size_uncertain or self.file_size != self._closing_size:", "if self._size_uncertain:",
+        "engine/test_end_of_file.py",
+        "test_an_image_that_was_made_longer_and_not_changed_is_closed_as_it_was_found",
+    ),
+    _bug(
         "leave a reply to the kernel though what is kept is full with those in flight", "device/device.py",
         "has_room(self._soon_bytes + kept_bytes)", "has_room(kept_bytes)",
         "device/test_replies.py",
