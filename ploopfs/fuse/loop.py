@@ -1,17 +1,20 @@
 """What pyfuse3 takes for trio: its tasks look for the next request before they sleep.
 
 pyfuse3 finds its event loop in a global of its module, and its own `pyfuse3.asyncio` puts another one there, as `mount`
-puts this. All but the lock of its tasks and their wait for a request is trio's. Knows nothing of requests. Invariants:
-one task at a time waits for a request or takes one; the event loop gets its turn after TREE_TURN_US at the latest.
+puts this. All but its tasks, their lock and their wait for a request is trio's. Knows nothing of requests. Invariants:
+one task at a time waits for a request or takes one, and nothing else waits for one; the event loop gets its turn after
+TREE_TURN_US at the latest.
 
 Whoever reads an attribute sends four requests or more, each when the one before is answered. With trio's own lock each
 takes three turns of the event loop, with one of epoll_wait and of epoll_ctl in them, and then the kernel has to wake a
 CPU that has just gone idle: opening, reading and closing an attribute took 2.3 times as long.
 """
 
+import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
 
@@ -81,6 +84,7 @@ class LowLevel:
 
     async def wait_readable(self, fd: int) -> None:
         if fd != self._fd:
+            os.set_blocking(fd, False)
             self._poll, self._fd = select.poll(), fd
             self._poll.register(fd, select.POLLIN)
         if self._is_there():
@@ -104,6 +108,27 @@ class LowLevel:
         return False
 
 
+class Tasks:
+    """The nursery of pyfuse3's tasks. Who is killed takes back what he has asked for, perhaps after a task was told of
+    it: reading would wait for the next request, with all of the process. The descriptor is therefore one that does not
+    wait, and as pyfuse3 takes its answer for the end, the task begins again. Each time the buffer of a request is lost,
+    which is 1 MiB, of which a page or two were used."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+
+    def start_soon(self, serve: Callable[..., Awaitable[None]], *arguments: object, name: str) -> None:
+        self._nursery.start_soon(self._serve, serve, *arguments, name=name)
+
+    async def _serve(self, serve: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """pyfuse3 goes on counting a task that has failed."""
+        while True:
+            try:
+                return await serve(*arguments)
+            except BlockingIOError:
+                pass
+
+
 class EventLoop:
     """The module `trio`, as far as pyfuse3 looks into it."""
 
@@ -111,6 +136,11 @@ class EventLoop:
         turn = Turn()
         self.Lock = partial(Reading, turn)
         self.lowlevel = LowLevel(turn, is_needed)
+
+    @asynccontextmanager
+    async def open_nursery(self) -> AsyncIterator[Tasks]:
+        async with trio.open_nursery() as nursery:
+            yield Tasks(nursery)
 
     def __getattr__(self, name: str) -> object:
         return getattr(trio, name)

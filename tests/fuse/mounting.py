@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -49,6 +50,12 @@ class Mounted:
         self.process.send_signal(number)
         return self.process.wait(HANG_S)
 
+    def said(self) -> str:
+        """The next line that it prints."""
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], HANG_S)[0], "it hangs"
+        return self.process.stdout.readline()
+
 
 @contextmanager
 def mounted(place: Path) -> Iterator[Mounted]:
@@ -68,10 +75,9 @@ def mounted(place: Path) -> Iterator[Mounted]:
     watchdog = threading.Timer(LIFE_S, process.kill)
     watchdog.start()
     try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        assert first == "ready\n", log_path.read_text()
-        yield Mounted(process, mountpoint, log_path)
+        toy = Mounted(process, mountpoint, log_path)
+        assert toy.said() == "ready\n", log_path.read_text()
+        yield toy
     finally:
         _end(process, mountpoint)
         watchdog.cancel()

@@ -1,6 +1,10 @@
 """How pyfuse3's tasks wait for requests, with pyfuse3's part and the kernel's played here, on a clock that counts."""
 
+import errno
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +15,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.bounds import TREE_POLL_US
 from ploopfs.fuse import loop as loop_module
-from ploopfs.fuse.loop import EventLoop, Reading
-from tests.fuse.mounting import mounted
+from ploopfs.fuse.loop import EventLoop, Reading, Tasks
+from tests.fuse.mounting import HANG_S, mounted
 from tests.realparts import need
 
 TICK_NS = 1000
@@ -21,12 +25,14 @@ REQUESTS = 200
 
 
 class Caller:
-    """A pipe of requests: `left` more of them, each so many looks at the clock after the one before was taken."""
+    """A pipe of requests: `left` more of them, each so many looks at the clock after the one before was taken. If it
+    `takes_back`, the next is gone when it is read."""
 
     def __init__(self) -> None:
         self.reading, self._writing = os.pipe()
         self.now_ns, self.left, self.gap = 0, 0, 2
         self.taken = self.taken_ns = self.reading_tasks = 0
+        self.takes_back = False
         self._at_ns: int | None = None
 
     def ask(self, requests: int = 1) -> None:
@@ -41,6 +47,10 @@ class Caller:
         return self.now_ns
 
     def take(self) -> None:
+        if self.takes_back:
+            self.takes_back = False
+            os.read(self.reading, 1)
+        assert not os.get_blocking(self.reading), "reading would wait"
         assert os.read(self.reading, 1) == b"r"
         self.taken += 1
         self.taken_ns = self.now_ns
@@ -82,8 +92,9 @@ def serve(
             caller.take()
             await handle()
 
-    for _ in range(TASKS):
-        nursery.start_soon(serve_one_after_the_other)
+    tasks = Tasks(nursery)
+    for number in range(TASKS):
+        tasks.start_soon(serve_one_after_the_other, name=str(number))
 
 
 async def turns_of_others(caller: Caller, requests: int) -> int:
@@ -171,6 +182,34 @@ async def test_while_requests_wait_other_tasks_take_the_next_ones(nursery: trio.
     assert caller.taken == TASKS + 1
 
 
+async def test_a_task_whose_request_was_taken_back_waits_for_the_next_one(
+    nursery: trio.Nursery, caller: Caller
+) -> None:
+    serve(nursery, caller)
+    for _ in range(2 * TASKS):
+        caller.takes_back = True
+        caller.ask()
+        await wait_all_tasks_blocked()
+    assert (caller.taken, caller.reading_tasks) == (0, 1)
+    caller.ask()
+    await wait_all_tasks_blocked()
+    assert caller.taken == 1
+
+
+async def test_any_other_failure_of_a_task_ends_all_of_them() -> None:
+    async def fail() -> None:
+        raise OSError(errno.ENOMEM, "it is one")
+
+    async def serve_two() -> None:
+        async with EventLoop(bool).open_nursery() as tasks:
+            tasks.start_soon(trio.sleep_forever, name="waits")
+            tasks.start_soon(fail, name="fails")
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await serve_two()
+    assert [getattr(error, "errno", None) for error in ended.value.exceptions] == [errno.ENOMEM]
+
+
 async def test_a_task_that_is_cancelled_while_it_sleeps_takes_nobodys_place(nursery: trio.Nursery) -> None:
     lock: Reading = EventLoop(bool).Lock()
     entered: list[int] = []
@@ -216,7 +255,7 @@ async def test_a_session_that_was_terminated_wakes_every_task(nursery: trio.Nurs
 
 def test_all_else_is_trios() -> None:
     loop = EventLoop(bool)
-    assert loop.open_nursery is trio.open_nursery
+    assert loop.ClosedResourceError is trio.ClosedResourceError
     assert loop.lowlevel.current_task is trio.lowlevel.current_task
 
 
@@ -228,3 +267,24 @@ def test_pyfuse3_waits_for_each_request_through_this(tmp_path: Path) -> None:
         for _ in range(10):
             os.stat(toy.path)
         assert int((toy.path / "waits").read_text()) >= before + 10
+
+
+ENDLESS = "import os, sys\nwhile True:\n    os.stat(sys.argv[1])\n"
+
+
+@pytest.mark.real
+def test_a_request_that_is_taken_back_before_it_is_read_holds_up_nobody(tmp_path: Path) -> None:
+    """Its caller is killed, and nobody asks for anything afterwards."""
+    need(fuse=True)
+    with mounted(tmp_path) as toy:
+        for _ in range(3):
+            with (
+                (toy.path / "victim").open("w") as victim,
+                subprocess.Popen([sys.executable, "-c", ENDLESS, toy.path / "counter"]) as caller,
+            ):
+                victim.write(str(caller.pid))
+                victim.flush()
+                assert caller.wait(HANG_S) == -signal.SIGKILL
+                assert toy.said() == "taken back\n"
+        assert (toy.path / "counter").read_text() == "1\n"
+        assert toy.end() == 0

@@ -5,6 +5,7 @@ SIGTERM terminates the session, SIGINT cancels it. One node for each rule that t
 
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -99,9 +100,11 @@ class MemoryDisk:
 
 
 class CountingLoop(EventLoop):
-    """Counts how often pyfuse3 waits for a request."""
+    """Counts how often pyfuse3 waits for a request. Has `victim` been told, it is killed when the next one was seen,
+    which is its own, and before pyfuse3 reads it; the event loop says `taken back` when it comes round."""
 
     waits = 0
+    victim: int | None = None
 
     def __init__(self, is_needed: Callable[[], bool]) -> None:
         super().__init__(is_needed)
@@ -110,6 +113,17 @@ class CountingLoop(EventLoop):
     async def _count(self, wait_readable: Callable[[int], Awaitable[None]], fd: int) -> None:
         CountingLoop.waits += 1
         await wait_readable(fd)
+        if CountingLoop.victim is not None:
+            victim, CountingLoop.victim = os.pidfd_open(CountingLoop.victim), None
+            signal.pidfd_send_signal(victim, signal.SIGKILL)
+            select.select([victim], [], [])
+            os.close(victim)
+            assert select.select([fd], [], [], 0)[0] == [], "the next request was another's"
+            trio.lowlevel.spawn_system_task(_say_taken_back)
+
+
+async def _say_taken_back() -> None:
+    print("taken back", flush=True)
 
 
 class Toy:
@@ -135,6 +149,7 @@ class Toy:
             "waiting": Attribute(lambda: str(self.stuck.waiting)),
             "waits": Attribute(lambda: str(CountingLoop.waits)),
             "unstick": Attribute(None, self._unstick),
+            "victim": Attribute(None, self._kill),
             "link": Link("dev/disk"),
         }
         devices: dict[str, Node] = {
@@ -177,6 +192,9 @@ class Toy:
         kept = {name: self.names.get(name) or Attribute(str) for name in text.split()}
         self.names.clear()
         self.names.update(kept)
+
+    async def _kill(self, text: str) -> None:
+        CountingLoop.victim = int(text)
 
     async def _unstick(self, _text: str) -> None:
         self.gate.set()

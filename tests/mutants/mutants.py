@@ -581,6 +581,16 @@ MUTANTS = (
         "test_a_quick_caller_is_served_without_the_event_loop_and_others_have_their_turn_now_and_then",
     ),
     _bug(
+        "wait in a read for a request that was taken back", "fuse/loop.py",
+        "            os.set_blocking(fd, False)\n", "",
+        "fuse/test_loop.py", "test_a_task_whose_request_was_taken_back_waits_for_the_next_one",
+    ),
+    _bug(
+        "end the tree with a request that was taken back", "fuse/loop.py", "except BlockingIOError:",
+        "except InterruptedError:", "fuse/test_loop.py",
+        "test_a_task_whose_request_was_taken_back_waits_for_the_next_one",
+    ),
+    _bug(
         "look for quick callers though a request waits in a task", "fuse/loop.py",
         "if not self._is_quick or self._is_needed():", "if not self._is_quick:", "fuse/test_loop.py",
         "test_where_a_request_waits_in_a_task_the_event_loop_comes_round_as_if_nobody_were_quick",
