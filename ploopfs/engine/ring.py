@@ -8,12 +8,14 @@ unless all that comes before it in the write has happened in full.
 """
 
 import ctypes
+import errno
 import logging
 import mmap
 import os
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task
@@ -30,7 +32,7 @@ _PARAMETERS = struct.Struct("=6I16x7I12x7I12x")
 _SUBMISSION = struct.Struct("=BBHiQQIIQ24x")
 _COMPLETION = struct.Struct("=QiI")
 _SUBMISSIONS_AT = 0x1000_0000
-_OP_WRITE, _OP_OF_NOTHING = 23, 255
+_OP_WRITE = 23
 _THEN, _BY_A_WORKER = 1 << 2, 1 << 4
 _SUBMIT_ALL, _NO_INTERRUPT = 1 << 7, 1 << 8
 _LATE_FILES = 1 << 12
@@ -114,9 +116,33 @@ class Write:
         if not self._begun:
             ended, self._ended, self._holds = self._ended, _told, []  # who is told may know this
             ended(self._full, self._result)
-            if self._task is not None:
+            if self._task is not None and not self._begun:
                 trio.lowlevel.reschedule(self._task)
         return self.is_over
+
+    def follows(self, part: int) -> bool:
+        """Whether anything is under way that this part has to come after."""
+        return self._begun > len(self._lengths) - part
+
+    def hold(self, part: int, go_on: Callable[[bool], None]) -> None:
+        """The kernel has nothing from this part on. When all before it has ended, `go_on` hears whether it was written
+        in full; if not, the rest will not be."""
+        ended, holds, pieces = self._ended, self._holds, len(self._lengths) - part
+
+        def heard(full: int, result: int) -> None:
+            is_whole = full >= part
+            if is_whole and pieces:
+                self._ended, self._holds, self._begun = ended, holds, pieces
+            try:
+                if not self._begun:
+                    ended(full, result)
+            finally:
+                go_on(is_whole)
+                if not is_whole and self._reply is not None:
+                    self.end(len(self._lengths), -errno.ECANCELED)
+
+        self._ended = heard
+        self._begun -= pieces
 
 
 class Ring:
@@ -213,16 +239,39 @@ class Ring:
         taken = _call(_ENTER, self._fd, self._gathered, 0, 0, None, 0)
         self._gathered -= max(0, taken)
         if self._gathered:
-            self._refuse_rest()
+            self._hold_rest()
         if self._gathered and not self._is_submitting:
             self._is_submitting = True
             trio.lowlevel.spawn_system_task(self._submit_rest)
 
-    def _refuse_rest(self) -> None:
-        """Of a write whose beginning the kernel has taken, and that it waits for nobody else with."""
-        at = ((self._submitted - self._gathered) & self._sq_mask) * _SUBMISSION.size
-        if _SUBMISSION.unpack_from(self._submissions, at)[-1] % _PARTS:
-            self._submissions[at] = _OP_OF_NOTHING
+    def _hold_rest(self) -> None:
+        """Of a write of which the kernel has taken the beginning alone: it would wait for nothing with the rest. Those
+        behind it move up, and do not wait for it."""
+        first = self._submitted - self._gathered
+        number = self._submission(first)[-1]
+        part = number % _PARTS
+        write = self._writes[number - part]
+        if not write.follows(part):
+            return
+        left = [self._submission(first + each) for each in range(self._gathered)]
+        rest = [each for each in left if each[-1] // _PARTS == number // _PARTS]
+        self._submitted = self._words[self._sq_tail] = first & _LOW_32
+        self._gathered = 0
+        for submission in left[len(rest) :]:
+            self._add(submission)
+        write.hold(part, partial(self._go_on, rest))
+
+    def _submission(self, number: int) -> tuple[int, ...]:
+        return _SUBMISSION.unpack_from(self._submissions, (number & self._sq_mask) * _SUBMISSION.size)
+
+    def _go_on(self, rest: Sequence[tuple[int, ...]], is_to_be_done: bool) -> None:
+        if not is_to_be_done:
+            self._in_flight -= len(rest)
+            return
+        for submission in rest:
+            self._add(submission)
+        if not self.is_gathering:
+            self._submit()
 
     async def _submit_rest(self) -> None:
         """The kernel had no memory for it."""

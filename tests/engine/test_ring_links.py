@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,19 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.engine import ring as ring_module
+from ploopfs.engine.counters import Counters
+from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.file import OsFiles
-from ploopfs.engine.ring import Reply, Ring, ring_of_loop
+from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.ring import Reply, Ring, Write, ring_of_loop
 from ploopfs.errors import BackendError
+from ploopfs.testing.images import ImageBuilder
 from tests.engine.test_ring import PATIENCE_S, Pipe, fd, path, pipe, ring, short_files, stir, until, until_room
 from tests.realparts import need
 
 __all__ = ["fd", "path", "pipe", "ring", "short_files"]
 _FEATURES_AT, _FLAGS_AT = 20, 8
+PAGE = os.sysconf("SC_PAGESIZE")
 
 
 @pytest.fixture(autouse=True)
@@ -222,18 +227,10 @@ class Stingy:
 
 
 @pytest.mark.parametrize(
-    ("takes", "written", "full"),
-    [((1,), 1, 1), ((2,), 2, 2), ((0, 1), 1, 1), ((1, 1, 1), 1, 1), ((3,), 2, 2), ((0,), 2, 2), ((4,), 2, 2)],
-    ids=str,
+    "takes", [(1,), (2,), (3,), (4,), (5,), (0,), (0, 1), (1, 0, 0), (1, 1, 1), (2, 1, 1, 1), (1, 3, 0, 1)], ids=str
 )
-async def test_of_a_write_that_the_kernel_takes_only_a_part_of_nothing_that_comes_later_is_done(
-    ring: Ring,
-    fd: int,
-    reader: Reader,
-    monkeypatch: pytest.MonkeyPatch,
-    takes: tuple[int, ...],
-    written: int,
-    full: int,
+async def test_a_write_that_the_kernel_takes_part_by_part_is_done_and_answered_as_if_it_had_taken_it_whole(
+    ring: Ring, fd: int, reader: Reader, monkeypatch: pytest.MonkeyPatch, takes: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(ring_module, "_call", Stingy(*takes))
     story, other = Story(reader.fd), Story(reader.fd)
@@ -241,19 +238,107 @@ async def test_of_a_write_that_the_kernel_takes_only_a_part_of_nothing_that_come
     ring.begin(fd, ((0, b"1"), (1, b"2")), story.ended, story.reply)
     ring.begin(fd, ((2, b"3"), (3, b"4")), other.ended, other.reply)
     ring.submit()
-    with trio.fail_after(PATIENCE_S):
-        await until(lambda: story.is_over and other.is_over)
+    await until(lambda: story.is_over and other.is_over)
     await wait_all_tasks_blocked(0.01)
-    is_cut = takes in ((1,), (2,), (0, 1), (1, 1, 1))
-    is_other_cut = takes == (4,)
-    assert os.pread(fd, 2, 0) == b"12"[:written] + bytes(2 - written)
-    assert os.pread(fd, 2, 2) == (b"3\0" if is_other_cut else b"34")
-    assert reader.got() == [b"done"] * (2 - is_cut - is_other_cut)
-    (_, *ended), (_, sent) = sorted(story.told, key=lambda each: str(each[0]))
-    assert ended[0] == full
-    assert isinstance(sent, int)
-    assert (sent < 0) == is_cut
-    assert not ring._writes
+    assert (sorted(story.told), sorted(other.told)) == ([("ended", 2, 1), ("sent", 4)],) * 2
+    assert (os.pread(fd, 4, 0), reader.got()) == (b"1234", [b"done"] * 2)
+    assert (ring._in_flight, ring._gathered, ring._writes) == (0, 0, {})
+
+
+@pytest.mark.parametrize("takes", [1, 2], ids=["the first", "all but the reply"])
+async def test_what_the_kernel_has_not_taken_waits_for_what_it_has_and_holds_up_no_other(
+    ring: Ring, fd: int, pipe: Pipe, reader: Reader, monkeypatch: pytest.MonkeyPatch, takes: int
+) -> None:
+    monkeypatch.setattr(ring_module, "_call", Stingy(takes))
+    story, other, third = Story(reader.fd), Story(reader.fd), Story(fd)
+    data = bytearray(b"second")
+    ring.gather()
+    first = bytes([1]) * PAGE
+    write = ring.begin(pipe.end, ((0, first), (0, data)), story.ended, story.reply)
+    ring.begin(fd, ((2, b"3"), (3, b"4")), other.ended, other.reply)
+    ring.submit()
+    ring.begin(fd, ((4, b"5"),), third.ended)
+    await until(lambda: other.is_over and third.told)
+    await wait_all_tasks_blocked(0.01)
+    assert (os.pread(fd, 3, 2), reader.got(), story.told) == (b"345", [b"done"], [])
+    assert (write.is_under_way(), ring._in_flight) == (True, 3)
+    os.read(pipe.start, PAGE)  # there is room for the first alone
+    await wait_all_tasks_blocked(0.01)
+    assert (write.is_under_way(), story.told) == (True, [])
+    with pytest.raises(BufferError):
+        data.extend(b"which would move them")
+    assert await until_room(pipe, lambda: story.is_over) == first + b"second"
+    assert sorted(story.told) == [("ended", 2, 6), ("sent", 4)]
+    assert (reader.got(), ring._in_flight, ring._writes) == ([b"done"], 0, {})
+    data.extend(b", and is his again")
+
+
+@pytest.mark.parametrize("failing", ["the first", "the second", "a part"])
+@pytest.mark.parametrize("takes", [(1,), (2,), (1, 1)], ids=str)
+async def test_what_the_kernel_has_not_taken_is_not_done_if_what_comes_before_it_fails(
+    ring: Ring,
+    fd: int,
+    reader: Reader,
+    short_files: int,
+    monkeypatch: pytest.MonkeyPatch,
+    takes: tuple[int, ...],
+    failing: str,
+) -> None:
+    monkeypatch.setattr(ring_module, "_call", Stingy(*takes))
+    pieces, ended, content = told_by_file(short_files)[failing]
+    story = Story(reader.fd)
+    ring.begin(fd, pieces, story.ended, story.reply)
+    await until(lambda: story.is_over)
+    await wait_all_tasks_blocked(0.01)
+    assert sorted(story.told) == [("ended", *ended), ("sent", -errno.ECANCELED)]
+    assert (os.pread(fd, 3, 10), reader.got()) == (content, [])
+    assert (ring._in_flight, ring._gathered, ring._writes) == (0, 0, {})
+
+
+async def test_who_waits_for_a_write_waits_for_what_the_kernel_takes_later(
+    ring: Ring, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring_module, "_call", Stingy(1, 0, 0))
+    story = Story(fd)
+    assert await ring.begin(fd, ((0, b"1"), (1, b"2")), story.ended).wait() == (2, 1)
+    assert (os.pread(fd, 2, 0), story.told) == (b"12", [("ended", 2, 1)])
+
+
+@pytest.mark.expects_warnings
+async def test_a_bug_of_who_hears_of_a_failure_leaves_nothing_of_what_the_kernel_has_not_taken(
+    ring: Ring, fd: int, reader: Reader, short_files: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring_module, "_call", Stingy(1))
+    story = Story(reader.fd)
+
+    def meet_a_bug(_full: int, _result: int) -> None:
+        raise ValueError("a bug")
+
+    ring.begin(fd, ((short_files, b"x"), (0, b"not")), meet_a_bug, story.reply)
+    await until(lambda: story.told)
+    assert (story.told, ring._in_flight, ring._writes) == ([("sent", -errno.ECANCELED)], 0, {})
+
+
+@pytest.mark.parametrize("takes", [(1,), (1, 0, 0)], ids=str)
+async def test_a_cluster_is_allocated_though_the_kernel_takes_its_data_alone_at_first(
+    tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, takes: tuple[int, ...]
+) -> None:
+    image = tmp_path / "top.hds"
+    image.write_bytes(ImageBuilder(disk_clusters=8).build())
+    stack = await open_stack(OsFiles(), StackSpec((ImageSpec(str(image)),)), read_only=False, counters=Counters())
+    assert stack.room is not None
+    await stack.room.make()
+    monkeypatch.setattr(ring_module, "_call", Stingy(*takes))
+    story = Story(reader.fd)
+    heard: list[BackendError | None] = []
+    assert stack.write_soon(3 * stack.cluster_bytes, b"acknowledged", heard.append, story.reply)
+    await until(lambda: heard and story.told)
+    assert (heard, story.told, reader.got()) == ([None], [("sent", 4)], [b"done"])
+    assert (stack.top.uncertain_slots, stack.top.doubtful_clusters) == (set(), set())
+    await stack.aclose(clean=True)
+    stack = await open_stack(OsFiles(), StackSpec((ImageSpec(str(image)),)), read_only=True, counters=Counters())
+    assert await stack.read(3 * stack.cluster_bytes, 12) == b"acknowledged"
+    await stack.aclose(clean=False)
 
 
 def without(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +383,7 @@ async def test_each_chain_is_told_of_once_whoever_delivers_and_however_the_kerne
 ) -> None:
     random, count, piece = Random(depth), 600, 64
     fds = [os.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT) for number in range(3)]
+    fds.append(os.open(tmp_path / "0", os.O_RDONLY))
     takes = (random.randrange(5) if random.random() < 0.3 else 64 for _ in range(10**9))
     monkeypatch.setattr(ring_module, "_AGAIN_S", 0)
     really = Stingy()
@@ -310,6 +396,14 @@ async def test_each_chain_is_told_of_once_whoever_delivers_and_however_the_kerne
         return int(really(number, *arguments))
 
     monkeypatch.setattr(ring_module, "_call", call)
+    held: list[int] = []
+    hold = Write.hold
+
+    def count_and_hold(write: Write, part: int, go_on: Callable[[bool], None]) -> None:
+        held.append(part)
+        hold(write, part, go_on)
+
+    monkeypatch.setattr(Write, "hold", count_and_hold)
     ended: dict[int, int] = {}
     sent: dict[int, int] = {}
     messages: list[bytes] = []
@@ -332,7 +426,7 @@ async def test_each_chain_is_told_of_once_whoever_delivers_and_however_the_kerne
         reply = Reply(reader.fd, b"%d" % number, partial(is_over, number, sent)) if random.random() < 0.7 else None
         if reply is None:
             sent[number] = 0
-        ring.begin(fds[number % 3], pieces, partial(is_over, number, ended), reply)
+        ring.begin(fds[number % 4], pieces, partial(is_over, number, ended), reply)
         parts[number] = len(pieces)
 
     parts: dict[int, int] = {}
@@ -346,13 +440,16 @@ async def test_each_chain_is_told_of_once_whoever_delivers_and_however_the_kerne
         messages += reader.got()
         assert not ring._writes
         assert sorted(map(int, messages)) == sorted(number for number, result in sent.items() if result > 0)
-        assert any(full < parts[number] for number, full in ended.items()), "none was cut"
-        for number, full in ended.items():
+        assert held.count(1) > 10 < held.count(2), "hardly any was cut"
+        for number in range(count):
+            is_told = (ended[number], sent[number])
+            if number % 4 == 3:
+                assert is_told == (0, sent[number] and -errno.ECANCELED), "it cannot be written"
+                continue
+            assert is_told == (parts[number], sent[number] and len(b"%d" % number))
             for part in range(parts[number]):
-                found = os.pread(fds[number % 3], piece, 2 * piece * number + piece * part)
-                expected = data_of(number, part) if part < full else bytes(len(found))
-                assert found == expected, (number, part, full)
-            assert full == parts[number] or sent[number] <= 0, "it was answered and not written"
+                found = os.pread(fds[number % 4], piece, 2 * piece * number + piece * part)
+                assert found == data_of(number, part), (number, part)
     finally:
         for fd in fds:
             os.close(fd)

@@ -693,9 +693,21 @@ MUTANTS = (
     ),
     _bug(
         "go on with a write of which the kernel took the beginning alone", "engine/ring.py",
-        "            self._refuse_rest()\n", "            pass\n",
+        "            self._hold_rest()\n", "            pass\n",
         "engine/test_ring_links.py",
-        "test_of_a_write_that_the_kernel_takes_only_a_part_of_nothing_that_comes_later_is_done",
+        "test_what_the_kernel_has_not_taken_is_not_done_if_what_comes_before_it_fails",
+    ),
+    _bug(
+        "answer a write of which the kernel has not got all", "engine/ring.py",
+        "        self._begun -= pieces\n", "        self._begun -= pieces\n        pieces = 0\n",
+        "engine/test_ring_links.py",
+        "test_a_write_that_the_kernel_takes_part_by_part_is_done_and_answered_as_if_it_had_taken_it_whole",
+    ),
+    _bug(
+        "free the bytes of what the kernel takes later", "engine/ring.py",
+        "self._ended, self._holds, self._begun = ended, holds, pieces", "self._ended, self._begun = ended, pieces",
+        "engine/test_ring_links.py",
+        "test_what_the_kernel_has_not_taken_waits_for_what_it_has_and_holds_up_no_other",
     ),
     _bug(
         "tell of an older loss instead of what the store answers", "engine/writer.py",
