@@ -1,6 +1,8 @@
 """Writes that the kernel makes and answers by itself, on real mounts: what is told of them; a storage that hangs."""
 
 import os
+import struct
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,30 @@ pytestmark = pytest.mark.real
 serving_own = partial(serving, options=carried_by(OWN))
 TIMES = 200
 PIECE_BYTES = 64 << 10
+SHORT_OF_MEMORY = """
+import sys
+from random import Random
+from ploopfs.cli import main
+from ploopfs.engine import ring
+
+really, hold, random, held = ring._call, ring.Write.hold, Random(1), []
+
+def call(number, *arguments):
+    if number == ring._ENTER:
+        fd, count, *rest = arguments
+        arguments = (fd, random.randrange(count + 1), *rest)
+    return really(number, *arguments)
+
+def hold_and_count(write, part, go_on):
+    held.append(part)
+    hold(write, part, go_on)
+
+ring._call, ring.Write.hold = call, hold_and_count
+code = main.main()
+print("held:", len(held), file=sys.stderr)
+sys.exit(code)
+"""
+"""A daemon whose kernel takes at random how much of what it is given in a call."""
 
 
 def test_what_was_acknowledged_is_counted_for_who_looks_at_once(tmp_path: Path) -> None:
@@ -103,3 +129,21 @@ def _cut_off(daemon: Daemon, place: Path) -> None:
         assert [os.pread(fd, 4, offset) for offset in offsets] == [b"late"] * 8
         assert os.pwrite(fd, b"new", MIB) == 3
         assert os.pread(fd, 4, MIB) == b"newe"
+
+
+def test_a_kernel_that_is_short_of_memory_writes_and_answers_everything_all_the_same(tmp_path: Path) -> None:
+    need(io_uring=True)
+    disk = make_disk(tmp_path / "disk", size_bytes=16 * MIB)
+    offsets = range(0, disk.size_bytes, PIECE_BYTES // 2)
+    command = (sys.executable, "-c", SHORT_OF_MEMORY)
+    with serving_own(tmp_path, device(disk.directory), command=command) as daemon:
+        with opened(daemon.disk()) as fd, ThreadPoolExecutor(8) as threads:
+            data = {offset: struct.pack("<Q", offset + 1) * 512 for offset in offsets}
+            written = threads.map(lambda offset: os.pwrite(fd, data[offset], offset), offsets)
+            assert set(written) == {BLOCK_BYTES}
+            os.fsync(fd)
+            assert [offset for offset in offsets if os.pread(fd, BLOCK_BYTES, offset) != data[offset]] == []
+        assert daemon.end() == Exit.OK
+    assert int(daemon.log.rpartition("held: ")[2]) > 20, daemon.log
+    assert "refused" not in daemon.log
+    assert_closed(disk.top)
