@@ -161,6 +161,26 @@ async def test_a_store_that_is_gone_is_told_of_by_its_own_errno_though_something
     assert (rig.queue.standby.reason.errno, rig.queue.loss) == (errno.ENOTCONN, rig.queue.standby.reason)
 
 
+async def test_a_store_that_is_gone_is_told_of_by_its_own_errno_though_a_flush_was_given_up_before(
+    nursery: trio.Nursery,
+) -> None:
+    rig = await mapped_rig()
+    await rig.device.write(2 * CLUSTER, b"acknowledged")
+    answered = rig.hang("fsync", count=1)
+    flush = Asked(nursery, rig.device.flush())
+    await wait_all_tasks_blocked()
+    flush.cancel_scope.cancel()
+    answered.set()
+    await wait_all_tasks_blocked()
+    assert (await errno_of(rig.device.flush()), rig.state) == (errno.ETIMEDOUT, State.OFF)
+    rig.lose(errno.ENOTCONN, "write")
+    assert await errno_of(rig.device.write(2 * CLUSTER, b"lost")) == errno.EIO
+    assert rig.state is State.ON
+    assert rig.queue.standby.reason is not None
+    assert (rig.queue.standby.reason.errno, rig.queue.loss) == (errno.ENOTCONN, rig.queue.standby.reason)
+    assert await errno_of(rig.queue.stack.flush()) == errno.ENOTCONN
+
+
 async def test_a_second_load_of_the_same_images_that_fails_leaves_nothing_older_in_them() -> None:
     rig = await mapped_rig()
     await rig.device.write(2 * CLUSTER, b"older")
