@@ -84,12 +84,12 @@ def all_peers() -> dict[str, Start]:
     return {**ours, QEMU: _qemu, NBDFUSE: _nbdfuse, FILE: _file}
 
 
-def ours(*, standby: bool = True) -> Start:
+def ours(*, standby: bool = True, limits: dict[str, object] | None = None) -> Start:
     """The first of the planes; without `standby` the fuses are out, to be put in by who measures that."""
-    return _ploopfs(next(iter(planes())), standby=standby)
+    return _ploopfs(next(iter(planes())), standby=standby, limits=limits)
 
 
-def _ploopfs(plane: str, *, standby: bool = True) -> Start:
+def _ploopfs(plane: str, *, standby: bool = True, limits: dict[str, object] | None = None) -> Start:
     @contextmanager
     def start(place: Path, deltas: Sequence[Path], size_bytes: int) -> Iterator[Peer]:
         place.mkdir()
@@ -97,6 +97,7 @@ def _ploopfs(plane: str, *, standby: bool = True) -> Start:
             place,
             device(deltas, DEVICE, standby=standby),
             loaded=standby,
+            limits=limits,
             options=[*planes()[plane], "--log-level", "warning"],
             command=command(),
             life_s=DAY_S,

@@ -64,7 +64,7 @@ WITHOUT: dict[str, str] = {
     "ploopfs/engine/holders.py:holders": OF_THE_KERNEL,
     "ploopfs/engine/holders.py:_locks": OF_THE_KERNEL,
     "ploopfs/engine/lock.py:_is_locked": OF_THE_KERNEL,
-    "ploopfs/engine/ring.py:_refuse_rest": "what it reads was written by this process",
+    "ploopfs/engine/ring.py:_submission": "what it reads was written by this process",
     "ploopfs/image/map.py:slots_of": OF_NUMBERS,
     "ploopfs/image/map.py:next_present": OF_NUMBERS,
     "ploopfs/image/clusters.py:_end": OF_NUMBERS,
