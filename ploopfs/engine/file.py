@@ -326,7 +326,7 @@ class OsFile:
         is_given_up = trio.current_effective_deadline() <= trio.current_time()
         limit_s = CLOSE_GRACE_MS / 1000 if is_given_up else CLOSE_TIMEOUT_S
         with trio.CancelScope(shield=True, deadline=trio.current_time() + limit_s), suppress(OSError):
-            await self._workers.run(partial(os.close, fd))
+            await self._workers.run(partial(os.close, fd), stays=True)
 
     def _in_order(self, work: Callable[[], None]) -> Callable[[], None]:
         """An unlock that was given up must not take away the lock that was taken back since."""

@@ -3,8 +3,8 @@
 A device has at most so many at a time, lent by trio, which ends those that nobody wants; further operations wait for
 one in the order in which they came. What shares a lane is done one after the other, in one thread. Answers that are
 there together come back by one wake-up of the event loop. Knows nothing of what the work is. Invariants: who gives up
-goes on at once, and his work is not begun any more, or ends when nobody waits for it; who has his answer does not wait
-for what the same thread does next."""
+goes on at once, and his work is not begun any more unless it stays, or ends when nobody waits for it; who has his
+answer does not wait for what the same thread does next."""
 
 import threading
 from collections import OrderedDict, deque
@@ -65,8 +65,9 @@ class Workers:
         self._token: TrioToken | None = None
         self._told: TrioToken | None = None
 
-    async def run(self, work: Callable[[], T], lane: Lane | None = None) -> T:
-        """What `work` returns or raises, in a thread; by itself, if no lane is named."""
+    async def run(self, work: Callable[[], T], lane: Lane | None = None, *, stays: bool = False) -> T:
+        """What `work` returns or raises, in a thread; by itself, if no lane is named. What `stays` is done, whoever
+        gives up."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self._token = current_trio_token()
         job, lane = _Job(current_task(), copy_context(), work), lane or Lane()
@@ -74,7 +75,8 @@ class Workers:
 
         def give_up(_raise_cancel: RaiseCancelT) -> Abort:
             job.is_given_up = True
-            self._withdraw(job, lane)
+            if not stays:
+                self._withdraw(job, lane)
             return Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(give_up)

@@ -78,6 +78,37 @@ async def test_a_close_that_hangs_is_waited_for_in_bounds(
     assert await trio.to_thread.run_sync(closed.wait, HANG_S), "the thread goes on"
 
 
+async def test_a_close_that_finds_no_thread_in_its_time_is_done_as_soon_as_there_is_one(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = OsFiles(threads=1)
+    file, other = await files.open(path, writable=False), await files.open(path, writable=False)
+    go, came, closed = threading.Event(), threading.Event(), threading.Event()
+    fd, real = file._fd, os.close
+
+    def hung(_fd: int, _offset: int, _data: bytearray) -> int:
+        came.set()
+        assert go.wait(HANG_S)
+        return 0
+
+    def close(number: int) -> None:
+        real(number)
+        if number == fd:
+            closed.set()
+
+    monkeypatch.setattr(other, "_read", hung)
+    monkeypatch.setattr(os, "close", close)
+    monkeypatch.setattr(file_module, "CLOSE_TIMEOUT_S", 0.01)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other.read, 0, 10)
+        assert await trio.to_thread.run_sync(came.wait, HANG_S)
+        await file.aclose()
+        assert not closed.is_set()
+        go.set()
+    assert await trio.to_thread.run_sync(closed.wait, HANG_S), "nobody waits, but it is not forgotten"
+    await other.aclose()
+
+
 def test_a_command_of_faults_has_as_many_characters_as_the_bound_says() -> None:
     injector = Injector()
     too_long = rf"has {MAX_RULE_CHARACTERS + 1} characters, expected at most {MAX_RULE_CHARACTERS}$"

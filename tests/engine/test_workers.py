@@ -178,6 +178,26 @@ async def test_who_gives_up_before_his_work_began_leaves_nothing_of_it(shares_a_
     assert is_idle(workers)
 
 
+async def test_what_stays_is_done_though_who_asked_for_it_gave_up_before_it_began() -> None:
+    storage, workers = Storage(), Workers(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(workers.run, storage.work("hangs"))
+        await storage.wait_arrivals(1)
+        work = storage.work("stays")
+        with trio.CancelScope() as scope:
+            nursery.start_soon(_cancelled_when_blocked, scope)
+            await workers.run(work, stays=True)
+        assert scope.cancelled_caught
+        storage.let_go("hangs", "stays")
+        await storage.wait_arrivals(1)
+    assert storage.began == ["hangs", "stays"]
+
+
+async def _cancelled_when_blocked(scope: trio.CancelScope) -> None:
+    await wait_all_tasks_blocked()
+    scope.cancel()
+
+
 async def test_a_lane_that_waits_for_a_thread_is_served_again_after_all_of_it_was_given_up() -> None:
     storage, workers, answers, lane = Storage(), Workers(1), no_answers(), Lane()
     async with trio.open_nursery() as nursery:
