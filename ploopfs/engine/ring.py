@@ -14,7 +14,6 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 
 import trio
@@ -31,6 +30,7 @@ _REGISTER_EVENTFD, _REGISTER_IOWQ_AFF, _REGISTER_IOWQ_MAX_WORKERS = 4, 17, 19
 _PARAMETERS = struct.Struct("=6I16x7I12x7I12x")
 _SUBMISSION = struct.Struct("=BBHiQQIIQ24x")
 _COMPLETION = struct.Struct("=QiI")
+_SUBMISSION_BYTES, _COMPLETION_BYTES = _SUBMISSION.size, _COMPLETION.size
 _SUBMISSIONS_AT = 0x1000_0000
 _OP_WRITE = 23
 _THEN, _BY_A_WORKER = 1 << 2, 1 << 4
@@ -77,12 +77,12 @@ class Reply:
 class Write:
     """One that has begun. It may be given up by whoever waits for it, and goes on."""
 
-    __slots__ = ("_begun", "_ended", "_full", "_holds", "_lengths", "_reply", "_result", "_task", "_to_end")
+    __slots__ = ("_begun", "_ended", "_full", "_holds", "_lengths", "_reply", "_result", "_task")
 
     def __init__(self, holds: list[object], lengths: list[int], ended: Ended, reply: Reply | None) -> None:
         self._holds, self._lengths, self._ended, self._reply = holds, lengths, ended, reply
-        self._begun = self._to_end = len(lengths)
-        self._full, self._result = len(lengths), lengths[-1]
+        self._begun = self._full = len(lengths)
+        self._result = lengths[-1]
         self._task: Task | None = None
 
     def is_under_way(self) -> bool:
@@ -202,25 +202,27 @@ class Ring:
         assert parts == 1 or (self.can_link and parts <= _PARTS)
         number = self._number = self._number + _PARTS
         holds, lengths = [], []
-        for part, (offset, data) in enumerate(pieces):
+        left, part = parts, number
+        for offset, data in pieces:
+            left -= 1
             length = len(data)
             address, hold = _pinned(data)
             holds.append(hold)
             lengths.append(length)
-            flags = _BY_A_WORKER | _THEN if part + 1 < parts else _BY_A_WORKER
-            self._add((_OP_WRITE, flags, 0, fd, offset, address, length, 0, number + part))
+            self._add(_BY_A_WORKER | _THEN if left else _BY_A_WORKER, fd, offset, address, length, part)
+            part += 1
         if reply is not None:
             reply.is_left = True
-            address, _ = _pinned(reply.data)
-            self._add((_OP_WRITE, _BY_A_WORKER, 0, reply.fd, 0, address, len(reply.data), 0, number + parts - 1))
+            self._add(_BY_A_WORKER, reply.fd, 0, _address_of_bytes(reply.data), len(reply.data), part)
         self._in_flight += parts
         write = self._writes[number] = Write(holds, lengths, ended, reply)
         if not self.is_gathering:
             self._submit()
         return write
 
-    def _add(self, submission: tuple[int, ...]) -> None:
-        _SUBMISSION.pack_into(self._submissions, (self._submitted & self._sq_mask) * _SUBMISSION.size, *submission)
+    def _add(self, flags: int, fd: int, offset: int, address: int, length: int, part: int) -> None:
+        at = (self._submitted & self._sq_mask) * _SUBMISSION_BYTES
+        _SUBMISSION.pack_into(self._submissions, at, _OP_WRITE, flags, 0, fd, offset, address, length, 0, part)
         self._submitted = self._words[self._sq_tail] = (self._submitted + 1) & _LOW_32
         self._gathered += 1
 
@@ -258,18 +260,21 @@ class Ring:
         self._submitted = self._words[self._sq_tail] = first & _LOW_32
         self._gathered = 0
         for submission in left[len(rest) :]:
-            self._add(submission)
+            self._add(*submission)
         write.hold(part, partial(self._go_on, rest))
 
     def _submission(self, number: int) -> tuple[int, ...]:
-        return _SUBMISSION.unpack_from(self._submissions, (number & self._sq_mask) * _SUBMISSION.size)
+        """As `_add` takes it."""
+        at = (number & self._sq_mask) * _SUBMISSION_BYTES
+        _operation, flags, _, fd, offset, address, length, _, part = _SUBMISSION.unpack_from(self._submissions, at)
+        return flags, fd, offset, address, length, part
 
     def _go_on(self, rest: Sequence[tuple[int, ...]], is_to_be_done: bool) -> None:
         if not is_to_be_done:
             self._in_flight -= len(rest)
             return
         for submission in rest:
-            self._add(submission)
+            self._add(*submission)
         if not self.is_gathering:
             self._submit()
 
@@ -290,7 +295,7 @@ class Ring:
             # this takes notice of is seen then.
             self._clear_event()
             while self._delivered != tail:
-                at = self._cq_entries + (self._delivered & self._cq_mask) * _COMPLETION.size
+                at = self._cq_entries + (self._delivered & self._cq_mask) * _COMPLETION_BYTES
                 number, result, _flags = _COMPLETION.unpack_from(self._shared, at)
                 self._delivered = self._words[self._cq_head] = (self._delivered + 1) & _LOW_32
                 self._in_flight -= 1
@@ -308,8 +313,10 @@ class Ring:
                 return True
 
     def _clear_event(self) -> None:
-        with suppress(BlockingIOError):
+        try:
             os.eventfd_read(self._event)
+        except BlockingIOError:
+            return
 
     async def serve(self) -> None:
         """Deliver until cancelled. If the kernel is not done with some by then, it keeps what it has for ever."""
@@ -367,9 +374,10 @@ def _set_up(parameters: bytearray) -> int:
 
 def _pinned(data: bytes | bytearray | memoryview) -> tuple[int, object]:
     """Where the bytes are, and what to keep as long as they are to be there."""
+    if isinstance(data, bytes):
+        return _address_of_bytes(data), data
     if isinstance(data, memoryview) and data.readonly:
         data = bytes(data)
-    if isinstance(data, bytes):
         return _address_of_bytes(data), data
     start = ctypes.c_char.from_buffer(data)
     return ctypes.addressof(start), start
