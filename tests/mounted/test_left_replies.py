@@ -144,6 +144,6 @@ def test_a_kernel_that_is_short_of_memory_writes_and_answers_everything_all_the_
             os.fsync(fd)
             assert [offset for offset in offsets if os.pread(fd, BLOCK_BYTES, offset) != data[offset]] == []
         assert daemon.end() == Exit.OK
-    assert int(daemon.log.rpartition("held: ")[2]) > 20, daemon.log
+    assert int(daemon.log.rpartition("held: ")[2]) > 0, daemon.log
     assert "refused" not in daemon.log
     assert_closed(disk.top)
