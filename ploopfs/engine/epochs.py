@@ -29,7 +29,8 @@ class Epochs:
             self._active[epoch] = count
             return
         del self._active[epoch]
-        self._settle()
+        if self._retired:
+            self._settle()
 
     def retire(self, callback: Callable[[], None]) -> None:
         self._retired.append((self._current, callback))
