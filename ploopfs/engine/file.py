@@ -282,7 +282,8 @@ class OsFile:
             return  # a sync that has yet to begin writes as much
         with self._closing:
             self._hops += 1
-        self._workers.start(Hop(partial(start_writeback, self._fd), self._hop_ended), self._sync_lane)
+        begin = Hop(lambda: None if self._is_done_with else start_writeback(self._fd), self._hop_ended)
+        self._workers.start(begin, self._sync_lane)
 
     async def sync(self) -> None:
         await self._hop(partial(os.fdatasync, self._fd), "fsync", lane=self._sync_lane)
@@ -320,9 +321,8 @@ class OsFile:
             if was_done_with or self._hops:
                 return
             fd, self._fd = self._fd, -1
-        # Bounded: close on a hung mount waits for it, and nobody is to wait for a file that is done with. What close
-        # could report was settled by the last fsync, and the descriptor is gone whatever it says. Also for who was
-        # cancelled: the descriptor, and its lock, would stay for ever.
+        # Bounded: close on a hung mount waits, and nobody is to wait for a file that is done with. What it could report
+        # the last fsync has. Also for who was cancelled: the descriptor, and its lock, would stay for ever.
         is_given_up = trio.current_effective_deadline() <= trio.current_time()
         limit_s = CLOSE_GRACE_MS / 1000 if is_given_up else CLOSE_TIMEOUT_S
         with trio.CancelScope(shield=True, deadline=trio.current_time() + limit_s), suppress(OSError):

@@ -20,7 +20,7 @@ import trio
 from trio.lowlevel import Abort, RaiseCancelT, RunVar, Task
 
 from ploopfs.bounds import MAX_DEVICES, RING_WRITES
-from ploopfs.engine.cpus import two_cpus
+from ploopfs.engine.cpus import Apart, two_cpus
 
 log = logging.getLogger(__name__)
 
@@ -167,13 +167,16 @@ class Ring:
             # One works for a file at a time; with fewer than files, those that hang would hold up the others.
             workers = (ctypes.c_uint * 2)(MAX_DEVICES, 0)
             _checked(_call(_REGISTER, self._fd, _REGISTER_IOWQ_MAX_WORKERS, workers, 2))
-            self.apart = two_cpus()
-            if self.apart is not None:
-                mask = self.apart.mask
-                _checked(_call(_REGISTER, self._fd, _REGISTER_IOWQ_AFF, mask, len(mask)))
+            self.apart = self._bind_workers(two_cpus())
         except BaseException:
             self.close()
             raise
+
+    def _bind_workers(self, apart: Apart | None) -> Apart | None:
+        """None where the kernel will not have it."""
+        if apart is None or _call(_REGISTER, self._fd, _REGISTER_IOWQ_AFF, apart.mask, len(apart.mask)) < 0:
+            return None
+        return apart
 
     def _map(self, parameters: bytearray) -> None:
         """Both queues are in one piece since Linux 5.4; of the places of the parts the kernel tells."""

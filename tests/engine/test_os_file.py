@@ -377,8 +377,7 @@ async def test_what_is_written_back_is_waited_for_by_the_next_sync_and_by_the_cl
     file.start_writeback()
     while not asked:
         await trio.lowlevel.checkpoint()
-    for _ in range(3):
-        file.start_writeback()  # nobody waits, and of those that have not begun one is enough
+    file.start_writeback()  # which never begins
     await file.write(0, b"new")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(file.sync)
@@ -387,9 +386,36 @@ async def test_what_is_written_back_is_waited_for_by_the_next_sync_and_by_the_cl
         await file.aclose()
         os.fstat(file._fd)
         go_on.set()
-    assert done == ["writeback", "writeback", "sync"]
+    assert done == ["writeback", "sync"]
     file.start_writeback()
-    assert asked == [asked[0]] * 2
+    assert len(asked) == 1
+
+
+async def test_behind_a_sync_one_writeback_waits_and_none_behind_another_sync(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await OsFiles().open(path, writable=True)
+    done: list[str] = []
+    came, go_on = threading.Event(), threading.Event()
+
+    def sync(_fd: int) -> None:
+        came.set()
+        assert go_on.wait(60)
+        done.append("sync")
+
+    monkeypatch.setattr("ploopfs.engine.file.start_writeback", lambda _fd: done.append("writeback"))
+    monkeypatch.setattr(os, "fdatasync", sync)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.sync)
+        assert await trio.to_thread.run_sync(came.wait, 60)
+        for _ in range(3):
+            file.start_writeback()
+        nursery.start_soon(file.sync)
+        await wait_all_tasks_blocked()
+        file.start_writeback()
+        go_on.set()
+    assert done == ["sync", "writeback", "sync"]
+    await file.aclose()
 
 
 async def test_a_remote_store_is_not_asked_to_write_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -687,9 +687,26 @@ MUTANTS = (
     ),
     _bug(
         "write a piece whether the one before it was written or not", "engine/ring.py",
-        "flags = _BY_A_WORKER | _THEN if part + 1 < parts else _BY_A_WORKER", "flags = _BY_A_WORKER",
+        "_BY_A_WORKER | _THEN if left else _BY_A_WORKER", "_BY_A_WORKER",
         "engine/test_ring_links.py",
         "test_after_a_piece_that_fails_nothing_more_is_done_and_there_is_no_reply",
+    ),
+    _bug(
+        "leave what was copied up to the sync that nobody has asked for yet", "engine/writer.py",
+        "                self._top.file.start_writeback()\n", "",
+        "engine/test_order.py", "test_a_copy_is_on_its_way_to_the_storage_before_a_sync_is_asked_for",
+    ),
+    _bug(
+        "write back what nobody waits for before a file is closed", "engine/file.py",
+        "None if self._is_done_with else start_writeback(self._fd)", "start_writeback(self._fd)",
+        "engine/test_os_file.py",
+        "test_what_is_written_back_is_waited_for_by_the_next_sync_and_by_the_close_of_the_descriptor",
+    ),
+    _bug(
+        "stay on the CPU of the workers", "engine/cpus.py",
+        "if _running_on() != self.workers:", "if _running_on() == self.workers:",
+        "engine/test_cpus.py",
+        "test_a_thread_on_the_workers_cpu_leaves_it_and_may_run_where_it_might_before",
     ),
     _bug(
         "go on with a write of which the kernel took the beginning alone", "engine/ring.py",
