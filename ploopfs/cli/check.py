@@ -20,9 +20,10 @@ from ploopfs.cli import interrupt
 from ploopfs.cli.text import ProgressLine, say, size
 from ploopfs.engine.checking import Examined, Progress, examine
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import File, Files, OsFiles
+from ploopfs.engine.file import File, Files
 from ploopfs.engine.holes import known_holes
 from ploopfs.engine.opening import StackSpec, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.repair import carry_out, plan_for
 from ploopfs.errors import (
     BackendError,

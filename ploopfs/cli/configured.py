@@ -22,7 +22,8 @@ from ploopfs.device.flavour import FLAVOURS
 from ploopfs.device.registry import Registry
 from ploopfs.device.waiting import OnStandby
 from ploopfs.engine.confined import AllowedDirs
-from ploopfs.engine.file import Files, OsFiles
+from ploopfs.engine.file import Files
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.errors import ConfigError, NoSuchDevice, PloopError, StorageTimeout
 from ploopfs.scst.module import Scst
 

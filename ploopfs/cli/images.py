@@ -18,10 +18,10 @@ from ploopfs.cli.exits import Exit
 from ploopfs.cli.text import printable, say
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import Making, create_disk, create_image, snapshot_disk
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.grow import grown
 from ploopfs.engine.inspect import ImageInfo, inspect_stack
 from ploopfs.engine.opening import DESCRIPTOR_NAME, open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.errors import BadValue, PloopError
 from ploopfs.image.header import SECTOR_BYTES, VERSIONS
 

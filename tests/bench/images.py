@@ -16,8 +16,8 @@ import trio
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_image
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.image.header import SECTOR_BYTES, V2
 from tests.bench.cases import CLUSTER_BYTES
 

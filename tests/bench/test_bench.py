@@ -14,8 +14,8 @@ import pytest
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.os_file import OsFiles
 from tests.bench.__main__ import main
 from tests.bench.cases import CLUSTER_BYTES, FULL, MIB, USING_UP, Case, Image, Plan, fio_options
 from tests.bench.fio import BenchError, counted

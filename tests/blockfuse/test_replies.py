@@ -15,8 +15,8 @@ from ploopfs.blockfuse import connection as connection_module
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7
 from ploopfs.device.registry import Registry
-from ploopfs.engine import file as file_module
-from ploopfs.engine.file import OsFiles
+from ploopfs.engine import os_file
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.ring import Reply, Ring, hear
 from ploopfs.scst.module import Scst
 from tests.blockfuse import kernel as fuse
@@ -159,7 +159,7 @@ async def test_the_results_are_the_same_however_the_kernel_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     if how == "no ring":
-        monkeypatch.setattr(file_module, "ring_of_loop", lambda: None)
+        monkeypatch.setattr(os_file, "ring_of_loop", lambda: None)
     else:
         need(io_uring=True)
     if how == "one by one":

@@ -17,8 +17,9 @@ from ploopfs.device.flavour import BLOCK, VZ7, VZ9, Flavour
 from ploopfs.device.registry import Registry
 from ploopfs.engine import checking, unclosed
 from ploopfs.engine.checking import Examined
-from ploopfs.engine.file import File, OsFiles
+from ploopfs.engine.file import File
 from ploopfs.engine.inject.grammar import execute
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.errors import (
     AlreadyExists,
     BackendError,

@@ -25,4 +25,4 @@ def chain() -> Rig:
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where there is no ring, writes are made by threads."""
-    monkeypatch.setattr("ploopfs.engine.file.ring_of_loop", lambda: None)
+    monkeypatch.setattr("ploopfs.engine.os_file.ring_of_loop", lambda: None)

@@ -22,8 +22,8 @@ import trio
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk, snapshot_disk
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.image.check import Verdict
 from ploopfs.image.header import V2
 from tests.engine import qemu

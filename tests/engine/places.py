@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Protocol
 
-from ploopfs.engine.file import Files, OsFiles
+from ploopfs.engine.file import Files
 from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.inject.injector import Injector
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.forgetful import ForgetfulFiles

@@ -8,10 +8,10 @@ import pytest
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk, snapshot_disk
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.grow import grown
 from ploopfs.engine.merge import copied_up, without_level
 from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.stack import Stack
 from ploopfs.image.check import Verdict
 from ploopfs.image.header import CLOSED, V2, Header

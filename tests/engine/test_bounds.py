@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from ploopfs.bounds import MAX_REREAD_BYTES, MAX_RULE_CHARACTERS
-from ploopfs.engine import file as file_module
+from ploopfs.engine import os_file
 from ploopfs.engine.confined import open_image
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.inject.injector import Injector
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.errors import BadValue
 
@@ -68,7 +68,7 @@ async def test_a_close_that_hangs_is_waited_for_in_bounds(
         closed.set()
 
     monkeypatch.setattr(os, "close", hung)
-    monkeypatch.setattr(file_module, limit, 0.05)
+    monkeypatch.setattr(os_file, limit, 0.05)
     with trio.CancelScope() as scope:
         if is_over:
             scope.cancel()
@@ -98,7 +98,7 @@ async def test_a_close_that_finds_no_thread_in_its_time_is_done_as_soon_as_there
 
     monkeypatch.setattr(other, "_read", hung)
     monkeypatch.setattr(os, "close", close)
-    monkeypatch.setattr(file_module, "CLOSE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(os_file, "CLOSE_TIMEOUT_S", 0.01)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other.read, 0, 10)
         assert await trio.to_thread.run_sync(came.wait, HANG_S)
@@ -153,7 +153,7 @@ async def test_a_file_that_is_opened_after_it_was_given_up_does_not_stay_open(
         if is_open:
             closed.set()
 
-    monkeypatch.setattr("ploopfs.engine.file.open_image", hung)
+    monkeypatch.setattr("ploopfs.engine.os_file.open_image", hung)
     monkeypatch.setattr(os, "close", watched)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(open_for_reading, path)

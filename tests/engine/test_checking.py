@@ -12,7 +12,7 @@ import trio
 
 from ploopfs.engine import checking
 from ploopfs.engine.checking import Examined, examine
-from ploopfs.engine.file import OsFiles
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.repair import plan_for
 from ploopfs.errors import BadImage, PloopError, TruncatedImage
 from ploopfs.image.check import Verdict

@@ -13,8 +13,8 @@ import trio
 from ploopfs.engine import confined
 from ploopfs.engine.confined import AllowedDirs
 from ploopfs.engine.create import snapshot_disk
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.errors import BackendError, BadImage, OutsideAllowedDirs
 from tests.realparts import need

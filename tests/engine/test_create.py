@@ -14,8 +14,8 @@ from ploopfs.bounds import MAX_DELTAS
 from ploopfs.engine import create
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import Making, create_disk, create_image, snapshot_disk
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import AlreadyExists, BackendError, BadDescriptor, BadImage, Busy, ImageLocked, ImageNotClosed
 from ploopfs.image.check import Verdict

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BadImage, ImageConverting, PloopError
 from ploopfs.image.header import CLOSED, HEADER_BYTES, Header

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.holders import holders, locked_file
 from ploopfs.engine.lock import claim
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.errors import ImageLocked
 
 LOCK = """

@@ -14,10 +14,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import Files, OsFile, OsFiles
+from ploopfs.engine.file import Files
 from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.os_file import OsFile, OsFiles
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, BadValue, PloopError, StorageTimeout
 from ploopfs.testing.files import MemoryFiles

@@ -7,9 +7,9 @@ import pytest
 import trio
 
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.inspect import ImageInfo, inspect_stack
 from ploopfs.engine.opening import StackSpec
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.errors import BadImage
 from ploopfs.image.header import CLOSED_V21, HEADER_BYTES, Header
 from ploopfs.testing.images import ImageBuilder

@@ -7,8 +7,8 @@ import pytest
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_image
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.image.check import Verdict
 from ploopfs.image.header import V1, V2, Version
 from ploopfs.image.plan import plan_read

@@ -15,10 +15,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.engine import lock
-from ploopfs.engine.file import File, OsFile, OsFiles
+from ploopfs.engine.file import File
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.inject.injector import Injector
+from ploopfs.engine.os_file import OsFile, OsFiles
 from ploopfs.engine.storage import Identity
 from ploopfs.errors import BackendError, StorageTimeout
 from ploopfs.testing.files import MemoryFiles
@@ -185,7 +186,7 @@ async def test_a_link_to_the_image_is_its_path_too(tmp_path: Path, monkeypatch: 
     files = OsFiles()
     async with given_up_write(files, tmp_path / "link", monkeypatch):
         monkeypatch.setattr(
-            "ploopfs.engine.file.Identity", lambda device, inode, *rest: Identity(device + 1, inode + 1, *rest)
+            "ploopfs.engine.os_file.Identity", lambda device, inode, *rest: Identity(device + 1, inode + 1, *rest)
         )
         with pytest.raises(StorageTimeout, match="that was here before and still hangs"):
             await files.open(os.fspath(tmp_path / "image"), writable=True)

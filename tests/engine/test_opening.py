@@ -15,9 +15,9 @@ from ploopfs.engine import lock
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.inspect import inspect_stack
 from ploopfs.engine.opening import StackSpec, open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.stack import Stack
 from ploopfs.engine.storage import Identity
 from ploopfs.engine.unclosed import Closed, close_unclosed

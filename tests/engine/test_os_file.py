@@ -14,9 +14,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.device.handover import lock_handed_over
 from ploopfs.engine import lock
-from ploopfs.engine.file import File, OsFiles
+from ploopfs.engine.file import File
 from ploopfs.engine.late import Hop, Opening
 from ploopfs.engine.loading import dismiss
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.errors import BackendError, BadImage, ImageLocked, StorageTimeout
 from tests.realparts import real_or_skip
 
@@ -372,7 +373,7 @@ async def test_what_is_written_back_is_waited_for_by_the_next_sync_and_by_the_cl
         os.fstat(fd)
         done.append("writeback")
 
-    monkeypatch.setattr("ploopfs.engine.file.start_writeback", hanging)
+    monkeypatch.setattr("ploopfs.engine.os_file.start_writeback", hanging)
     monkeypatch.setattr(os, "fdatasync", lambda _fd: done.append("sync"))
     file.start_writeback()
     while not asked:
@@ -403,7 +404,7 @@ async def test_behind_a_sync_one_writeback_waits_and_none_behind_another_sync(
         assert go_on.wait(60)
         done.append("sync")
 
-    monkeypatch.setattr("ploopfs.engine.file.start_writeback", lambda _fd: done.append("writeback"))
+    monkeypatch.setattr("ploopfs.engine.os_file.start_writeback", lambda _fd: done.append("writeback"))
     monkeypatch.setattr(os, "fdatasync", sync)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(file.sync)
@@ -420,7 +421,7 @@ async def test_behind_a_sync_one_writeback_waits_and_none_behind_another_sync(
 
 async def test_a_remote_store_is_not_asked_to_write_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ploopfs.engine.storage.Storage.is_remote", True)
-    monkeypatch.setattr("ploopfs.engine.file.start_writeback", lambda _fd: pytest.fail("it was asked"))
+    monkeypatch.setattr("ploopfs.engine.os_file.start_writeback", lambda _fd: pytest.fail("it was asked"))
     file = await OsFiles().open(path, writable=True)
     file.start_writeback()
     await file.aclose()

@@ -10,8 +10,8 @@ import pytest
 from ploopfs.engine import create
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk, create_image, snapshot_disk
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.errors import BadImage
 from ploopfs.image.check import Verdict
 from ploopfs.image.descriptor import parse

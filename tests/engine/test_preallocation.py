@@ -8,8 +8,8 @@ import pytest
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.errors import BackendError
 from ploopfs.image.check import Verdict
 from ploopfs.testing.images import ImageBuilder

@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.engine import probe
-from ploopfs.engine.file import OsFiles
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.probe import SCRATCH_PREFIX, ProbedImage
 from ploopfs.errors import BackendError, BadImage, ImageMismatch
 

@@ -9,8 +9,8 @@ import pytest
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_image
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import ImageLocked
 from ploopfs.image.header import V1, V2, Version

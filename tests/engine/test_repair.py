@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from ploopfs.engine.checking import examine
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import Files, OsFiles
+from ploopfs.engine.file import Files
 from ploopfs.engine.holes import known_holes
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.repair import carry_out, plan_for
 from ploopfs.errors import BackendError, ImageLocked, RepairFailed
 from ploopfs.image.bat import decode_area

@@ -19,7 +19,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.engine import ring as ring_module
-from ploopfs.engine.file import OsFile, OsFiles
+from ploopfs.engine.os_file import OsFile, OsFiles
 from ploopfs.engine.ring import Ended, Ring, ring_of_loop
 from ploopfs.errors import BackendError, StorageTimeout
 from tests.realparts import need

@@ -20,8 +20,8 @@ from trio.testing import wait_all_tasks_blocked
 from ploopfs.engine import ring as ring_module
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.ring import Reply, Ring, Write, ring_of_loop
 from ploopfs.errors import BackendError
 from ploopfs.testing.images import ImageBuilder

@@ -15,10 +15,10 @@ from trio.testing import wait_all_tasks_blocked
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.failing import condemned, error_disk
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.grow import grown
 from ploopfs.engine.merge import copied_up, without_level
 from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.stack import Stack
 from ploopfs.engine.tracking import next_tracked, start_tracking
 from ploopfs.errors import BackendError, NothingTracked, PloopError

@@ -16,10 +16,10 @@ import trio
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import snapshot_disk
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.grow import grown
 from ploopfs.engine.merge import copied_up, without_level
 from ploopfs.engine.opening import DESCRIPTOR_NAME, open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.ring import Reply
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError

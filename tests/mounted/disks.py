@@ -12,9 +12,9 @@ import trio
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk, snapshot_disk
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.inspect import ImageInfo, inspect_stack
 from ploopfs.engine.opening import StackSpec, open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.image.header import SECTOR_BYTES, V2
 
 MIB = 1 << 20

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from ploopfs.cli.namespace import bind
-from ploopfs.engine.file import File, OsFiles
+from ploopfs.engine.file import File
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.errors import StorageTimeout
 from tests.mounted.daemon import HANG_S
 from tests.mounted.storage import Bindfs

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from ploopfs.engine.counters import Counters
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.storage import Storage
 from ploopfs.errors import ImageNotClosed
 from tests.mounted.disks import make_disk

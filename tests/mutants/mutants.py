@@ -112,7 +112,7 @@ MUTANTS = (
         "engine/test_opening.py", "test_nothing_is_built_upon_a_lower_delta_that_was_not_closed_and_nothing_is_written",
     ),
     _bug(
-        "call a flush done that the storage was not asked for", "engine/file.py", "partial(os.fdatasync, self._fd)",
+        "call a flush done that the storage was not asked for", "engine/os_file.py", "partial(os.fdatasync, self._fd)",
         "partial(os.fstat, self._fd)", "torture/test_power_cut.py",
         "test_whenever_the_power_is_cut_what_was_flushed_is_there",
     ),
@@ -328,7 +328,7 @@ MUTANTS = (
         "test_a_repair_that_was_cut_off_tells_of_the_same_loss_when_it_is_begun_again",
     ),
     _bug(
-        "let an unlock that was given up take away a later lock", "engine/file.py",
+        "let an unlock that was given up take away a later lock", "engine/os_file.py",
         "            with self._locking:\n", "            if self._locking:\n", "engine/test_os_file.py",
         "test_a_lock_is_taken_back_after_the_unlock_that_was_given_up_and_is_kept",
     ),
@@ -697,7 +697,7 @@ MUTANTS = (
         "engine/test_order.py", "test_a_copy_is_on_its_way_to_the_storage_before_a_sync_is_asked_for",
     ),
     _bug(
-        "write back what nobody waits for before a file is closed", "engine/file.py",
+        "write back what nobody waits for before a file is closed", "engine/os_file.py",
         "None if self._is_done_with else start_writeback(self._fd)", "start_writeback(self._fd)",
         "engine/test_os_file.py",
         "test_what_is_written_back_is_waited_for_by_the_next_sync_and_by_the_close_of_the_descriptor",

@@ -13,8 +13,8 @@ import trio
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk, snapshot_disk
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.opening import open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.stack import Stack
 from ploopfs.image.header import V2
 from tests.mounted.disks import assert_closed, by_qemu, sums

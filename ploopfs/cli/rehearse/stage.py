@@ -27,9 +27,9 @@ from ploopfs.cli.tree import Tree
 from ploopfs.config.scenario import Scenario, StageDevice
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_image
-from ploopfs.engine.file import OsFiles
 from ploopfs.engine.inspect import ImageInfo, inspect_stack
 from ploopfs.engine.opening import RAW_PREFIX, open_stack, resolve
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.errors import BadImage, MountError, Unmet
 from ploopfs.fuse.mountpoint import State, inspect_mountpoint
 from ploopfs.image.header import SECTOR_BYTES, V2
