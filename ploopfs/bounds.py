@@ -99,7 +99,7 @@ RING_WRITES = Bound(
     1024, "writes, of all devices, that the kernel makes without a thread of ours", "the next one takes a thread"
 )
 GROW_AHEAD_MIB = Bound(
-    1024,
+    4096,
     "MiB by which the top's file is made longer than its last cluster needs",
     "it is made longer again, with a flush; a clean close cuts it",
 )

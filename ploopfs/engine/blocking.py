@@ -4,11 +4,13 @@ Whoever calls is a thread of its own. Knows nothing of whose file it is; what fa
 """
 
 import ctypes
+import errno
 import os
 
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 _SYNC_FILE_RANGE_WRITE = 2
+_NO_DSYNC = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -40,6 +42,16 @@ def write_fully(fd: int, offset: int, data: bytes | bytearray | memoryview) -> N
         count = os.pwrite(fd, view, offset)
         view = view[count:]
         offset += count
+
+
+def write_through(fd: int, offset: int, data: bytes) -> None:
+    """And what is needed to find it: it alone is flushed, and the size of the file."""
+    try:
+        os.pwritev(fd, [data], offset, os.RWF_DSYNC)
+    except OSError as error:
+        if error.errno not in _NO_DSYNC:
+            raise
+        os.fdatasync(fd)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

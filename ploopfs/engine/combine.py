@@ -30,13 +30,21 @@ class Combiner(Generic[T]):
         self._run = run
         self._running = trio.Lock()
         self._next: _Round[T] = _Round()
+        self._callers = 0
 
     @property
     def is_idle(self) -> bool:
         """Nothing runs, and nobody waits for it to."""
-        return not self._running.locked() and not self._next.items
+        return not self._callers
 
     async def submit(self, item: T) -> None:
+        self._callers += 1
+        try:
+            await self._submit(item)
+        finally:
+            self._callers -= 1
+
+    async def _submit(self, item: T) -> None:
         mine = self._next
         mine.items.append(item)
         async with self._running:

@@ -7,10 +7,10 @@ Several stacks may share a delta, one after the other: what is known of its file
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import trio
@@ -158,14 +158,18 @@ class Delta:
             log.info("%s: the format extension (dirty bitmap) is dropped, as the image is about to change", self.path)
 
     async def sync(self) -> None:
+        await self._synced(self.file.sync)
+
+    async def _synced(self, sync: Callable[[], Awaitable[None]]) -> None:
         failed = self._sync_error
         if failed is not None:
             raise BackendError(failed.errno, failed.operation, failed.path) from failed
         mark = self._answers.mark()
         try:
-            await self.file.sync()
+            await sync()
         except BackendError as error:
-            self._sync_error = error
+            if error.operation == "fsync":
+                self._sync_error = error
             raise
         except trio.Cancelled:
             # Nobody hears its answer, and if it fails the next one says nothing of that.
@@ -178,8 +182,9 @@ class Delta:
 
         def heard(error: BackendError | None) -> None:
             self._answers.leave(epoch, error)
-            for offset, data in pieces:
-                self._note_change(error, offset, len(data))
+            if error is not None or self.tracker is not None:
+                for offset, data in pieces:
+                    self._note_change(error, offset, len(data))
             answered(error)
 
         if not self.file.write_soon(pieces, heard, reply):
@@ -220,6 +225,15 @@ class Delta:
             self.file_size = size
             self._size_uncertain = False
 
+    async def extend(self, size: int) -> None:
+        """Make it longer, and that on stable storage, without a flush of what was written. As `grow`, and nobody may
+        write past the present end meanwhile."""
+        self._size_uncertain = True
+        await self._answers.change(self.file.truncate(size))
+        await self._synced(partial(self.file.sync_size, size))
+        self.file_size = size
+        self._size_uncertain = False
+
     async def resize(self, header: Header) -> None:
         """Put the header of a larger disk in force; the room for the map's new entries is zeroes already.
 
@@ -252,14 +266,18 @@ class Delta:
         """Into memory: the file has them."""
         assert self.bat is not None
         self.map_writes += 1
-        self.unconfirmed_slots.update(dict.fromkeys(entries, self.map_writes))
         for slot, cluster in entries.items():
+            self.unconfirmed_slots[slot] = self.map_writes
             self.bat.clusters[slot] = cluster
 
     def confirmed(self, map_writes: int, size: int) -> None:
         """So many writes of the map are on stable storage, and that the file has so many bytes."""
-        self.durable_size = max(self.durable_size, size)
+        self.confirmed_size(size)
         self.unconfirmed_slots = {slot: write for slot, write in self.unconfirmed_slots.items() if write > map_writes}
+
+    def confirmed_size(self, size: int) -> None:
+        """That the file has so many bytes is on stable storage."""
+        self.durable_size = max(self.durable_size, size)
 
     async def aclose(self, *, clean: bool) -> None:
         """Close; `clean` settles first and raises what that raises. Not clean: the storage is not written to at all."""

@@ -58,6 +58,11 @@ class File(Protocol):
     async def sync(self) -> None:
         """Data, and the metadata needed to find them, are on stable storage (fdatasync)."""
 
+    async def sync_size(self, size: int) -> None:
+        """That the file has so many bytes is on stable storage; nothing else is flushed for it. It has them, and where
+        it ends are zeroes that nobody writes to meanwhile. It fails as an fsync does, and means as much, but for what
+        is said of the operation `write`."""
+
     async def size(self) -> int: ...
 
     async def truncate(self, size: int) -> None: ...

@@ -20,7 +20,7 @@ import trio
 
 from ploopfs.bounds import CLOSE_GRACE_MS, CLOSE_TIMEOUT_S, THREADS
 from ploopfs.engine import lock, probe
-from ploopfs.engine.blocking import punch, read_from_storage, read_fully, start_writeback, write_fully
+from ploopfs.engine.blocking import punch, read_from_storage, read_fully, start_writeback, write_fully, write_through
 from ploopfs.engine.confined import ANYWHERE, AllowedDirs, close_image, open_image
 from ploopfs.engine.file import CHANGES, VOUCHING, Answered, Buffer
 from ploopfs.engine.given_up import Change, GivenUp
@@ -204,6 +204,11 @@ class OsFile:
 
     async def sync(self) -> None:
         await self._hop(partial(os.fdatasync, self._fd), "fsync", lane=self._sync_lane)
+
+    async def sync_size(self, size: int) -> None:
+        # What there is no room for is known before anything counts as synced.
+        await self._hop(partial(os.pwrite, self._fd, b"\0", size - 1), "write", size - 1, 1, self._write_lane)
+        await self._hop(partial(write_through, self._fd, size - 1, b"\0"), "fsync", lane=self._sync_lane)
 
     async def size(self) -> int:
         return (await self._hop(partial(os.fstat, self._fd), "stat")).st_size

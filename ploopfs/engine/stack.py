@@ -101,7 +101,7 @@ class Stack:
         slots = range(wanted.start // size, min(-(-wanted.stop // size), len(self.map)))
         held = [(slot, self.map.clusters[slot]) for slot in self.map.slots_of(level, clusters, slots)]
         if level == self.map.top_level:
-            changing = self._writer.changing.items()
+            changing = self._writer.claims.clusters.items()
             held += [(slot, cluster) for slot, cluster in changing if slot in slots and cluster in clusters]
         for slot, cluster in held:
             start = slot * size + max(0, offset - cluster * size)

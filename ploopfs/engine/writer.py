@@ -1,17 +1,17 @@
 """Everything that changes a top delta: in-place writes, allocation, copy-up, freeing, the map, and its sync.
 
-Lock protocol: a cluster of the disk that is being allocated or freed is in `_claimed`; who needs to do either waits
-for its event and plans again. Between planning and claiming nothing is awaited. In-place writes need no lock. Map
-pages are written by one round at a time (`_map_writer`), single entries of the map (`_entries`) only while no round is
-there; and the memory of the map changes only after the file has: it never names a cluster that the file does not."""
+Lock protocol: a cluster of the disk that is being allocated or freed is claimed (claims.py); between planning and
+claiming nothing is awaited. In-place writes need no lock. Map pages are written by one round at a time
+(`_map_writer`), single entries of the map (`_entries`) only while no round is there; and the memory of the map changes
+only after the file has: it never names a cluster that the file does not."""
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import trio
 
 from ploopfs.engine.answers import SURELY_NOT_WRITTEN
+from ploopfs.engine.claims import Claims
 from ploopfs.engine.combine import Combiner
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta
@@ -67,20 +67,18 @@ class Writer:
         self._read_segments = read_segments
         self._counters = counters
         self._allocator = top.allocator  # asked for before anything changes
-        self.changing: dict[int, int] = {}
-        """slot -> cluster of what is being allocated or freed: the map does not name it yet, or any more."""
+        self.claims = Claims()
         self.loss: BackendError | None = None
         """The last answer that meant the loss of the storage."""
         self.unconfirmed = Unconfirmed()
-        self._claimed: dict[int, trio.Event] = {}
         self._syncer: Combiner[None] = Combiner(self._sync_once)
         self._map_writer: Combiner[dict[int, int]] = Combiner(self._write_map_once)
-        self.room = Room(top, self._allocator, stack_map, self._sync)
+        self.room = Room(top, self._allocator, stack_map, self._sync, self._extend)
         self._entries = Entries(top, stack_map, counters)
 
     async def write(self, offset: int, data: Buffer, *, check_zeros: bool) -> None:
         self._top.note_modified()
-        while await self._wait_unclaimed(slots_to_allocate(self._map, offset, len(data))):
+        while await self.claims.wait_none(slots_to_allocate(self._map, offset, len(data))):
             self._counters.bio_lockouts += 1
         plan = plan_write(self._map, self._allocator, offset, data, check_zeros=check_zeros)
         if plan.new_clusters:
@@ -103,14 +101,13 @@ class Writer:
         """In a cluster at the end of the file that nobody had before: nothing has to be durable before its map entry,
         which is written right after the data."""
         top, slot = self._top, slot_of_hole(self._map, offset, len(data))
-        if slot is None or slot in self._claimed or not self._may_allocate_soon or is_zero(data):
+        if slot is None or slot in self.claims.clusters or not self._may_allocate_soon or is_zero(data):
             return False
         size = self._map.cluster_bytes
         cluster = self._allocator.next_clean(min(top.file_size, top.durable_size) // size)
         if cluster is None:
             return False
         assert top.bat is not None
-        done = trio.Event()
 
         def heard(error: BackendError | None) -> None:
             if error is None:
@@ -121,15 +118,14 @@ class Writer:
             else:
                 top.uncertain_slots.add(slot)
                 top.doubtful_clusters.add(cluster)
-            del self._claimed[slot], self.changing[slot]
-            done.set()
+            self.claims.drop(slot)
             self._entries.ended()
             answered(error)
 
         if not top.write_soon(((cluster * size + offset % size, data), top.bat.entry(slot, cluster)), heard, reply):
             return False
         self._allocator.allocate()
-        self._claimed[slot], self.changing[slot] = done, cluster
+        self.claims.take(slot, cluster)
         self._entries.begun()
         top.note_modified()
         self._counters.bio_alloc += 1
@@ -150,7 +146,7 @@ class Writer:
         """Give the top its own copy of a cluster that this lower level owns. Whoever holds it may have done so when he
         has ended: then there is nothing to do."""
         self._top.note_modified()
-        while await self._wait_unclaimed((slot,)):
+        while await self.claims.wait_none((slot,)):
             self._counters.bio_lockouts += 1
         if self._map.levels[slot] == level:
             await self._allocate(plan_copy_up(self._map, self._allocator, slot))
@@ -160,9 +156,9 @@ class Writer:
         self._top.note_modified()
         single = self._map.top_level == 0 and self._top.bat is not None
         plan = plan_discard(self._map, self._below, offset, length, single=single)
-        while await self._wait_unclaimed(plan.free_slots):
+        while await self.claims.wait_none(plan.free_slots):
             plan = plan_discard(self._map, self._below, offset, length, single=single)
-        async with self._claim({slot: self._map.clusters[slot] for slot in plan.free_slots}):
+        with self.claims.held({slot: self._map.clusters[slot] for slot in plan.free_slots}):
             for punch in plan.punches:
                 await self._top.punch(punch.offset, punch.length)
             if plan.free_slots:
@@ -211,11 +207,11 @@ class Writer:
     async def _zero_some(self, slots: range) -> None:
         """Planned and claimed in one moment: a cluster that a copy-up gives the top afterwards would show old bytes."""
         plan = plan_zero(self._map, self._below, slots)
-        while await self._wait_unclaimed(plan.changed_slots):
+        while await self.claims.wait_none(plan.changed_slots):
             plan = plan_zero(self._map, self._below, slots)
         new = plan_zero_clusters(self._map, self._allocator, plan.hidden)
         freed = {slot: self._map.clusters[slot] for slot in plan.freed}
-        async with self._claim(freed | new.new_clusters):
+        with self.claims.held(freed | new.new_clusters):
             if plan.hidden:
                 await self._run_allocating(new)
                 self._track(new.new_clusters.values())
@@ -258,7 +254,7 @@ class Writer:
 
     async def _allocate(self, plan: WritePlan, data: Buffer = b"") -> None:
         """Run a plan that gives the top new clusters, with their slots claimed."""
-        async with self._claim(plan.new_clusters):
+        with self.claims.held(plan.new_clusters):
             await self._run_allocating(plan, data)
 
     async def _run_allocating(self, plan: WritePlan, data: Buffer = b"") -> None:
@@ -336,28 +332,7 @@ class Writer:
         for cluster in clusters:
             self._allocator.release(cluster)
 
-    # --- claims, syncing, counting --------------------------------------------------------------------------------
-
-    async def _wait_unclaimed(self, slots: Iterable[int]) -> bool:
-        """True if somebody held one of these clusters: things may have changed, plan again."""
-        for slot in slots:
-            if slot in self._claimed:
-                await self._claimed[slot].wait()
-                return True
-        return False
-
-    @asynccontextmanager
-    async def _claim(self, clusters: Mapping[int, int]) -> AsyncIterator[None]:
-        """`clusters` maps the slots that are claimed to what they are about to have, or have had."""
-        done = trio.Event()
-        self._claimed.update(dict.fromkeys(clusters, done))
-        self.changing.update(clusters)
-        try:
-            yield
-        finally:
-            for slot in clusters:
-                del self._claimed[slot], self.changing[slot]
-            done.set()
+    # --- syncing, counting ----------------------------------------------------------------------------------------
 
     async def _sync_once(self, _waiting: list[None]) -> None:
         self._counters.bio_fsync += 1
@@ -373,6 +348,13 @@ class Writer:
         if self.loss is loss:
             self._top.confirmed(map_writes, size)
             self.unconfirmed.confirmed(mark)
+
+    async def _extend(self, size: int) -> None:
+        self._counters.bio_fsync += 1
+        loss = self.loss
+        await self._top.extend(size)
+        if self.loss is loss:
+            self._top.confirmed_size(size)
 
     def _count(self, plan: WritePlan) -> None:
         self._counters.bio_wzero += plan.zero_clusters

@@ -121,6 +121,11 @@ class MemoryFile:
         await trio.lowlevel.checkpoint()
         self._check_open("fsync")
 
+    async def sync_size(self, size: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_open("fsync")
+        assert self._image.data[size - 1 :] == b"\0"
+
     async def size(self) -> int:
         await trio.lowlevel.checkpoint()
         self._check_open("stat")

@@ -111,6 +111,15 @@ class ForgetfulFile:
     async def sync(self) -> None:
         await self._run("fsync", self._sync)
 
+    async def sync_size(self, size: int) -> None:
+        async def sync() -> None:
+            before, crashes = self._durable.changes, self._files.crashes
+            await self._inner.sync_size(size)
+            if crashes == self._files.crashes:
+                self._durable.settle_size(before)
+
+        await self._run("fsync", sync)
+
     async def size(self) -> int:
         return await self._run("stat", self._inner.size)
 

@@ -109,6 +109,22 @@ class Pending:
         if settled:
             self.data = _applied(self.data, settled)
 
+    def settle_size(self, first: int) -> None:
+        """The size that the first so many changes have made is durable, without what else they have changed."""
+        kept: deque[tuple[int, Piece]] = deque()
+        sizes: list[Piece] = []
+        for change, piece in self._pieces:
+            if isinstance(piece, Sector) or change > first:
+                kept.append((change, piece))
+                continue
+            sizes.append(piece)
+            if isinstance(piece, Exactly):
+                # What a cut has taken does not come back with what makes the file longer again.
+                kept = deque(each for each in kept if not _is_cut(each[1], piece.size))
+        if sizes:
+            self.data = _applied(self.data, sizes)
+        self._pieces = kept
+
     def left(self, survives: Survives) -> bytearray:
         """What a failure leaves if it keeps the pieces that `survives` says; each is asked once, in order."""
         return _applied(self.data, [piece for _change, piece in self._pieces if survives(piece)])
@@ -121,6 +137,10 @@ class Pending:
     def _add(self, pieces: Sequence[Piece]) -> None:
         self.changes += 1
         self._pieces.extend((self.changes, piece) for piece in pieces)
+
+
+def _is_cut(piece: Piece, size: int) -> bool:
+    return isinstance(piece, Sector) and piece.offset >= size
 
 
 def _sectors(offset: int, data: bytes) -> list[Sector]:

@@ -467,7 +467,7 @@ async def test_a_lost_device_can_be_degraded_and_its_held_requests_fail(rig: Rig
 
 async def test_a_full_storage_is_an_event_of_the_device(rig: Rig) -> None:
     mapper = mapper_of(rig)
-    rig.lose(errno.ENOSPC, "truncate", "write", count=1)
+    rig.lose(errno.ENOSPC, "truncate", "write", count=2)
     assert await errno_of(rig.device.write(3 * CLUSTER, b"w")) == errno.ENOSPC
     assert (mapper.active.event_nr, mapper.active.status) == (1, f"0 {SECTORS} ploop 3 v2 64 s")
     assert (mapper.active.take_event(), mapper.active.take_event()) == (True, False)

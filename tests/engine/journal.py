@@ -7,6 +7,8 @@ failure may leave is computed from the journal alone: `pending_at`.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import not_
 from random import Random
 from typing import TypeVar
 
@@ -129,6 +131,9 @@ class JournalFile:
     async def sync(self) -> None:
         await self._run("fsync", self._inner.sync)
 
+    async def sync_size(self, size: int) -> None:
+        await self._run("sync size", lambda: self._inner.sync_size(size), size)
+
     async def size(self) -> int:
         return await self._run("stat", self._inner.size)
 
@@ -173,7 +178,13 @@ def pending_at(before: Mapping[str, bytes], journal: Journal, at: int) -> dict[s
         for entry in durable:
             _CHANGES[entry.operation](pending, entry)
         pending.settle(pending.changes)
-        for entry in others:
+        sizes = journal.of("sync size", path=path)
+        sized = max((sync.begun for sync in sizes if sync.ended is not None and sync.ended <= at), default=0)
+        has_size = [entry.ended is not None and entry.ended < sized for entry in others]
+        for entry in compress(others, has_size):
+            _CHANGES[entry.operation](pending, entry)
+        pending.settle_size(pending.changes)
+        for entry in compress(others, map(not_, has_size)):
             _CHANGES[entry.operation](pending, entry)
     return found
 

@@ -1,7 +1,9 @@
 """A hole's first write without a task: data at the end of the file, and then its entry of the map."""
 
 import errno
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -10,12 +12,14 @@ from trio.testing import wait_all_tasks_blocked
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.opening import StackSpec, open_stack
+from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.room import Room
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError
 from ploopfs.image.check import Verdict
 from ploopfs.image.header import HEADER_BYTES
 from ploopfs.testing.files import MemoryFiles
+from ploopfs.testing.images import ImageBuilder
 from tests.device.ready import ReadyFiles
 from tests.engine.crash import Run, assert_survives_any_power_failure
 from tests.engine.disk import Shape, verdict
@@ -34,6 +38,10 @@ def alone(alone: Rig) -> Rig:
 def room_of(stack: Stack) -> Room:
     assert stack.room is not None
     return stack.room
+
+
+def no_room(*_arguments: object) -> int:
+    raise OSError(errno.ENOSPC, "no room")
 
 
 def needs_room(stack: Stack) -> bool:
@@ -396,12 +404,14 @@ async def test_room_is_made_once_and_durably_and_none_is_needed_then(alone: Rig)
     alone.journal.entries.clear()
     assert needs_room(stack)
     await room_of(stack).make()
-    grown, synced = alone.journal.of("truncate", "fsync")
-    assert (grown.operation, grown.offset, synced.operation) == ("truncate", 9 * CLUSTER, "fsync")
+    grown, synced = alone.journal.entries
+    assert (grown.operation, grown.offset, synced.operation, synced.offset) == (
+        "truncate", 9 * CLUSTER, "sync size", 9 * CLUSTER,
+    )
     assert grown.ended_before(synced)
     assert (needs_room(stack), stack.top.durable_size) == (False, 9 * CLUSTER)
     await room_of(stack).make()
-    assert len(alone.journal.of("truncate", "fsync")) == 2
+    assert len(alone.journal.entries) == 2
 
 
 async def test_where_the_file_may_not_become_so_long_nothing_is_made_and_writes_go_on(alone: Rig) -> None:
@@ -419,3 +429,63 @@ async def test_no_room_is_needed_by_who_preallocates(alone: Rig) -> None:
     assert not needs_room(stack)
     stack.top.preallocates = False
     assert needs_room(stack)
+
+
+async def test_no_flush_is_believed_after_one_of_the_size_that_failed(alone: Rig) -> None:
+    stack = await alone.open()
+    alone.faults.fail(errno.EIO, "fsync", count=1)
+    with pytest.raises(BackendError):
+        await room_of(stack).make()
+    with pytest.raises(BackendError) as raised:
+        await stack.flush()
+    assert (raised.value.errno, raised.value.operation) == (errno.EIO, "fsync")
+
+
+async def test_a_size_is_not_certain_if_the_storage_was_lost_while_it_was_synced(
+    alone: Rig, nursery: trio.Nursery
+) -> None:
+    stack = await alone.open()
+    before = stack.top.durable_size
+    held = alone.faults.pause("fsync", count=1)
+    nursery.start_soon(room_of(stack).make)
+    await wait_all_tasks_blocked()
+    stack.note_loss(BackendError(errno.EIO, "write", TOP))
+    assert held.released is not None
+    held.released.set()
+    await wait_all_tasks_blocked()
+    assert (stack.top.file_size, stack.top.durable_size) == (9 * CLUSTER, before)
+
+
+async def test_where_there_is_no_room_for_the_end_none_is_made_and_flushes_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(ImageBuilder(disk_clusters=8, clusters={3: OLD}).build())
+    stack = await open_stack(OsFiles(), StackSpec((ImageSpec(str(image)),)), read_only=False, counters=Counters())
+    size = stack.top.file_size
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", no_room)
+        await room_of(stack).make()
+    assert stack.top.file_size == size
+    await stack.flush()
+    await room_of(stack).make()
+    assert stack.top.durable_size == stack.top.file_size > size
+    await stack.aclose(clean=True)
+    assert image.stat().st_size == size
+
+
+async def test_it_is_noticed_in_time_that_room_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ploopfs.engine.room.GROW_AHEAD_MIB", 1)
+    memory = MemoryFiles()
+    memory.put(TOP, ImageBuilder(disk_clusters=99, clusters={}).build())
+    stack = await open_stack(memory, StackSpec((ImageSpec(TOP),)), read_only=False, counters=Counters())
+    room, made = room_of(stack), 0
+    for slot in range(99):
+        await stack.write(slot * CLUSTER, NEW)
+        enough, noticed, room._enough_up_to = room._enough_up_to, room.is_wanted, 0
+        assert needs_room(stack) is noticed
+        room._enough_up_to = enough
+        if noticed:
+            await room.make()
+            made += 1
+    assert made > 3

@@ -93,9 +93,10 @@ async def test_so_it_is_after_a_close_that_was_cut_short(alone: Rig) -> None:
     assert_ends_are_durable(alone.journal)
 
 
-async def test_a_file_that_may_not_become_so_long_is_made_as_long_as_it_must_be(alone: Rig) -> None:
+@pytest.mark.parametrize("answer", [errno.EFBIG, errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
+async def test_a_file_that_may_not_become_so_long_is_made_as_long_as_it_must_be(alone: Rig, answer: int) -> None:
     stack = await alone.open()
-    refusal = alone.faults.fail(errno.EFBIG, "truncate", count=1)
+    refusal = alone.faults.fail(answer, "truncate", count=1)
     await stack.write(0, NEW)
     assert refusal.hits == 1
     assert len(alone.top) == 3 * CLUSTER

@@ -165,6 +165,16 @@ async def test_truncation_up_adds_zeroes_and_down_cuts(place: Place, path: str) 
     assert place.content(path) == CONTENT[:50] + bytes(50)
 
 
+async def test_a_size_that_was_synced_is_that_of_the_file_and_its_bytes_stay(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=True)
+    await file.write(0, b"new")
+    longer = len(CONTENT) + 10_000
+    await file.truncate(longer)
+    await file.sync_size(longer)
+    assert await file.size() == longer
+    assert place.content(path) == b"new" + CONTENT[3:] + bytes(10_000)
+
+
 async def test_a_punched_hole_reads_as_zeroes_and_the_size_stays(place: Place, path: str) -> None:
     file = await place.files.open(path, writable=True)
     await file.punch(4096, 4096)

@@ -33,6 +33,30 @@ async def test_a_crash_takes_back_what_nobody_synced() -> None:
     assert store.bytes_of(PATH) == store.durable_bytes_of(PATH) == b"01ab456789"
 
 
+async def test_a_size_that_was_synced_stays_and_nothing_else_does() -> None:
+    store = ForgetfulFiles()
+    file = await opened(store)
+    await file.write(2, b"ab")
+    await file.truncate(20)
+    await file.sync_size(20)
+    await file.truncate(30)
+    store.crash()
+    assert store.bytes_of(PATH) == CONTENT + bytes(10)
+
+
+async def test_what_was_cut_off_does_not_come_back_with_a_size_that_was_synced() -> None:
+    store = ForgetfulFiles()
+    file = await opened(store)
+    await file.write(2, b"ab")
+    await file.write(6, b"cd")
+    await file.truncate(5)
+    await file.truncate(10)
+    await file.sync_size(10)
+    store.survives = lambda: True
+    store.crash()
+    assert store.bytes_of(PATH) == b"01ab4" + bytes(5)
+
+
 async def test_of_what_was_not_synced_as_much_survives_as_is_asked_for() -> None:
     store = ForgetfulFiles()
     file = await opened(store)

@@ -262,7 +262,7 @@ async def test_a_lower_map_that_cannot_be_read_stops_it_before_anything_is_writt
 async def test_a_failed_growth_of_the_file_is_cut_off_when_it_is_closed(alone: Rig) -> None:
     """The storage may have made a part of what it then denied."""
     stack = await alone.open()
-    alone.faults.fail(errno.ENOSPC, "truncate", count=1, after=True)
+    alone.faults.fail(errno.EIO, "truncate", count=1, after=True)
     with pytest.raises(BackendError):
         await stack.write(0, NEW)
     assert len(alone.top) == 9 * CLUSTER, "all that the disk can need"

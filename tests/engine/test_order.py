@@ -226,6 +226,10 @@ async def test_an_error_at_any_step_leaves_the_old_data_and_a_second_try_succeed
     levels, clusters = bytes(stack.map.levels), stack.map.clusters[:]
     asked = len(chain.faults.log)
     chain.faults.fail(number, skip=step, count=1, after=after)
+    if (number, steps[step]) == (errno.ENOSPC, "truncate"):
+        # Not as long as it might be, nor as it must be.
+        steps, step = ("truncate", *steps), step + 1
+        chain.faults.fail(number, count=1, after=after)
     with pytest.raises(BackendError) as raised:
         await stack.write(slot * CLUSTER + 100, NEW)
     assert (raised.value.errno, raised.value.operation) == (number, steps[step])

@@ -124,6 +124,32 @@ async def test_an_error_in_a_worker_thread_is_a_backend_error(
     assert "ENOTCONN" in str(raised.value)
 
 
+@pytest.mark.parametrize(("of_os", "operation"), [("pwrite", "write"), ("pwritev", "fsync")])
+async def test_that_there_is_no_room_for_the_end_of_a_file_is_not_said_of_an_fsync(
+    path: str, of_os: str, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first byte of the end may find no room; that it is on the storage is another question."""
+    file = await OsFiles().open(path, writable=True)
+    await file.truncate(2 * len(CONTENT))
+    monkeypatch.setattr(os, of_os, failing(errno.ENOSPC))
+    with pytest.raises(BackendError) as raised:
+        await file.sync_size(2 * len(CONTENT))
+    assert (raised.value.errno, raised.value.operation) == (errno.ENOSPC, operation)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+async def test_a_size_is_flushed_with_all_the_rest_where_it_cannot_be_by_itself(
+    path: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await OsFiles().open(path, writable=True)
+    await file.truncate(2 * len(CONTENT))
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "pwritev", failing(number))
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    await file.sync_size(2 * len(CONTENT))
+    assert flushed == [file._fd]
+
+
 @pytest.mark.parametrize("name", ["ECONNABORTED", "EBADFD"])
 async def test_a_store_that_is_gone_has_one_name_whatever_its_client_answers(
     path: str, name: str, monkeypatch: pytest.MonkeyPatch

@@ -189,8 +189,8 @@ MUTANTS = (
     ),
     _bug(
         "allocate a cluster that another write is allocating", "engine/writer.py",
-        "        while await self._wait_unclaimed(slots_to_allocate(self._map, offset, len(data))):",
-        "        while await self._wait_unclaimed(()):", "engine/test_concurrency.py",
+        "        while await self.claims.wait_none(slots_to_allocate(self._map, offset, len(data))):",
+        "        while await self.claims.wait_none(()):", "engine/test_concurrency.py",
         "test_writes_to_one_new_cluster_allocate_it_once",
     ),
     _bug(
@@ -233,9 +233,9 @@ MUTANTS = (
     ),
     _bug(
         "plan zeroes, and not again when a copy-up has ended", "engine/writer.py",
-        "        while await self._wait_unclaimed(plan.changed_slots):\n"
+        "        while await self.claims.wait_none(plan.changed_slots):\n"
         "            plan = plan_zero(self._map, self._below, slots)",
-        "        while await self._wait_unclaimed(plan.changed_slots):\n"
+        "        while await self.claims.wait_none(plan.changed_slots):\n"
         "            pass", "engine/test_zeroes.py",
         "test_a_copy_up_that_is_under_way_shows_no_old_bytes_after_the_zeroes",
     ),

@@ -29,6 +29,11 @@ class Change:
         image.extend(bytes(max(0, self.offset - len(image))))
         image[self.offset : self.offset + len(self.data)] = self.data
 
+    def before(self, size: int) -> "Change":
+        """What a cut at `size` leaves of a write."""
+        data = (self.data or b"")[: max(0, size - self.offset)]
+        return Change(self.offset, data) if data else NOTHING
+
     def survivors(self, random: Random) -> Iterable["Change"]:
         """What a crash leaves of it: all, nothing, or some of its sectors."""
         how = random.random()
@@ -44,6 +49,9 @@ class Change:
             if random.random() < 0.5:
                 yield Change(start, self.data[start - self.offset : stop - self.offset])
             start = stop
+
+
+NOTHING = Change(0, b"")
 
 
 @dataclass(slots=True)
@@ -94,6 +102,16 @@ class Platter:
         for change in image.pending[:count]:
             change.apply(image.durable)
         del image.pending[:count]
+
+    def sync_size(self, path: str, changes: int) -> None:
+        """So many of the first changes, as far as they set the size, are durable."""
+        image = self.images[path]
+        pending = image.pending
+        for at in range(max(0, len(pending) - (image.changes - changes))):
+            change = pending[at]
+            if change.data is None:
+                change.apply(image.durable)
+                pending[: at + 1] = [*(each.before(change.offset) for each in pending[:at]), NOTHING]
 
     def fail_sync(self, path: str) -> bool:
         """What was pending never will be durable, though it is seen until somebody reads past the page cache; whether

@@ -320,6 +320,11 @@ class StormFile:
         before, takes_later = platter.images[path].changes, self._stores.random.random() < 0.5
         await self._do("fsync", lambda: platter.sync(path, platter.images[path].changes if takes_later else before))
 
+    async def sync_size(self, size: int) -> None:  # noqa: ARG002
+        platter, path = self._stores.platter, self.path
+        before = platter.images[path].changes
+        await self._do("fsync", lambda: platter.sync_size(path, before))
+
     async def size(self) -> int:
         return await self._do("stat", lambda: self._stores.platter.size(self.path))
 

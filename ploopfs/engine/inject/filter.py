@@ -33,6 +33,7 @@ _METHODS = {
     "write_soon": "write",
     "write": "write",
     "sync": "fsync",
+    "sync_size": "fsync",
     "size": "stat",
     "truncate": "truncate",
     "allocate": "fallocate",
@@ -171,6 +172,9 @@ class FilteredFile:
 
     async def sync(self) -> None:
         await self._decided("fsync", self._inner.sync)
+
+    async def sync_size(self, size: int) -> None:
+        await self._decided("fsync", partial(self._inner.sync_size, size))
 
     async def size(self) -> int:
         return await self._decided("stat", self._inner.size)
