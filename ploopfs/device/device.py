@@ -264,7 +264,7 @@ class Device:
             self.unflushed.wrote(start, data)
             if self.unflushed.take_writeback_turn():
                 stack.start_writeback()
-        else:
+        elif self.unflushed:
             self.unflushed.forget()
         if stack.room is not None and stack.room.is_wanted:
             self.flusher.look()

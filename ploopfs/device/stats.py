@@ -66,8 +66,9 @@ class DiskStats:
         return now_ns
 
     def finish(self, op: Op, length_bytes: int, started_ns: int) -> None:
-        self._leave(op)
-        self.count(op, length_bytes, started_ns)
+        now_ns = time.monotonic_ns()
+        self._leave(op, now_ns)
+        self._count(op, length_bytes, now_ns - started_ns)
 
     def passed(self, op: Op, length_bytes: int, started_ns: int) -> None:
         """A request has ended during which nothing else has happened: nobody has seen it in flight."""
@@ -93,13 +94,13 @@ class DiskStats:
 
     def abandon(self, op: Op) -> None:
         """Count a request out that has not ended: it will be started again."""
-        self._leave(op)
+        self._leave(op, time.monotonic_ns())
 
-    def _leave(self, op: Op) -> None:
+    def _leave(self, op: Op, now_ns: int) -> None:
         self.by_op[op].in_flight -= 1
         self.in_flight -= 1
         if not self.in_flight:
-            self._busy_ns += time.monotonic_ns() - self._busy_since_ns
+            self._busy_ns += now_ns - self._busy_since_ns
 
     def stat_columns(self) -> tuple[int, ...]:
         """The 17 columns of `stat`; nothing is ever merged here, so those columns are 0."""

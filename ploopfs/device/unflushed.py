@@ -11,8 +11,8 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 from ploopfs.device.signal import Signal
 from ploopfs.engine.file import Buffer
@@ -26,13 +26,24 @@ WORTH_WRITEBACK_BYTES = 64 << 10
 early they cost 10 % of the CPU time of 4 KiB writes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One acknowledged write, or whole clusters that were made zero (`data` None): `length` bytes at `offset`."""
 
     offset: int
     length: int
     data: Buffer | None
+
+
+_Changes = deque[tuple[int, int, Buffer | None]]
+"""As `Change` has them. Not a list, which moves while it grows: 7 % of the time of a 4 KiB write at depth 16."""
+
+
+class _Sealed(NamedTuple):
+    """What came between two marks: it goes at once, not change by change."""
+
+    changes: _Changes
+    data_bytes: int
+    memory_bytes: int
 
 
 class Unflushed:
@@ -50,12 +61,21 @@ class Unflushed:
         self.memory_bytes = 0
         self.times_given_up = 0
         self._tell_at_bytes: float = self.due_bytes
-        self._changes: deque[Change] = deque()
+        self._changes: _Changes = deque()
+        self._sealed: deque[_Sealed] = deque()
         self._first_number = 0
         self._since_writeback = 0
 
+    def __bool__(self) -> bool:
+        return self.memory_bytes > 0
+
     def __len__(self) -> int:
-        return len(self._changes)
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[Change]:
+        for changes in (*(sealed.changes for sealed in self._sealed), self._changes):
+            for each in changes:
+                yield Change(*each)
 
     @property
     def is_full(self) -> bool:
@@ -68,7 +88,7 @@ class Unflushed:
     @property
     def end(self) -> int:
         """The first byte of the disk that lies past all of them."""
-        return max((change.offset + change.length for change in self._changes), default=0)
+        return max((change.offset + change.length for change in self), default=0)
 
     def has_room(self, more_bytes: int) -> bool:
         """Whether so much memory more would not make it full."""
@@ -77,7 +97,7 @@ class Unflushed:
     def wrote(self, offset: int, data: Buffer) -> None:
         """Its owner leaves it as it is: no copy is made."""
         length = len(data)
-        self._changes.append(Change(offset, length, data))
+        self._changes.append((offset, length, data))
         self.data_bytes += length
         if length >= WORTH_WRITEBACK_BYTES:
             self._since_writeback += length
@@ -113,7 +133,7 @@ class Unflushed:
             self.wrote(last, bytes(end - last))
 
     def _made_zero(self, offset: int, length: int) -> None:
-        self._changes.append(Change(offset, length, None))
+        self._changes.append((offset, length, None))
         self._took(CHANGE_BYTES)
 
     def _took(self, memory_bytes: int) -> None:
@@ -128,16 +148,20 @@ class Unflushed:
 
     def mark(self) -> int:
         """To be taken before a flush starts, and given to `flushed` when it has succeeded."""
-        return self._first_number + len(self._changes)
+        if self._changes:
+            data_bytes = self.data_bytes - sum(sealed.data_bytes for sealed in self._sealed)
+            memory_bytes = self.memory_bytes - sum(sealed.memory_bytes for sealed in self._sealed)
+            self._sealed.append(_Sealed(self._changes, data_bytes, memory_bytes))
+            self._changes = deque()
+        return self._first_number + len(self._sealed)
 
     def flushed(self, mark: int) -> None:
         """Everything acknowledged before `mark` is on stable storage."""
         while self._first_number < mark:
-            change = self._changes.popleft()
+            sealed = self._sealed.popleft()
             self._first_number += 1
-            data_bytes = 0 if change.data is None else len(change.data)
-            self.data_bytes -= data_bytes
-            self.memory_bytes -= data_bytes + CHANGE_BYTES
+            self.data_bytes -= sealed.data_bytes
+            self.memory_bytes -= sealed.memory_bytes
         if not self.is_due:
             self.tell_again()
 
@@ -153,7 +177,7 @@ class Unflushed:
         """The clusters of the disk that a replay writes to."""
         return {
             slot
-            for change in self._changes
+            for change in self
             if change.data is not None
             for slot in range(change.offset // cluster_bytes, -(-(change.offset + change.length) // cluster_bytes))
         }
@@ -162,7 +186,7 @@ class Unflushed:
         """Write all of it to `stack` and flush; `progressed` is called after each change. Raises what that raises, with
         nothing forgotten."""
         # Somebody may forget them all meanwhile.
-        changes, slots = tuple(self._changes), self.slots(stack.cluster_bytes)
+        changes, slots = tuple(self), self.slots(stack.cluster_bytes)
         for change in _last_changes(changes, sorted(slots), stack.cluster_bytes):
             if change.data is None:
                 # May be a whole disk. What the top does not have may show through from a lower delta.

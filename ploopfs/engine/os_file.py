@@ -153,7 +153,8 @@ class OsFile:
 
         def ended(full: int, result: int) -> None:
             self._soon.discard(write)
-            self._left_ring()
+            if self._is_done_with and not self._soon:
+                self._left_ring()
             answered(None if full == len(pieces) else self._failure_of(result, *pieces[full]))
 
         try:
@@ -161,8 +162,6 @@ class OsFile:
         except BlockingIOError:
             return False
         self._soon.add(write)
-        with self._closing:
-            self._hops += 1
         return True
 
     async def write(self, offset: int, data: Buffer) -> None:
@@ -240,6 +239,8 @@ class OsFile:
             was_done_with, self._is_done_with = self._is_done_with, True
             for write in self._soon:
                 self._given_up("write", write.is_under_way)
+            if not was_done_with and self._soon:
+                self._hops += 1  # of all these: it ends with the last one
             if was_done_with or self._hops:
                 return
             fd, self._fd = self._fd, -1

@@ -12,6 +12,7 @@ import errno
 import logging
 import mmap
 import os
+import platform
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,13 +34,17 @@ _COMPLETION = struct.Struct("=QiI")
 _SUBMISSION_BYTES, _COMPLETION_BYTES = _SUBMISSION.size, _COMPLETION.size
 _SUBMISSIONS_AT = 0x1000_0000
 _OP_WRITE = 23
-_THEN, _BY_A_WORKER = 1 << 2, 1 << 4
+_BY_A_WORKER = 1 << 4
+_THEN = 1 << 2 | _BY_A_WORKER
+"""What follows in the same write waits for it."""
 _SUBMIT_ALL, _NO_INTERRUPT = 1 << 7, 1 << 8
 _LATE_FILES = 1 << 12
 _FLAGS_AT = 8
 _PARTS = 4
 """Of a write: its number times this, and which of them, is what a part is known by."""
 _AGAIN_S = 0.01
+_LOADS_IN_ORDER = platform.machine() in {"x86_64", "i686", "i386"}
+"""As this machine has them; elsewhere a system call sees to it."""
 _LOW_32 = (1 << 32) - 1
 
 _call = ctypes.CDLL(None, use_errno=True).syscall
@@ -205,14 +210,13 @@ class Ring:
         assert parts == 1 or (self.can_link and parts <= _PARTS)
         number = self._number = self._number + _PARTS
         holds, lengths = [], []
-        left, part = parts, number
+        part, last = number, number + parts - 1
         for offset, data in pieces:
-            left -= 1
             length = len(data)
             address, hold = _pinned(data)
             holds.append(hold)
             lengths.append(length)
-            self._add(_BY_A_WORKER | _THEN if left else _BY_A_WORKER, fd, offset, address, length, part)
+            self._add(_BY_A_WORKER if part == last else _THEN, fd, offset, address, length, part)
             part += 1
         if reply is not None:
             reply.is_left = True
@@ -224,9 +228,10 @@ class Ring:
         return write
 
     def _add(self, flags: int, fd: int, offset: int, address: int, length: int, part: int) -> None:
-        at = (self._submitted & self._sq_mask) * _SUBMISSION_BYTES
+        submitted = self._submitted
+        at = (submitted & self._sq_mask) * _SUBMISSION_BYTES
         _SUBMISSION.pack_into(self._submissions, at, _OP_WRITE, flags, 0, fd, offset, address, length, 0, part)
-        self._submitted = self._words[self._sq_tail] = (self._submitted + 1) & _LOW_32
+        self._submitted = submitted + 1
         self._gathered += 1
 
     def gather(self) -> None:
@@ -241,6 +246,7 @@ class Ring:
     def _submit(self) -> None:
         if self.apart is not None and self._gathered > _PARTS:
             self.apart.keep()  # several writes: while the workers make them, others are taken
+        self._words[self._sq_tail] = self._submitted & _LOW_32
         taken = _call(_ENTER, self._fd, self._gathered, 0, 0, None, 0)
         self._gathered -= max(0, taken)
         if self._gathered:
@@ -260,8 +266,7 @@ class Ring:
             return
         left = [self._submission(first + each) for each in range(self._gathered)]
         rest = [each for each in left if each[-1] // _PARTS == number // _PARTS]
-        self._submitted = self._words[self._sq_tail] = first & _LOW_32
-        self._gathered = 0
+        self._submitted, self._gathered = first, 0
         for submission in left[len(rest) :]:
             self._add(*submission)
         write.hold(part, partial(self._go_on, rest))
@@ -294,13 +299,12 @@ class Ring:
         if self._delivered == tail:
             return False
         while True:
-            # After the tail: as a barrier between it and what lies before it. And before the next look at it: whatever
-            # this takes notice of is seen then.
-            self._clear_event()
-            while self._delivered != tail:
-                at = self._cq_entries + (self._delivered & self._cq_mask) * _COMPLETION_BYTES
+            if not _LOADS_IN_ORDER:
+                self._clear_event()  # as a barrier between the tail and what lies before it
+            while (delivered := self._delivered) != tail:
+                at = self._cq_entries + (delivered & self._cq_mask) * _COMPLETION_BYTES
                 number, result, _flags = _COMPLETION.unpack_from(self._shared, at)
-                self._delivered = self._words[self._cq_head] = (self._delivered + 1) & _LOW_32
+                self._delivered = self._words[self._cq_head] = (delivered + 1) & _LOW_32
                 self._in_flight -= 1
                 part = number % _PARTS
                 write = self._writes[number - part]
@@ -326,9 +330,9 @@ class Ring:
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._event)
-                if not self.deliver():
-                    self._clear_event()  # of what was delivered before
-                    self.deliver()
+                # Not for each delivery: 4 % more writes of 4 KiB. What is signalled after this wakes us again.
+                self._clear_event()
+                self.deliver()
         finally:
             if self._writes:
                 # For ever: the end of the interpreter frees whatever somebody refers to, and what hangs in a storage

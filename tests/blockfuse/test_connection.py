@@ -157,7 +157,7 @@ async def test_the_buffer_of_a_large_write_is_nobodys_to_write_to_any_more(monke
         for number in range(5):
             content = bytes([65 + number]) * MAX_TRANSFER_BYTES
             assert (await kernel.call(fuse.WRITE, write(fh, 0, content))).errno == 0
-        kept = [bytes(change.data or b"") for change in rig.device.unflushed._changes]
+        kept = [bytes(change.data or b"") for change in rig.device.unflushed]
         assert [(len(each), each[:1], each[-1:]) for each in kept] == [
             (MAX_TRANSFER_BYTES, bytes([65 + number]), bytes([65 + number])) for number in range(5)
         ]

@@ -193,7 +193,7 @@ async def test_what_the_kernel_has_acknowledged_is_kept_before_the_next_request_
         really = device.read_nowait
 
         def read_nowait(offset: int, length: int) -> object:
-            seen.append([change.offset for change in device.unflushed._changes])
+            seen.append([change.offset for change in device.unflushed])
             return really(offset, length)
 
         device.read_nowait = read_nowait  # type: ignore[method-assign, assignment]

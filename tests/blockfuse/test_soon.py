@@ -217,7 +217,7 @@ async def test_a_small_one_is_copied_so_that_what_is_kept_holds_no_whole_buffer(
         before = buffers.current
         assert (await kernel.call(fuse.WRITE, write())).errno == 0
         assert buffers.current is before
-    [kept] = rig.device.unflushed._changes
+    [kept] = rig.device.unflushed
     assert type(kept.data) is bytes
 
 

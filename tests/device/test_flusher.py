@@ -161,13 +161,17 @@ async def test_with_a_fuse_out_there_is_none(nursery: trio.Nursery) -> None:
 async def test_whoever_is_told_that_one_is_due_is_told_once_and_again_when_less_is_kept() -> None:
     unflushed, told = Unflushed(8 * (10 + CHANGE_BYTES)), list[int]()
     unflushed.due.subscribe(lambda: told.append(len(unflushed)))
-    for _ in range(6):
+    unflushed.wrote(0, bytes(10))
+    first = unflushed.mark()
+    for _ in range(5):
         unflushed.wrote(0, bytes(10))
     assert told == [4]
-    unflushed.flushed(1)
+    unflushed.flushed(first)
+    second = unflushed.mark()
     unflushed.wrote(0, bytes(10))
-    assert told == [4], "it still is"
-    unflushed.flushed(6)
+    assert (told, len(unflushed)) == ([4], 6), "it still is"
+    unflushed.flushed(second)
+    assert (len(unflushed), unflushed.data_bytes, unflushed.memory_bytes) == (1, 10, 10 + CHANGE_BYTES)
     for _ in range(6):
         unflushed.wrote(0, bytes(10))
     assert told == [4, 4]

@@ -82,7 +82,7 @@ async def test_a_write_in_place_is_on_the_storage_and_is_kept_until_it_is_flushe
     data = bytearray(b"new")
     assert (await written(rig, nursery, IN_TOP + 5, data)).errno == 0
     assert bytes(await rig.device.read(IN_TOP + 4, 5)) == b"tnewt"
-    [kept] = rig.device.unflushed._changes
+    [kept] = rig.device.unflushed
     assert (kept.offset, kept.data) == (IN_TOP + 5, b"new")
     assert kept.data is data, "no copy is made"
     assert rig.device.stack.is_unconfirmed

@@ -36,7 +36,7 @@ ALONE = {TOP: image({0: b"a", 1: b"b", 2: b"c"}).build()}
 
 
 def kept(rig: Rig) -> list[tuple[int, int, Buffer | None]]:
-    return [(change.offset, change.length, change.data) for change in rig.device.unflushed._changes]
+    return [(change.offset, change.length, change.data) for change in rig.device.unflushed]
 
 
 async def lose_and_reopen(rig: Rig) -> None:
@@ -195,8 +195,9 @@ async def test_what_is_kept_are_the_very_bytes_that_were_written_and_no_copies(r
     data = bytes(3 * CLUSTER)
     references = sys.getrefcount(data)
     await rig.device.write(2 * CLUSTER, data)
-    [change] = rig.device.unflushed._changes
+    [change] = rig.device.unflushed
     assert change.data is data
+    del change
     assert sys.getrefcount(data) == references + 1
 
 
@@ -406,7 +407,6 @@ async def test_what_was_discarded_is_zero_on_an_image_that_never_had_the_cluster
     rig.store.put(NEW, image({2: b"t"}).build())
     rig.faults.remove(await rig.enter_standby(errno.ENOTCONN))
     rig.device.unflushed._changes.popleft()
-    rig.device.unflushed._first_number += 1
     await rig.device.replace(NEW)
     assert await rig.content() == before
 
@@ -510,11 +510,38 @@ async def test_of_what_is_written_again_each_byte_is_as_the_last_of_many_changes
                 await rig.device.write(offset, random.randbytes(length))
         before = await rig.content()
         unflushed = rig.device.unflushed
-        last = _last_changes(tuple(unflushed._changes), sorted(unflushed.slots(CLUSTER)), CLUSTER)
+        last = _last_changes(tuple(unflushed), sorted(unflushed.slots(CLUSTER)), CLUSTER)
         changes = [change for change in last if change.data is not None]
         assert all(not set(span(one)) & set(span(other)) for one, other in combinations(changes, 2))
         await lose_and_reopen(rig)
         assert await rig.content() == before
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_kept_is_what_was_acknowledged_after_the_last_mark_that_was_flushed(seed: int) -> None:
+    random, unflushed, number = Random(seed), Unflushed(1 << 30), 0
+    expected: list[tuple[int, bytes]] = []
+    marks: list[tuple[int, int]] = []
+    for _ in range(60):
+        match random.randrange(5):
+            case 0 | 1:
+                number += 1
+                data = bytes(random.randrange(1, 9))
+                unflushed.wrote(number, data)
+                expected.append((number, data))
+            case 2:
+                marks.append((unflushed.mark(), number))
+            case 3 if marks:
+                mark, last = random.choice(marks)
+                unflushed.flushed(mark)
+                expected = [each for each in expected if each[0] > last]
+            case 4 if random.random() < 0.1:
+                unflushed.forget()
+                expected = []
+        assert [(change.offset, change.data) for change in unflushed] == expected
+        assert (len(unflushed), bool(unflushed)) == (len(expected), bool(expected))
+        assert unflushed.data_bytes == sum(len(data) for _, data in expected)
+        assert unflushed.memory_bytes == unflushed.data_bytes + len(expected) * CHANGE_BYTES
 
 
 def span(change: Change) -> range:

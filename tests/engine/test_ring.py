@@ -339,11 +339,13 @@ async def stir(ring: Ring, random: Random) -> None:
     ring.submit()
 
 
+@pytest.mark.parametrize("in_order", [True, False], ids=["loads in order", "loads in any order"])
 @pytest.mark.parametrize("depth", [1, 7, 64])
 async def test_each_write_is_told_of_once_however_many_there_are_and_whoever_delivers(
-    ring: Ring, tmp_path: Path, depth: int
+    ring: Ring, tmp_path: Path, depth: int, in_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the event loop, or in between by who looks for it."""
+    monkeypatch.setattr("ploopfs.engine.ring._LOADS_IN_ORDER", in_order)
     random, count, piece = Random(depth), 2000, 64
     fds = [os.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT) for number in range(5)]
     order = [(fd, piece * number) for fd in fds for number in range(count // len(fds))]

@@ -686,8 +686,30 @@ MUTANTS = (
         "test_a_buffer_is_not_used_again_whether_the_write_that_it_holds_has_ended_or_was_given_up",
     ),
     _bug(
+        "believe a flush after one of the size that failed", "engine/delta.py",
+        "            if error.operation == \"fsync\":\n", "            if False:\n", "engine/test_allocating_soon.py",
+        "test_no_flush_is_believed_after_one_of_the_size_that_failed",
+    ),
+    _bug(
+        "take a size for certain that a lost storage has confirmed", "engine/writer.py",
+        "        if self.loss is loss:\n            self._top.confirmed_size(size)",
+        "        self._top.confirmed_size(size)",
+        "engine/test_allocating_soon.py",
+        "test_a_size_is_not_certain_if_the_storage_was_lost_while_it_was_synced",
+    ),
+    _bug(
+        "never look again whether room is needed", "engine/room.py",
+        "self._allocator.end_cluster - missing_bytes // self._map.cluster_bytes", "1 << 40",
+        "engine/test_allocating_soon.py", "test_it_is_noticed_in_time_that_room_is_needed",
+    ),
+    _bug(
+        "forget what was acknowledged after the mark of a flush", "device/unflushed.py",
+        "        while self._first_number < mark:\n", "        while self._sealed:\n", "device/test_unflushed.py",
+        "test_what_is_kept_is_what_was_acknowledged_after_the_last_mark_that_was_flushed",
+    ),
+    _bug(
         "write a piece whether the one before it was written or not", "engine/ring.py",
-        "_BY_A_WORKER | _THEN if left else _BY_A_WORKER", "_BY_A_WORKER",
+        "_BY_A_WORKER if part == last else _THEN", "_BY_A_WORKER",
         "engine/test_ring_links.py",
         "test_after_a_piece_that_fails_nothing_more_is_done_and_there_is_no_reply",
     ),

@@ -25,11 +25,12 @@ from tests.storm.run import TEMPERATE, Climate
 
 Patch = tuple[object, str, Any]
 _queue_quiesced, _queue_judge, _queue_verdict = RequestQueue.quiesced, RequestQueue.judge, RequestQueue._verdict
-_writer_step, _delta_settle, _standby_lost, _allocate = (
+_writer_step, _delta_settle, _standby_lost, _allocate, _unflushed_flushed = (
     Writer._step,
     Delta.settle,
     Standby.storage_lost,
     Allocator.allocate,
+    Unflushed.flushed,
 )
 
 
@@ -69,9 +70,7 @@ async def _settle_unsynced(delta: Delta) -> None:
 
 
 def _flushed_all(unflushed: Unflushed, _mark: int) -> None:
-    unflushed._first_number += len(unflushed._changes)
-    unflushed._changes.clear()
-    unflushed.data_bytes = unflushed.memory_bytes = 0
+    _unflushed_flushed(unflushed, unflushed.mark())
 
 
 def _reads_pass(queue: RequestQueue, ticket: Ticket) -> Any:  # noqa: ANN401

@@ -62,7 +62,7 @@ def _check_counts(world: World, disk: Disk) -> None:
     in_flight = sum(stats.by_op[op].in_flight for op in Op)
     if stats.in_flight != in_flight or in_flight < 0:
         raise Violation(f"{disk.name}: {stats.in_flight} requests in flight, by kind {in_flight}")
-    data_bytes = sum(len(change.data) for change in unflushed._changes if change.data is not None)
+    data_bytes = sum(len(change.data) for change in unflushed if change.data is not None)
     if unflushed.data_bytes != data_bytes or unflushed.data_bytes < 0:
         raise Violation(f"{disk.name}: unflushed_bytes is {unflushed.data_bytes}, and {data_bytes} are kept")
     memory_bytes = data_bytes + len(unflushed) * CHANGE_BYTES
