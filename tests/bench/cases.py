@@ -88,8 +88,8 @@ CHECK_COST = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How often and how long. `clusters` is how many a run uses up of holes, `copied` of a lower delta; `pairs` how
-    many short runs with the fuses in, each beside one with them out."""
+    """How often and how long; with `io_bytes` so much instead. `clusters` is how many a run uses up of holes, `copied`
+    of a lower delta; `pairs` how many short runs with the fuses in, each beside one with them out."""
 
     runs: int
     seconds: int
@@ -97,6 +97,7 @@ class Plan:
     clusters: int
     copied: int
     pairs: int
+    io_bytes: int = 0
 
     @classmethod
     def quick(cls) -> "Plan":
@@ -127,7 +128,9 @@ def fio_options(case: Case, plan: Plan, run: int, deep: dict[str, str]) -> dict[
     """`deep` is how this machine keeps several requests under way, without their number."""
     options = {"rw": case.pattern, "bs": case.block, **_engine(case, deep)}
     if not case.uses_up:
-        return options | {"size": str(plan.size_bytes), "time_based": "1", "runtime": str(plan.seconds)}
+        as_long = {"time_based": "1", "runtime": str(plan.seconds)}
+        as_much = {"io_size": str(plan.io_bytes)}
+        return options | {"size": str(plan.size_bytes)} | (as_much if plan.io_bytes else as_long)
     region = plan.region(case, run)
     block = BLOCK_BYTES
     return options | {
