@@ -7,6 +7,8 @@ lower delta) has a part of the disk of its own for each run, so that every run o
 from dataclasses import dataclass
 from enum import Enum
 
+from ploopfs.bounds import UNFLUSHED_MIB
+
 MIB = 1 << 20
 CLUSTER_BYTES = MIB
 BLOCK_BYTES = 4096
@@ -23,19 +25,22 @@ class Image(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`target` is the least ratio to QEMU that is wanted; None where none is."""
+    """`target` is the least ratio to QEMU that is wanted; None where none is. `flush_mib`: who writes flushes whenever
+    he has written so much."""
 
     pattern: str
     block: str
     depth: int
     image: Image = Image.FULL
     target: float | None = None
+    flush_mib: int = 0
 
     @property
     def name(self) -> str:
         what = {Image.EMPTY: "allocating write", Image.OVER: "copy-up write"}.get(self.image)
         kind = what or (self.pattern.replace("rand", "random ") if self.is_random else f"sequential {self.pattern}")
-        return f"{self.block.replace('k', ' KiB').replace('m', ' MiB')} {kind}, QD {self.depth}"
+        flushed = f", a flush for each {self.flush_mib} MiB" if self.flush_mib else ""
+        return f"{self.block.replace('k', ' KiB').replace('m', ' MiB')} {kind}, QD {self.depth}{flushed}"
 
     @property
     def is_random(self) -> bool:
@@ -63,7 +68,11 @@ FULL = (
     Case("randwrite", "4k", 16, target=1),
     Case("read", "1m", 1, target=2.5),
     Case("write", "1m", 1, target=1.3),
+    Case("randwrite", "4k", 16, flush_mib=int(UNFLUSHED_MIB)),
+    Case("write", "1m", 1, flush_mib=int(UNFLUSHED_MIB)),
 )
+"""The last two make everybody keep the promise that ploopfs makes of a device with both fuses in by itself: of what was
+acknowledged no more is in nothing but a page cache."""
 USING_UP = (
     Case("write", "4k", 1, Image.EMPTY, target=1),
     Case("write", "4k", 16, Image.EMPTY, target=1),
@@ -127,6 +136,8 @@ class Plan:
 def fio_options(case: Case, plan: Plan, run: int, deep: dict[str, str]) -> dict[str, str]:
     """`deep` is how this machine keeps several requests under way, without their number."""
     options = {"rw": case.pattern, "bs": case.block, **_engine(case, deep)}
+    if case.flush_mib:
+        options["fsync"] = str(case.flush_mib * MIB // (MIB if case.block == "1m" else BLOCK_BYTES))
     if not case.uses_up:
         as_long = {"time_based": "1", "runtime": str(plan.seconds)}
         as_much = {"io_size": str(plan.io_bytes)}

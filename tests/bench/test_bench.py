@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ploopfs.bounds import UNFLUSHED_MIB
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.opening import StackSpec, open_stack
@@ -86,6 +87,16 @@ def test_so_many_requests_are_under_way_as_the_case_says() -> None:
     assert {depth: options.get("iodepth") for depth, options in by_depth.items()} == {1: None, 16: "16", 32: "32"}
     threads = fio_options(FULL[2], Plan.quick(), 0, {"ioengine": "psync"})
     assert (threads["numjobs"], threads.get("iodepth")) == ("32", None)
+
+
+def test_who_flushes_does_so_whenever_he_has_written_what_ploopfs_keeps_by_default() -> None:
+    flushing = [case for case in FULL if case.flush_mib]
+    assert {case.block: fio_options(case, Plan.quick(), 0, LIBAIO)["fsync"] for case in flushing} == {
+        "4k": str(UNFLUSHED_MIB * MIB // 4096),
+        "1m": str(UNFLUSHED_MIB),
+    }
+    assert all("fsync" not in fio_options(case, Plan.quick(), 0, LIBAIO) for case in FULL if not case.flush_mib)
+    assert len({case.name for case in FULL}) == len(FULL)
 
 
 def test_a_run_of_fio_that_failed_or_did_nothing_is_no_figure() -> None:
