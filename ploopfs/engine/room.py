@@ -44,9 +44,11 @@ class Room:
             return  # 4 % more allocating writes at depth 16 than with all that follows
         top = self._top
         may_grow = top.bat is not None and top.writable and not top.preallocates and not top.file.identity.is_remote
-        missing_bytes = self._end_ahead(GROW_AHEAD_MIB * MIB // 2) - self._durable_bytes
-        self.is_wanted = may_grow and missing_bytes > 0
-        self._enough_up_to = self._allocator.end_cluster - missing_bytes // self._map.cluster_bytes
+        spare_bytes = self._durable_bytes - self._end_ahead(GROW_AHEAD_MIB * MIB // 2)
+        self.is_wanted = may_grow and spare_bytes < 0
+        is_whole = self._durable_bytes >= self._whole * self._map.cluster_bytes
+        spare = spare_bytes // self._map.cluster_bytes
+        self._enough_up_to = self._whole if is_whole else self._allocator.end_cluster + spare
 
     async def make(self) -> None:
         """The file is long enough, durably, for many clusters more; also if that fails, it is not wanted any more until
@@ -91,5 +93,9 @@ class Room:
     def _end_ahead(self, ahead: int) -> int:
         """Where the file is to end for so many bytes more, but for no more than the disk can need."""
         size, next_cluster = self._map.cluster_bytes, self._allocator.end_cluster
-        whole = self._top.header.first_cluster + len(self._map) if self._top.header else 0
-        return max(next_cluster, min(next_cluster + ahead // size, whole)) * size
+        return max(next_cluster, min(next_cluster + ahead // size, self._whole)) * size
+
+    @property
+    def _whole(self) -> int:
+        """The clusters of a file that has all that the disk can need."""
+        return self._top.header.first_cluster + len(self._map) if self._top.header else 0

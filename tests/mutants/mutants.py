@@ -699,7 +699,7 @@ MUTANTS = (
     ),
     _bug(
         "never look again whether room is needed", "engine/room.py",
-        "self._allocator.end_cluster - missing_bytes // self._map.cluster_bytes", "1 << 40",
+        "self._whole if is_whole else self._allocator.end_cluster + spare", "1 << 40",
         "engine/test_allocating_soon.py", "test_it_is_noticed_in_time_that_room_is_needed",
     ),
     _bug(
