@@ -14,7 +14,7 @@ import trio
 
 from ploopfs.blockfuse import replies
 from ploopfs.engine.file import Buffer
-from ploopfs.engine.ring import Reply
+from ploopfs.engine.ring_write import Reply
 from ploopfs.sysfs.nodes import BlockDevice
 
 log = logging.getLogger(__name__)

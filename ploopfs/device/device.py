@@ -31,7 +31,7 @@ from ploopfs.device.verify import Verify
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
 from ploopfs.engine.inject.injector import Injector
-from ploopfs.engine.ring import Reply
+from ploopfs.engine.ring_write import Reply
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, BadValue, BeyondEnd, Busy, ReadOnly
 

@@ -17,7 +17,7 @@ import trio
 
 from ploopfs.engine.answers import SURELY_NOT_WRITTEN, Answers
 from ploopfs.engine.file import Answered, Buffer, File
-from ploopfs.engine.ring import Pieces, Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.errors import BackendError, StorageTimeout
 from ploopfs.image.allocator import Allocator
 from ploopfs.image.bat import Bat

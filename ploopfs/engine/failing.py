@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from ploopfs.engine.delta import Delta
 from ploopfs.engine.file import Answered, Buffer
-from ploopfs.engine.ring import Reply
+from ploopfs.engine.ring_write import Reply
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, NoSuchEntry, PloopError, TargetFailed
 from ploopfs.image.map import Map

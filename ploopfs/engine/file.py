@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ploopfs.engine.probe import ProbedImage
-from ploopfs.engine.ring import Pieces, Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.engine.storage import Identity
 from ploopfs.errors import BackendError
 

@@ -26,7 +26,8 @@ from ploopfs.engine.file import CHANGES, VOUCHING, Answered, Buffer
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.late import Hop, Opening
 from ploopfs.engine.probe import ProbedImage
-from ploopfs.engine.ring import Pieces, Reply, Ring, Write, ring_of_loop
+from ploopfs.engine.ring import Ring, ring_of_loop
+from ploopfs.engine.ring_write import Pieces, Reply, Write
 from ploopfs.engine.storage import Identity, storage_of
 from ploopfs.engine.workers import Lane, Workers
 from ploopfs.errors import BackendError
@@ -34,6 +35,9 @@ from ploopfs.errors import BackendError
 T = TypeVar("T")
 
 _WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
+_AT_ONCE = frozenset({"xfs"})
+"""File systems that take a write without waiting for anything. ext4 never does, btrfs only where it copies nothing."""
+
 _NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 _GIVEN_UP = GivenUp()
@@ -115,6 +119,7 @@ class OsFile:
         self._read_nowait = self._read is read_fully
         self._write_nowait = True
         self.ring: Ring | None = None
+        self._may_be_at_once = storage.filesystem in _AT_ONCE
         self._soon: set[Write] = set()
         # The kernel lets one write at a time into a local file, so a thread for each would only wait for its lock.
         self._write_lane = None if storage.is_remote else Lane()
@@ -158,7 +163,8 @@ class OsFile:
             answered(None if full == len(pieces) else self._failure_of(result, *pieces[full]))
 
         try:
-            write = ring.begin(self._fd, pieces, ended, reply if ring.can_link else None)
+            reply = reply if ring.can_link else None
+            write = ring.begin(self._fd, pieces, ended, reply, at_once=self._may_be_at_once)
         except BlockingIOError:
             return False
         self._soon.add(write)

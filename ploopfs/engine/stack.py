@@ -11,7 +11,7 @@ from ploopfs.engine.delta import Delta
 from ploopfs.engine.epochs import Epochs
 from ploopfs.engine.file import Answered, Buffer, File
 from ploopfs.engine.memory import READ_ROOM
-from ploopfs.engine.ring import Reply
+from ploopfs.engine.ring_write import Reply
 from ploopfs.engine.room import Room
 from ploopfs.engine.writer import Writer
 from ploopfs.errors import BackendError, TruncatedImage

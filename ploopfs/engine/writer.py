@@ -18,7 +18,7 @@ from ploopfs.engine.delta import Delta
 from ploopfs.engine.entries import Entries
 from ploopfs.engine.epochs import Epochs
 from ploopfs.engine.file import Answered, Buffer
-from ploopfs.engine.ring import Reply
+from ploopfs.engine.ring_write import Reply
 from ploopfs.engine.room import Room
 from ploopfs.engine.unconfirmed import Unconfirmed
 from ploopfs.engine.zeroing import make_zero, punch_hole, scrub, write_zeroes

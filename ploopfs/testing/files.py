@@ -12,7 +12,7 @@ import trio
 
 from ploopfs.engine.file import Answered, Buffer
 from ploopfs.engine.probe import ProbedImage
-from ploopfs.engine.ring import Pieces, Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.engine.storage import Identity
 from ploopfs.errors import BackendError, ImageLocked, ImageMismatch
 from ploopfs.testing.soon import write_soon

@@ -15,7 +15,7 @@ import trio
 
 from ploopfs.engine.file import Answered, Buffer
 from ploopfs.engine.probe import ProbedImage
-from ploopfs.engine.ring import Pieces, Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.errors import BackendError
 from ploopfs.testing.files import MemoryFile, MemoryFiles
 from ploopfs.testing.pending import Pending, everything

@@ -7,7 +7,7 @@ from contextvars import copy_context
 import trio
 
 from ploopfs.engine.file import Answered, File
-from ploopfs.engine.ring import Pieces
+from ploopfs.engine.ring_write import Pieces
 from ploopfs.errors import BackendError
 
 

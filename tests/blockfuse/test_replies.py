@@ -17,7 +17,8 @@ from ploopfs.device.flavour import VZ7
 from ploopfs.device.registry import Registry
 from ploopfs.engine import os_file
 from ploopfs.engine.os_file import OsFiles
-from ploopfs.engine.ring import Reply, Ring, hear
+from ploopfs.engine.ring import Ring, hear
+from ploopfs.engine.ring_write import Reply
 from ploopfs.scst.module import Scst
 from tests.blockfuse import kernel as fuse
 from tests.blockfuse.kernel import U32, U64, Kernel, connected, packed, transfer

@@ -4,7 +4,7 @@
 taken, and passes the rules."""
 
 from ploopfs.engine.file import Answered, Buffer, File
-from ploopfs.engine.ring import Pieces, Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.errors import BackendError
 from ploopfs.testing.faulty import Faults, FaultyFile, FaultyFiles
 from ploopfs.testing.soon import write_soon

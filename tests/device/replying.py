@@ -10,7 +10,7 @@ from contextvars import copy_context
 import trio
 
 from ploopfs.engine.file import Answered, File
-from ploopfs.engine.ring import Pieces, Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.errors import BackendError
 from tests.device.ready import ReadyFile, ReadyFiles
 

@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.standby import State
 from ploopfs.device.unflushed import CHANGE_BYTES
-from ploopfs.engine.ring import Reply
+from ploopfs.engine.ring_write import Reply
 from tests.device.ready import ReadyFiles
 from tests.device.replying import ReplyingFiles
 from tests.device.rig import DISK_BYTES, TOP, Asked, Rig, rig_of, three_deltas

@@ -16,7 +16,7 @@ import trio
 
 from ploopfs.engine.file import Answered, Buffer, File, Files
 from ploopfs.engine.probe import ProbedImage
-from ploopfs.engine.ring import Pieces, Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.testing.pending import Pending
 from ploopfs.testing.soon import write_soon
 

@@ -20,7 +20,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.engine import ring as ring_module
 from ploopfs.engine.os_file import OsFile, OsFiles
-from ploopfs.engine.ring import Ended, Ring, ring_of_loop
+from ploopfs.engine.ring import Ring, ring_of_loop
+from ploopfs.engine.ring_write import Ended
 from ploopfs.errors import BackendError, StorageTimeout
 from tests.realparts import need
 

@@ -20,7 +20,7 @@ from ploopfs.engine.grow import grown
 from ploopfs.engine.merge import copied_up, without_level
 from ploopfs.engine.opening import DESCRIPTOR_NAME, open_stack, resolve
 from ploopfs.engine.os_file import OsFiles
-from ploopfs.engine.ring import Reply
+from ploopfs.engine.ring_write import Reply
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError
 from tests.engine.disk import Change, draw_disjoint

@@ -10,7 +10,8 @@ import pyfuse3
 import pytest
 import trio
 
-from ploopfs.engine.ring import Reply, ring_of_loop
+from ploopfs.engine.ring import ring_of_loop
+from ploopfs.engine.ring_write import Reply
 from ploopfs.errors import BackendError, BeyondEnd, PloopError
 from ploopfs.fuse.answers import answers, unanswered
 from ploopfs.fuse.operations import Operations

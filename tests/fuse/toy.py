@@ -17,7 +17,7 @@ from ploopfs.device.nowait import Written
 from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
-from ploopfs.engine.ring import Reply
+from ploopfs.engine.ring_write import Reply
 from ploopfs.errors import BadValue, BeyondEnd, MountError
 from ploopfs.fuse import mount
 from ploopfs.fuse.loop import EventLoop

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ploopfs.cli.exits import Exit
-from tests.mounted.blocks import EXT4, looped, mounted, run
+from tests.mounted.blocks import EXT4, XFS, FileSystem, looped, mounted, run
 from tests.mounted.daemon import Daemon, device, errno_of, opened, serving, until
 from tests.mounted.disks import BLOCK_BYTES, MIB, assert_closed, make_disk
 from tests.mounted.planes import OWN, carried_by
@@ -85,14 +85,16 @@ def open_files(daemon: Daemon) -> Counter[str]:
     return Counter(os.readlink(fd) for fd in fds.iterdir() if fd.is_symlink())
 
 
+@pytest.mark.parametrize("kind", [EXT4, XFS], ids=["workers write", "a write is tried at once"])
 def test_a_storage_that_lets_no_write_end_keeps_nobody_from_being_cut_off_and_its_replies_go_nowhere(
-    tmp_path: Path,
+    tmp_path: Path, kind: FileSystem
 ) -> None:
-    need(commands=("fsfreeze", "mkfs.ext4", "losetup"), loop=True, root=True, file_systems=("ext4",), io_uring=True)
+    commands = ("fsfreeze", kind.make[0], "losetup")
+    need(commands=commands, loop=True, root=True, file_systems=(kind.name,), io_uring=True)
     (tmp_path / "store").write_bytes(b"")
-    os.truncate(tmp_path / "store", 64 * MIB)
+    os.truncate(tmp_path / "store", kind.disk_bytes)
     with looped(tmp_path / "store", direct_io=False) as block:
-        run(*EXT4.make, block)
+        run(*kind.make, block)
         with mounted(block, tmp_path / "frozen") as place:
             disk = make_disk(place / "disk", size_bytes=4 * MIB)
             healthy = make_disk(tmp_path / "healthy", size_bytes=4 * MIB, seed=2)

@@ -731,19 +731,25 @@ MUTANTS = (
         "test_a_thread_on_the_workers_cpu_leaves_it_and_may_run_where_it_might_before",
     ),
     _bug(
+        "make several writes in the call that hands them over", "engine/ring.py",
+        "parts if at_once and not self._gathered else 0", "self._at_once + parts",
+        "engine/test_ring_links.py",
+        "test_the_kernel_is_asked_to_begin_in_the_call_with_a_write_that_is_alone_and_of_a_file_that_may_take_it",
+    ),
+    _bug(
         "go on with a write of which the kernel took the beginning alone", "engine/ring.py",
         "            self._hold_rest()\n", "            pass\n",
         "engine/test_ring_links.py",
         "test_what_the_kernel_has_not_taken_is_not_done_if_what_comes_before_it_fails",
     ),
     _bug(
-        "answer a write of which the kernel has not got all", "engine/ring.py",
+        "answer a write of which the kernel has not got all", "engine/ring_write.py",
         "        self._begun -= pieces\n", "        self._begun -= pieces\n        pieces = 0\n",
         "engine/test_ring_links.py",
         "test_a_write_that_the_kernel_takes_part_by_part_is_done_and_answered_as_if_it_had_taken_it_whole",
     ),
     _bug(
-        "free the bytes of what the kernel takes later", "engine/ring.py",
+        "free the bytes of what the kernel takes later", "engine/ring_write.py",
         "self._ended, self._holds, self._begun = ended, holds, pieces", "self._ended, self._begun = ended, pieces",
         "engine/test_ring_links.py",
         "test_what_the_kernel_has_not_taken_waits_for_what_it_has_and_holds_up_no_other",

@@ -23,7 +23,7 @@ import trio
 
 from ploopfs.engine.file import VOUCHING, Answered, Buffer
 from ploopfs.engine.probe import ProbedImage
-from ploopfs.engine.ring import Pieces, Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.errors import BackendError, ImageMismatch, StorageTimeout
 from ploopfs.testing.files import MemoryFile
 from tests.device.outage import passes

@@ -19,7 +19,7 @@ import trio
 from ploopfs.engine.file import CHANGES, VOUCHING, Answered, Buffer, File, Files
 from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.probe import READ_BYTES, ProbedImage
-from ploopfs.engine.ring import Pieces, Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.errors import BackendError, PloopError
 
 log = logging.getLogger(__name__)
