@@ -195,9 +195,7 @@ class Delta:
     async def write(self, offset: int, data: Buffer) -> None:
         """Everything that is written to the file passes here, `write_soon` or `punch`."""
         with self._noted(offset, len(data)):
-            done = self.file.write_nowait(offset, data)
-            if done < len(data):
-                await self._answers.change(self.file.write(offset + done, memoryview(data)[done:] if done else data))
+            await self._answers.change(self.file.write(offset, data))
 
     async def punch(self, offset: int, length: int) -> None:
         with self._noted(offset, length):

@@ -41,9 +41,6 @@ class File(Protocol):
     async def read(self, offset: int, length: int) -> bytearray:
         """Short only at the end of the file."""
 
-    def write_nowait(self, offset: int, data: Buffer) -> int:
-        """How many bytes could be written without waiting; 0 is an answer."""
-
     def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:
         """As `write` of one piece after the other, without a task that waits, `answered` after this has returned, and
         after `reply` was sent, perhaps. False if that cannot be, and then nothing was begun. Nobody can give it up;

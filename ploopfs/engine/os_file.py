@@ -117,7 +117,6 @@ class OsFile:
         self.is_remote = storage.is_remote
         self._read = read_from_storage if storage.is_remote else read_fully
         self._read_nowait = self._read is read_fully
-        self._write_nowait = True
         self.ring: Ring | None = None
         self._may_be_at_once = storage.filesystem in _AT_ONCE
         self._soon: set[Write] = set()
@@ -142,15 +141,6 @@ class OsFile:
         # each of a thousand devices.
         data = bytearray(length)
         return await self._hop(partial(self._read, self._fd, offset, data), "read", offset, length)
-
-    def write_nowait(self, offset: int, data: Buffer) -> int:
-        if not self._write_nowait:
-            return 0
-        try:
-            return os.pwritev(self._fd, [data], offset, os.RWF_NOWAIT)
-        except OSError as error:
-            self._write_nowait = self._may_retry_nowait(error, "write", offset, len(data))
-            return 0
 
     def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:
         if (ring := self.ring) is None or self._is_done_with or (len(pieces) > 1 and not ring.can_link):
@@ -181,7 +171,7 @@ class OsFile:
         assert self.ring is not None
         self._hop_begins("write", offset, len(data))
         try:
-            write = self.ring.begin(self._fd, ((offset, data),), self._left_ring)
+            write = self.ring.begin(self._fd, ((offset, data),), self._left_ring, at_once=self._may_be_at_once)
         except BlockingIOError:
             self._left_ring()
             return 0

@@ -99,13 +99,6 @@ class MemoryFile:
         self._check_open("read")
         return self._image.data[offset : offset + length]
 
-    def write_nowait(self, offset: int, data: Buffer) -> int:
-        self._check_writable("write")
-        if not self._answers_at_once:
-            return 0
-        self._put(offset, data)
-        return len(data)
-
     def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
         return write_soon(self, pieces, answered)
 

@@ -88,9 +88,6 @@ class ForgetfulFile:
     def read_nowait(self, offset: int, length: int, room: object = None) -> None:  # noqa: ARG002 -- as File has it
         return None
 
-    def write_nowait(self, offset: int, data: Buffer) -> int:  # noqa: ARG002 -- the File protocol's signature
-        return 0
-
     async def read(self, offset: int, length: int) -> bytearray:
         return await self._run("read", lambda: self._inner.read(offset, length), offset, length)
 

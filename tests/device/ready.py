@@ -16,9 +16,6 @@ class ReadyFile(FaultyFile):
     def read_nowait(self, offset: int, length: int, room: memoryview | None = None) -> Buffer | None:  # type: ignore[override]
         return self._inner.read_nowait(offset, length, room) if self._answers("read") else None
 
-    def write_nowait(self, offset: int, data: Buffer) -> int:
-        return self._inner.write_nowait(offset, data) if self._answers("write") else 0
-
     def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
         return write_soon(self, pieces, answered)
 

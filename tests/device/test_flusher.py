@@ -348,7 +348,7 @@ async def test_one_that_fails_without_a_loss_is_told_once_and_begins_anew_when_l
     await write(rig, WRITES // 2 - 1)
     assert (kept(rig), flushes(rig)) == (WRITES - 1, 1)
     assert [record.message for record in caplog.records if "in the background" in record.message] == [
-        f"dm-0: a flush in the background failed: {TOP}: write: ENOSPC (No space left on device)"
+        f"dm-0: a flush in the background failed: {TOP}: write 24 bytes at 64: ENOSPC (No space left on device)"
     ]
     await write(rig, 1)
     assert (kept(rig), flushes(rig)) == (0, 2)

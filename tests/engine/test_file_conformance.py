@@ -72,13 +72,6 @@ async def test_a_write_is_seen_by_another_open_file(place: Place, path: str) -> 
     assert await other.read(99, 7) == CONTENT[99:100] + b"23456" + CONTENT[105:106]
 
 
-async def test_a_write_without_waiting_writes_as_much_as_it_says(place: Place, path: str) -> None:
-    file = await place.files.open(path, writable=True)
-    done = file.write_nowait(200, b"abcdef")
-    assert 0 <= done <= 6
-    assert place.content(path) == CONTENT[:200] + b"abcdef"[:done] + CONTENT[200 + done :]
-
-
 async def heard_soon(file: File, offset: int, data: Buffer) -> BackendError | bool | None:
     """How it ended; False if nothing was begun."""
     heard: list[BackendError | None] = []

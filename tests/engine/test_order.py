@@ -8,7 +8,6 @@ import pytest
 
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
-from ploopfs.engine.file import Buffer
 from ploopfs.engine.opening import StackSpec, open_stack
 from ploopfs.errors import BackendError, StorageTimeout, TruncatedImage
 from ploopfs.image.check import Verdict
@@ -325,21 +324,6 @@ async def test_a_discard_that_fails_frees_nothing_for_others(alone: Rig, name: s
         return
     await stack.write(0, NEW)
     assert alone.entry(0) == 2
-
-
-async def test_a_write_that_went_in_part_without_waiting_is_finished_from_there(alone: Rig) -> None:
-    stack = await alone.open()
-    file = stack.top.file
-    data = bytes(range(256)) * 16
-
-    def write_some(offset: int, data: Buffer) -> int:
-        image = alone.memory.images[TOP].data
-        image[offset : offset + 1000] = data[:1000]
-        return 1000
-
-    file.write_nowait = write_some  # type: ignore[method-assign]
-    await stack.write(3 * CLUSTER + 50, data)
-    assert await stack.read(3 * CLUSTER, CLUSTER) == OLD[:50] + data + OLD[50 + len(data) :]
 
 
 async def test_a_file_with_an_operation_that_was_given_up_is_not_closed_cleanly(alone: Rig) -> None:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.real
 
 serving_own = partial(serving, options=carried_by(OWN))
 TIMES = 200
+ACROSS = 2 * MIB - 3
 PIECE_BYTES = 64 << 10
 SHORT_OF_MEMORY = """
 import sys
@@ -106,7 +107,7 @@ def test_a_storage_that_lets_no_write_end_keeps_nobody_from_being_cut_off_and_it
 
 
 def _cut_off(daemon: Daemon, place: Path) -> None:
-    with opened(daemon.disk()) as fd, opened(daemon.disk("ploop1")) as other, ThreadPoolExecutor(9) as threads:
+    with opened(daemon.disk()) as fd, opened(daemon.disk("ploop1")) as other, ThreadPoolExecutor(10) as threads:
         os.pwrite(fd, b"o" * 8 * BLOCK_BYTES, MIB)  # so that the top has the cluster
         os.fsync(fd)
         before = open_files(daemon)
@@ -114,11 +115,13 @@ def _cut_off(daemon: Daemon, place: Path) -> None:
             offsets = [MIB + number * BLOCK_BYTES for number in range(8)]
             writes = [threads.submit(errno_of, os.pwrite, fd, b"late", offset) for offset in offsets]
             until(lambda: daemon.value("inflight").split() == ["0", "8"], "the writes in flight")
+            writes.append(threads.submit(errno_of, os.pwrite, fd, b"across", ACROSS))  # two clusters: a task's
+            until(lambda: daemon.value("inflight").split() == ["0", "9"], "the write of a task")
             daemon.store("ploopfs/connection", "abort")
             assert {write.result(10) for write in writes} <= {"ECONNABORTED", "ENOTCONN"}
             assert os.pwrite(other, b"goes on", 0) == 7
             os.fsync(other)
-            assert daemon.value("inflight").split() == ["0", "8"]
+            assert daemon.value("inflight").split() == ["0", "9"]
             assert daemon.value("ploopfs/connection") == "aborted"
             attaching = threads.submit(errno_of, daemon.store, "ploopfs/connection", "attach")
             until(lambda: not attaching.done() or attaching.result() == "EBUSY", "nothing is mounted yet")

@@ -283,11 +283,6 @@ MUTANTS = (
         "test_a_file_with_an_operation_that_was_given_up_is_not_closed_cleanly",
     ),
     _bug(
-        "finish a write from where it did not stop", "engine/delta.py",
-        "self.file.write(offset + done, memoryview", "self.file.write(offset, memoryview",
-        "engine/test_order.py", "test_a_write_that_went_in_part_without_waiting_is_finished_from_there",
-    ),
-    _bug(
         "read zeroes where somebody has cut the file", "engine/stack.py",
         "        if offset + len(data) < delta.file_size or offset + length > delta.trusted_size:",
         "        if offset + length > delta.trusted_size:", "engine/test_order.py",
@@ -732,7 +727,7 @@ MUTANTS = (
     ),
     _bug(
         "make several writes in the call that hands them over", "engine/ring.py",
-        "parts if at_once and not self._gathered else 0", "self._at_once + parts",
+        "parts if at_once and not self._gathered else 0", "self._gathered + parts if at_once else 0",
         "engine/test_ring_links.py",
         "test_the_kernel_is_asked_to_begin_in_the_call_with_a_write_that_is_alone_and_of_a_file_that_may_take_it",
     ),

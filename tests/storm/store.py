@@ -251,15 +251,6 @@ class StormFile:
         data = self._stores.platter.seen(self.path)[offset : offset + length] if self._is_ready("read") else b""
         return bytearray(data) if len(data) == length else None
 
-    def write_nowait(self, offset: int, data: Buffer) -> int:
-        """All, nothing, or the first half."""
-        if not self.writable or not self._is_ready("write"):
-            return 0
-        self._stores.watch.changing(self, "write")
-        count = self._stores.random.choice((len(data), len(data), len(data) // 2))
-        self._stores.platter.write(self.path, offset, bytes(data[:count]))
-        return count
-
     def _is_ready(self, operation: str) -> bool:
         """Whether it can answer at once. Its errors are heard by who waits."""
         stores, weather = self._stores, self._stores.weather_at(self.path)

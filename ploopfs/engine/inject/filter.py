@@ -29,7 +29,6 @@ T = TypeVar("T")
 _METHODS = {
     "read_nowait": "read",
     "read": "read",
-    "write_nowait": "write",
     "write_soon": "write",
     "write": "write",
     "sync": "fsync",
@@ -153,9 +152,6 @@ class FilteredFile:
 
     def read_nowait(self, offset: int, length: int, room: object = None) -> None:  # noqa: ARG002 -- as File has it
         return None
-
-    def write_nowait(self, offset: int, data: Buffer) -> int:  # noqa: ARG002 -- the File protocol's signature
-        return 0
 
     def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
         return False
