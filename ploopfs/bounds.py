@@ -98,6 +98,14 @@ THREADS = Bound(
 RING_WRITES = Bound(
     1024, "writes, of all devices, that the kernel makes without a thread of ours", "the next one takes a thread"
 )
+LEFT_BEHIND = Bound(
+    16, "threads that hang in writes, and for which the event loop waits no more", "the kernel makes all further writes"
+)
+STAND_IN_US = Bound(
+    3000,
+    "µs that the event loop waits for a thread that serves who writes one thing after the other",
+    "it goes on without the thread",
+)
 GROW_AHEAD_MIB = Bound(
     4096,
     "MiB by which the top's file is made longer than its last cluster needs",

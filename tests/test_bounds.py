@@ -151,6 +151,10 @@ REACHED = {
     "RING_WRITES": (
         "engine/test_ring.py::test_no_more_are_begun_than_the_bound_and_further_ones_take_a_thread"
     ),
+    "LEFT_BEHIND": "engine/test_stand_in.py::test_while_so_many_hang_nobody_stands_in_any_more",
+    "STAND_IN_US": (
+        "blockfuse/test_alone.py::test_a_storage_that_hangs_keeps_nobody_waiting_but_who_writes_to_it"
+    ),
     "POLL_US": "blockfuse/test_soon.py::test_who_takes_longer_is_not_polled_for",
     "POLL_TURN_US": (
         "blockfuse/test_soon.py::"

@@ -18,6 +18,7 @@ from functools import partial
 import trio
 
 from ploopfs.blockfuse import protocol, replies
+from ploopfs.blockfuse.alone import Alone
 from ploopfs.blockfuse.buffers import BUFFERS
 from ploopfs.blockfuse.front import Front
 from ploopfs.blockfuse.protocol import (
@@ -40,12 +41,15 @@ from ploopfs.blockfuse.protocol import (
     StatFs,
     Write,
 )
+from ploopfs.blockfuse.sender import Sender
 from ploopfs.blockfuse.waiting import Pending, WaitingRequests
 from ploopfs.blockfuse.writes import Rest, Writes
 from ploopfs.bounds import BURST_BYTES, BURST_REQUESTS, POLL_TURN_US, POLL_US
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
+from ploopfs.engine.left_to_loop import leave_to_loop
 from ploopfs.engine.ring import Ring, ring_of_loop
+from ploopfs.engine.stand_in import StandIn
 from ploopfs.errors import BadRequest, MountError, NoSuchFile, NotForDisks, PloopError
 from ploopfs.sysfs.opendisk import OpenDisk, check_room
 
@@ -53,6 +57,8 @@ log = logging.getLogger(__name__)
 
 _AGAIN = frozenset({errno.ENOENT, errno.EINTR})
 """A request was taken back while it was read; a signal of ours."""
+
+_NOTHING = _AGAIN | {errno.EAGAIN}
 
 _POLL_NS, _TURN_NS = POLL_US * 1000, POLL_TURN_US * 1000
 
@@ -62,19 +68,21 @@ class Connection:
 
     def __init__(self, fd: int, front: Front) -> None:
         self._fd, self._front, self._device = fd, front, front.device
+        self._sender = Sender(fd)
         BUFFERS.prepare()
         self._files: dict[int, OpenDisk] = {}
         self._handles = itertools.count(1)
         self._owner = os.geteuid()
-        self._waiting = WaitingRequests(front.interrupt, self._fail)
+        self._waiting = WaitingRequests(front.interrupt, self._sender.fail)
         self._nursery: trio.Nursery
-        self._is_ending = self._is_over = False
-        self._writes = Writes(self._device, fd, self._send_whole, self._go_on, self._met_bug)
+        self._is_ending = self._is_over = self._is_drained = False
+        self._writes = Writes(self._device, fd, self._sender.send_whole, self._go_on, self._met_bug)
         self._ring: Ring | None = None
-        self._is_drained = False
         self._is_alone = True
         self._asked = select.poll()
         self._asked.register(fd, select.POLLIN)
+        self._alone = Alone(self._asked, self._take_alone)
+        self._maker: StandIn | None = None
         self._refusal: MountError | None = None
         self._agreed: Callable[[], None] = _nothing
 
@@ -91,6 +99,7 @@ class Connection:
                 await self._writes.wait_ended()
         finally:
             self._is_over = True
+            self._alone.end()
             self.close()
             while self._files:
                 self._files.popitem()[1].release()
@@ -111,6 +120,7 @@ class Connection:
         """The kernel fails all requests when the last descriptor goes; the mount, if it still is one, is a dead one."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
+            self._sender.closed()
             trio.lowlevel.notify_closing(fd)
             self._writes.close()
 
@@ -118,9 +128,14 @@ class Connection:
 
     async def _serve(self) -> None:
         self._ring = ring_of_loop()
+        self._alone.ring = self._ring
         is_quick = False
         with suppress(trio.ClosedResourceError):
             while self._fd >= 0 and not self._is_ending:
+                if is_quick and self._is_for_stand_in:
+                    is_quick = self._alone.serve()
+                    await trio.lowlevel.checkpoint()
+                    continue
                 self._drain()
                 if is_quick:
                     is_quick = self._poll()
@@ -131,6 +146,10 @@ class Connection:
                     await trio.lowlevel.wait_readable(self._fd)
                     is_quick = time.monotonic_ns() - since_ns < 2 * _POLL_NS
 
+    @property
+    def _is_for_stand_in(self) -> bool:
+        return self._alone.is_due and not (self._waiting or self._writes)
+
     def _poll(self) -> bool:
         """Serve who asks for one thing after the other, without the event loop in between: of reads of 4 KiB at depth 1
         it makes twice as many, of writes half as many more. False when he takes longer, or others need the loop."""
@@ -140,6 +159,8 @@ class Connection:
             if self._waiting or self._fd < 0:
                 return False  # who waits in a task needs the event loop
             has_answered = self._ring is not None and self._ring.deliver()
+            if self._is_for_stand_in:
+                return True
             if self._drain() or has_answered:
                 quick_ns = time.monotonic_ns() + _POLL_NS
             elif now_ns >= quick_ns:
@@ -181,9 +202,11 @@ class Connection:
                 return taken
             done_bytes = self._answered_at_once(count)
             if done_bytes is None:
+                self._alone.met_others()
                 self._take(BUFFERS.current[:count])
             else:
                 left_bytes -= done_bytes
+        self._alone.met_others()
         return BURST_REQUESTS
 
     def _found_none(self, taken: int) -> int:
@@ -191,7 +214,26 @@ class Connection:
         a read that finds nothing: 7 % more writes of 4 KiB at depth 1."""
         self._is_drained = True
         self._is_alone = taken <= 1
+        if not self._is_alone:
+            self._alone.met_others()
         return taken
+
+    def _take_alone(self, stand_in: StandIn) -> bool:
+        """In the thread of one: as `Alone` has it."""
+        try:
+            count = os.readv(self._fd, (BUFFERS.current,))
+        except OSError as error:
+            return error.errno in _NOTHING  # else the event loop meets it again
+        if not count:
+            return False
+        self._maker = stand_in
+        try:
+            if self._answered_at_once(count) is not None:
+                return stand_in.has_begun or not self._writes  # else the ring has it
+        finally:
+            self._maker = None
+        leave_to_loop(partial(self._take, memoryview(bytes(BUFFERS.current[:count]))))
+        return False
 
     def _answered_at_once(self, count: int) -> int | None:
         """How many bytes were read or written for a request that needs to wait for nothing, None for any other."""
@@ -202,7 +244,7 @@ class Connection:
                 body = self._device.read_nowait(offset, size)
                 if body is None:
                     return None
-                self._send(unique, body)
+                self._sender.send(unique, body)
             elif opcode == WRITE and length == count == TRANSFER_BYTES + size and fh in self._files:
                 self._write(unique, pid, self._files[fh], offset, BUFFERS.kept(TRANSFER_BYTES, count))
             else:
@@ -213,10 +255,13 @@ class Connection:
         return size
 
     def _write(self, unique: int, pid: int, file: OpenDisk, offset: int, data: Buffer) -> None:
-        if self._ring is not None:
+        if self._ring is not None and self._maker is None:
             self._ring.gather()
-        if file.fua or not self._writes.begin(unique, pid, offset, data):
-            self._start(unique, pid, Op.WRITE, partial(self._write_in_task, file, offset, data))
+        if not file.fua and self._writes.begin(unique, pid, offset, data, self._maker):
+            self._alone.wrote()
+        else:
+            work = partial(self._write_in_task, file, offset, data)
+            leave_to_loop(partial(self._start, unique, pid, Op.WRITE, work))
 
     def _go_on(self, unique: int, pid: int, rest: Rest, length: int, is_interrupted: bool) -> None:
         if not self._is_over:  # else it was cancelled, and so are all that wait in tasks
@@ -225,7 +270,7 @@ class Connection:
 
     def _met_bug(self, unique: int) -> None:
         log.exception("a request failed")
-        self._fail(unique, errno.EIO)
+        self._sender.fail(unique, errno.EIO)
 
     def _take(self, data: memoryview) -> None:
         unique = 0
@@ -234,20 +279,20 @@ class Connection:
             unique = request.unique
             answer = self._answer(request)
         except MountError as error:
-            self._fail(unique, error.answer)
+            self._sender.fail(unique, error.answer)
             self._refusal = error
             self.close()
         except BadRequest as error:
             log.error("a disk's connection: %s", error)
-            self._fail(error.unique, error.answer)
+            self._sender.fail(error.unique, error.answer)
         except PloopError as error:
-            self._fail(unique, error.answer)
+            self._sender.fail(unique, error.answer)
         except Exception:
             log.exception("a request failed")
-            self._fail(unique, errno.EIO)
+            self._sender.fail(unique, errno.EIO)
         else:
             if answer is not None:
-                self._send(unique, answer)
+                self._sender.send(unique, answer)
                 if isinstance(request.body, Init):
                     self._agreed()
                     self._agreed = _nothing
@@ -331,9 +376,9 @@ class Connection:
         if pending.is_answered:
             return
         if answer is None:
-            self._fail(pending.unique, number)
+            self._sender.fail(pending.unique, number)
         else:
-            self._send(pending.unique, answer)
+            self._sender.send(pending.unique, answer)
 
     async def _write_in_task(self, file: OpenDisk, offset: int, data: Buffer) -> bytes:
         return replies.count(await file.device.write(offset, data, fua=file.fua))
@@ -344,30 +389,6 @@ class Connection:
 
     async def _control(self, wanted: Ioctl) -> bytes:
         return replies.ioctl_result(await self._front.control(wanted))
-
-    # --- answers --------------------------------------------------------------------------------------------------
-
-    def _send(self, unique: int, body: Buffer) -> None:
-        self._write_out(unique, (replies.header(unique, len(body)), body))
-
-    def _send_whole(self, unique: int, answer: bytes) -> None:
-        self._write_out(unique, (answer,))
-
-    def _fail(self, unique: int, number: int) -> None:
-        self._write_out(unique, (replies.failure(unique, number),))
-
-    def _write_out(self, unique: int, parts: tuple[Buffer, ...]) -> None:
-        if self._fd < 0:
-            return
-        try:
-            os.writev(self._fd, parts)
-        except OSError as error:
-            # ENOENT: the kernel has given up on this request. ENODEV: on all, as the next read says.
-            if error.errno in (errno.ENOENT, errno.ENODEV):
-                return
-            log.exception("an answer was refused")
-            with suppress(OSError):
-                os.write(self._fd, replies.failure(unique, errno.EIO))
 
 
 def _nothing() -> None:

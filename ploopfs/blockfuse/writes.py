@@ -14,7 +14,7 @@ import trio
 
 from ploopfs.blockfuse import replies
 from ploopfs.engine.file import Buffer
-from ploopfs.engine.ring_write import Reply
+from ploopfs.engine.ring_write import Maker, Reply
 from ploopfs.sysfs.nodes import BlockDevice
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ class Writes:
     def __iter__(self) -> Iterator[int]:
         return iter(self._interrupted)
 
-    def begin(self, unique: int, pid: int, offset: int, data: Buffer) -> bool:
-        """False: it has to wait in a task, and nothing was begun."""
+    def begin(self, unique: int, pid: int, offset: int, data: Buffer, maker: Maker | None = None) -> bool:
+        """`maker` makes it, if not the ring. False: it has to wait in a task, and nothing was begun."""
 
         def written(rest: Rest | None) -> None:
             is_interrupted = self._interrupted.pop(unique)
@@ -72,7 +72,7 @@ class Writes:
             if not self._interrupted:
                 self._last_ended.set()
 
-        reply = Reply(self._fd, replies.written(unique, len(data)), partial(self._sent, unique))
+        reply = Reply(self._fd, replies.written(unique, len(data)), partial(self._sent, unique), maker)
         if not self._device.write_soon(offset, data, written, reply):
             return False
         self._interrupted[unique] = False

@@ -31,6 +31,7 @@ from ploopfs.device.verify import Verify
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
 from ploopfs.engine.inject.injector import Injector
+from ploopfs.engine.left_to_loop import leave_to_loop
 from ploopfs.engine.ring_write import Reply
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, BadValue, BeyondEnd, Busy, ReadOnly
@@ -263,11 +264,11 @@ class Device:
         if self._keeps_unflushed:
             self.unflushed.wrote(start, data)
             if self.unflushed.take_writeback_turn():
-                stack.start_writeback()
+                leave_to_loop(stack.start_writeback)
         elif self.unflushed:
             self.unflushed.forget()
         if stack.room is not None and stack.room.is_wanted:
-            self.flusher.look()
+            leave_to_loop(self.flusher.look)
 
     async def _discard(self, offset: int, length: int, stack: Stack) -> None:
         slots = await stack.discard(self._in_stack(offset), self._clipped(offset, length))

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ploopfs.device.signal import Signal
 from ploopfs.engine.file import Buffer
+from ploopfs.engine.left_to_loop import leave_to_loop
 from ploopfs.engine.stack import Stack
 
 _SLOTS_AT_ONCE = 1024
@@ -140,7 +141,7 @@ class Unflushed:
         self.memory_bytes += memory_bytes
         if self.memory_bytes >= self._tell_at_bytes:
             self._tell_at_bytes = math.inf
-            self.due.fire()
+            leave_to_loop(self.due.fire)
 
     def tell_again(self) -> None:
         """Who was told can do nothing about it at present: the next change tells him again."""

@@ -27,7 +27,7 @@ from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.late import Hop, Opening
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.engine.ring import Ring, ring_of_loop
-from ploopfs.engine.ring_write import Pieces, Reply, Write
+from ploopfs.engine.ring_write import Maker, Pieces, Reply, Write
 from ploopfs.engine.storage import Identity, storage_of
 from ploopfs.engine.workers import Lane, Workers
 from ploopfs.errors import BackendError
@@ -35,9 +35,6 @@ from ploopfs.errors import BackendError
 T = TypeVar("T")
 
 _WOULD_BLOCK = frozenset({errno.EAGAIN, errno.EWOULDBLOCK})
-_AT_ONCE = frozenset({"xfs"})
-"""File systems that take a write without waiting for anything. ext4 never does, btrfs only where it copies nothing."""
-
 _NO_NOWAIT = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 _GIVEN_UP = GivenUp()
@@ -118,7 +115,6 @@ class OsFile:
         self._read = read_from_storage if storage.is_remote else read_fully
         self._read_nowait = self._read is read_fully
         self.ring: Ring | None = None
-        self._may_be_at_once = storage.filesystem in _AT_ONCE
         self._soon: set[Write] = set()
         # The kernel lets one write at a time into a local file, so a thread for each would only wait for its lock.
         self._write_lane = None if storage.is_remote else Lane()
@@ -154,7 +150,8 @@ class OsFile:
 
         try:
             reply = reply if ring.can_link else None
-            write = ring.begin(self._fd, pieces, ended, reply, at_once=self._may_be_at_once)
+            maker: Maker = ring if reply is None or reply.maker is None else reply.maker
+            write = maker.begin(self._fd, pieces, ended, reply)
         except BlockingIOError:
             return False
         self._soon.add(write)
@@ -171,7 +168,7 @@ class OsFile:
         assert self.ring is not None
         self._hop_begins("write", offset, len(data))
         try:
-            write = self.ring.begin(self._fd, ((offset, data),), self._left_ring, at_once=self._may_be_at_once)
+            write = self.ring.begin(self._fd, ((offset, data),), self._left_ring)
         except BlockingIOError:
             self._left_ring()
             return 0

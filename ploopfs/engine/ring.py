@@ -21,6 +21,7 @@ from trio.lowlevel import RunVar
 
 from ploopfs.bounds import MAX_DEVICES, RING_WRITES
 from ploopfs.engine.cpus import Apart, two_cpus
+from ploopfs.engine.made_write import Made
 from ploopfs.engine.ring_write import Ended, Pieces, Reply, Write
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ _SUBMISSION = struct.Struct("=BBHiQQIIQ24x")
 _COMPLETION = struct.Struct("=QiI")
 _SUBMISSION_BYTES, _COMPLETION_BYTES = _SUBMISSION.size, _COMPLETION.size
 _SUBMISSIONS_AT = 0x1000_0000
-_FLAGS_OF_SUBMISSION = 1
 _OP_WRITE = 23
 _BY_A_WORKER = 1 << 4
 _THEN = 1 << 2 | _BY_A_WORKER
@@ -60,7 +60,8 @@ class Ring:
 
     def __init__(self) -> None:
         self._writes: dict[int, Write] = {}
-        self._number = self._in_flight = self._gathered = self._at_once = 0
+        self.left_behind: list[Made] = []
+        self._number = self._in_flight = self._gathered = 0
         self.is_gathering = self._is_submitting = False
         parameters = bytearray(_PARAMETERS.size)
         # This thread is not interrupted for each that has ended: a third more writes of 4 KiB, at depth 1 and 16.
@@ -105,19 +106,15 @@ class Ring:
         self._sq_mask, self._cq_mask, self._cq_entries = submissions - 1, completions - 1, cq_entries
         self._submitted, self._delivered = self._words[self._sq_tail], self._words[self._cq_head]
 
-    def begin(
-        self, fd: int, pieces: Pieces, ended: Ended, reply: Reply | None = None, *, at_once: bool = False
-    ) -> Write:
+    def begin(self, fd: int, pieces: Pieces, ended: Ended, reply: Reply | None = None) -> Write:
         """`ended` is called when the kernel is done with it; until then `fd` stays open. Several pieces, or a reply,
-        only where the ring `can_link`. `at_once`: the file may take it without making anybody wait, so that no worker
-        has to be woken if it is alone. Raises BlockingIOError, with nothing begun and nothing called, while there is no
+        only where the ring `can_link`. Raises BlockingIOError, with nothing begun and nothing called, while there is no
         room for another write."""
         parts = len(pieces) + (reply is not None)
         if self._in_flight + parts > RING_WRITES:
             raise BlockingIOError
         assert parts == 1 or (self.can_link and parts <= _PARTS)
         number = self._number = self._number + _PARTS
-        self._at_once = parts if at_once and not self._gathered else 0
         holds, lengths = [], []
         part, last = number, number + parts - 1
         for offset, data in pieces:
@@ -155,8 +152,6 @@ class Ring:
     def _submit(self) -> None:
         if self.apart is not None and self._gathered > _PARTS:
             self.apart.keep()  # several writes: while the workers make them, others are taken
-        if self._gathered == self._at_once:
-            self._ask_no_worker()
         self._words[self._sq_tail] = self._submitted & _LOW_32
         taken = _call(_ENTER, self._fd, self._gathered, 0, 0, None, 0)
         self._gathered -= max(0, taken)
@@ -165,13 +160,6 @@ class Ring:
         if self._gathered and not self._is_submitting:
             self._is_submitting = True
             trio.lowlevel.spawn_system_task(self._submit_rest)
-
-    def _ask_no_worker(self) -> None:
-        """But whoever would wait: the kernel begins in this call, and gives a worker what it cannot do without. On XFS
-        12 % more writes of 4 KiB at depth 1, 25 % more that allocate. Several are left to the workers, while others are
-        taken."""
-        for each in range(self._submitted - self._gathered, self._submitted):
-            self._submissions[(each & self._sq_mask) * _SUBMISSION_BYTES + _FLAGS_OF_SUBMISSION] &= ~_BY_A_WORKER
 
     def _hold_rest(self) -> None:
         """Of a write of which the kernel has taken the beginning alone: it would wait for nothing with the rest. Those
@@ -213,6 +201,8 @@ class Ring:
 
     def deliver(self) -> bool:
         """To everybody whose write has ended; whether there was anybody."""
+        if self.left_behind:
+            self._tell_of_left_behind()
         tail = self._words[self._cq_tail]
         if self._delivered == tail:
             return False
@@ -236,6 +226,16 @@ class Ring:
             tail = self._words[self._cq_tail]
             if self._delivered == tail:
                 return True
+
+    def _tell_of_left_behind(self) -> None:
+        """Of what threads make that the event loop did not wait for."""
+        for made in tuple(self.left_behind):
+            try:
+                made.tell()
+            except Exception:
+                log.exception("who was told of a write's end met a bug")
+            if made.is_over:
+                self.left_behind.remove(made)
 
     def _clear_event(self) -> None:
         try:

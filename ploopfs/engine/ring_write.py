@@ -5,6 +5,7 @@ Knows nothing of how it is asked for. Invariant: who waits for it hears once, wh
 
 import errno
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task
@@ -21,16 +22,22 @@ def _told(_full: int, _result: int) -> None:
     """Somebody was, already."""
 
 
+class Maker(Protocol):
+    """Who makes writes: the ring does."""
+
+    def begin(self, fd: int, pieces: Pieces, ended: Ended, reply: "Reply | None" = None) -> "Write": ...
+
+
 class Reply:
     """Bytes that the kernel writes to `fd`, in one call, as soon as a write has succeeded: what tells of that is in the
     ring by then, though nobody may have heard of it. If it `is_left` to the kernel, `sent` is called with the result,
     an errno as a negative number where it was not to be, before or after the write is told of; until then `fd` stays
-    open. `is_due` is for its owner: the write was told of."""
+    open. `is_due` is for its owner: the write was told of. `maker` makes the write and sends this, if not the ring."""
 
-    __slots__ = ("data", "fd", "is_due", "is_left", "sent")
+    __slots__ = ("data", "fd", "is_due", "is_left", "maker", "sent")
 
-    def __init__(self, fd: int, data: bytes, sent: Callable[[int], None]) -> None:
-        self.fd, self.data, self.sent = fd, data, sent
+    def __init__(self, fd: int, data: bytes, sent: Callable[[int], None], maker: Maker | None = None) -> None:
+        self.fd, self.data, self.sent, self.maker = fd, data, sent, maker
         self.is_left = self.is_due = False
 
 

@@ -3,10 +3,12 @@
 Knows nothing of what the file makes of that. Invariant: who asked hears of it once, and in another turn."""
 
 from contextvars import copy_context
+from functools import partial
 
 import trio
 
 from ploopfs.engine.file import Answered, File
+from ploopfs.engine.left_to_loop import leave_to_loop
 from ploopfs.engine.ring_write import Pieces
 from ploopfs.errors import BackendError
 
@@ -21,5 +23,5 @@ def write_soon(file: File, pieces: Pieces, answered: Answered) -> bool:
         else:
             answered(None)
 
-    trio.lowlevel.spawn_system_task(write, context=copy_context())
+    leave_to_loop(partial(trio.lowlevel.spawn_system_task, write, context=copy_context()))
     return True

@@ -22,7 +22,7 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.opening import StackSpec, open_stack
 from ploopfs.engine.os_file import OsFiles
-from ploopfs.engine.ring import _BY_A_WORKER, Ring, ring_of_loop
+from ploopfs.engine.ring import Ring, ring_of_loop
 from ploopfs.engine.ring_write import Reply, Write
 from ploopfs.errors import BackendError
 from ploopfs.testing.images import ImageBuilder
@@ -121,36 +121,6 @@ def told_by_file(limit: int) -> dict[str, tuple[tuple[tuple[int, bytes], ...], t
         "the second": (((10, b"yes"), (limit, b"x")), (1, -errno.EFBIG), b"yes"),
         "a part": (((limit - 3, b"abcdef"), (10, b"not")), (0, 3), bytes(3)),
     }
-
-
-async def test_the_kernel_is_asked_to_begin_in_the_call_with_a_write_that_is_alone_and_of_a_file_that_may_take_it(
-    ring: Ring, fd: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As for who is behind it, the flag that links them stays."""
-    asked: list[list[tuple[bool, bool]]] = []
-    really = ring_module._call
-
-    def spied(number: int, *arguments: object) -> int:
-        if number == ring_module._ENTER:
-            flags = [ring._submission(each)[0] for each in range(ring._submitted - ring._gathered, ring._submitted)]
-            asked.append([(bool(each & _BY_A_WORKER), bool(each & _LINKED)) for each in flags])
-        return int(really(number, *arguments))
-
-    monkeypatch.setattr(ring_module, "_call", spied)
-    writes = [ring.begin(fd, ((0, b"al"), (2, b"one")), told_of_nothing, at_once=True)]
-    writes += [ring.begin(fd, ((5, b"by"), (7, b"worker")), told_of_nothing)]
-    ring.gather()
-    writes += [ring.begin(fd, ((13 + each, b"g"),), told_of_nothing, at_once=True) for each in range(2)]
-    ring.submit()
-    for write in writes:
-        assert await write.wait() in ((1, 1), (2, 3), (2, 6))
-    worker, linked = True, True
-    assert asked == [
-        [(not worker, linked), (not worker, not linked)],
-        [(worker, linked), (worker, not linked)],
-        [(worker, not linked)] * 2,
-    ]
-    assert os.pread(fd, 15, 0) == b"alonebyworkergg"
 
 
 @pytest.mark.parametrize("failing", ["the first", "the second", "a part"])

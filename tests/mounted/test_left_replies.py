@@ -3,6 +3,7 @@
 import os
 import struct
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.real
 
 serving_own = partial(serving, options=carried_by(OWN))
 TIMES = 200
+MOMENTS = 30
 ACROSS = 2 * MIB - 3
 PIECE_BYTES = 64 << 10
 SHORT_OF_MEMORY = """
@@ -86,7 +88,7 @@ def open_files(daemon: Daemon) -> Counter[str]:
     return Counter(os.readlink(fd) for fd in fds.iterdir() if fd.is_symlink())
 
 
-@pytest.mark.parametrize("kind", [EXT4, XFS], ids=["workers write", "a write is tried at once"])
+@pytest.mark.parametrize("kind", [EXT4, XFS], ids=["ext4", "xfs"])
 def test_a_storage_that_lets_no_write_end_keeps_nobody_from_being_cut_off_and_its_replies_go_nowhere(
     tmp_path: Path, kind: FileSystem
 ) -> None:
@@ -104,6 +106,72 @@ def test_a_storage_that_lets_no_write_end_keeps_nobody_from_being_cut_off_and_it
                 assert daemon.end() == Exit.OK
             assert_closed(disk.top)
             assert_closed(healthy.top)
+
+
+@pytest.mark.parametrize("kind", [EXT4, XFS], ids=["ext4", "xfs"])
+def test_a_thread_that_hangs_in_a_write_to_a_frozen_store_keeps_nobody_waiting_but_who_writes_there(
+    tmp_path: Path, kind: FileSystem
+) -> None:
+    need(commands=("fsfreeze", kind.make[0], "losetup"), loop=True, root=True, file_systems=(kind.name,), io_uring=True)
+    (tmp_path / "store").write_bytes(b"")
+    os.truncate(tmp_path / "store", kind.disk_bytes)
+    with looped(tmp_path / "store", direct_io=False) as block:
+        run(*kind.make, block)
+        with mounted(block, tmp_path / "frozen") as place:
+            disk = make_disk(place / "disk", size_bytes=4 * MIB)
+            healthy = make_disk(tmp_path / "healthy", size_bytes=4 * MIB, seed=2)
+            with serving_own(tmp_path, device(disk.directory), device(healthy.directory, "ploop1")) as daemon:
+                _freeze_a_writer(daemon, place)
+                assert daemon.end() == Exit.OK
+            assert_closed(disk.top)
+            assert_closed(healthy.top)
+
+
+def _freeze_a_writer(daemon: Daemon, place: Path) -> None:
+    """Whether he is served by a thread at that moment is a matter of luck, so there are some moments."""
+    stopped = threading.Event()
+
+    def write(fd: int) -> int:
+        number = 0
+        while not stopped.is_set():
+            assert os.pwrite(fd, b"%4096d" % number, MIB + number % 8 * BLOCK_BYTES) == BLOCK_BYTES
+            number += 1
+        return number
+
+    with opened(daemon.disk()) as fd, opened(daemon.disk("ploop1")) as other, ThreadPoolExecutor(1) as threads:
+        os.pwrite(fd, b"o" * 8 * BLOCK_BYTES, MIB)  # so that the top has the cluster
+        writing = threads.submit(write, fd)
+        try:
+            for moment in range(MOMENTS):
+                with frozen(place):
+                    until(lambda: daemon.value("inflight").split() == ["0", "1"], "the write in flight")
+                    is_left = "D" in states_of_threads(daemon, "stand-in")
+                    assert os.pwrite(other, b"%7d" % moment, 0) == 7
+                    os.fsync(other)
+                    assert daemon.value("inflight").split() == ["0", "1"]
+                if is_left:
+                    break
+                before = written_ios(daemon)
+                until(lambda before=before: written_ios(daemon) > before + 100, "the writer goes on")  # type: ignore[misc]
+        finally:
+            stopped.set()
+        count = writing.result(60)
+        assert is_left
+        os.fsync(fd)
+        last = [max(range(each, count, 8)) for each in range(8)]
+        assert os.pread(fd, 8 * BLOCK_BYTES, MIB) == b"".join(b"%4096d" % number for number in last)
+        assert written_ios(daemon) == count + 1
+
+
+def written_ios(daemon: Daemon) -> int:
+    return int(daemon.value("stat").split()[4])
+
+
+def states_of_threads(daemon: Daemon, name: str) -> list[str]:
+    """As proc_pid_stat(5) has them."""
+    tasks = Path(f"/proc/{daemon.process.pid}/task").glob("*/stat")
+    stats = [stat.read_text() for stat in tasks]
+    return [stat.rpartition(") ")[2][0] for stat in stats if f"({name})" in stat]
 
 
 def _cut_off(daemon: Daemon, place: Path) -> None:

@@ -726,10 +726,58 @@ MUTANTS = (
         "test_a_thread_on_the_workers_cpu_leaves_it_and_may_run_where_it_might_before",
     ),
     _bug(
-        "make several writes in the call that hands them over", "engine/ring.py",
-        "parts if at_once and not self._gathered else 0", "self._gathered + parts if at_once else 0",
-        "engine/test_ring_links.py",
-        "test_the_kernel_is_asked_to_begin_in_the_call_with_a_write_that_is_alone_and_of_a_file_that_may_take_it",
+        "wait for a thread that hangs in a write", "engine/stand_in.py",
+        "self._answered.acquire(timeout=limit_s)", "self._answered.acquire()", "blockfuse/test_alone.py",
+        "test_a_storage_that_hangs_keeps_nobody_waiting_but_who_writes_to_it",
+    ),
+    _bug(
+        "let a thread that was left behind tell of its write", "engine/stand_in.py",
+        "        if self.is_left_behind:\n            self._turn.release()\n            with",
+        "        if self.is_left_behind and made.tell() is None:\n            self._turn.release()\n            with",
+        "engine/test_stand_in.py",
+        "test_the_loop_goes_on_without_who_hangs_and_hears_of_the_write_when_it_has_ended",
+    ),
+    _bug(
+        "begin in a thread that nobody waits for any more", "engine/stand_in.py",
+        "                if self.is_left_behind:\n                    return\n                try:",
+        "                try:", "engine/test_stand_in.py", "test_who_was_left_behind_before_it_began_never_begins",
+    ),
+    _bug(
+        "tell of a write that failed without the event loop", "engine/stand_in.py",
+        "        if made.has_succeeded:", "        if made:", "engine/test_stand_in.py",
+        "test_after_a_piece_that_fails_nothing_more_is_done_nor_answered_and_the_loop_tells_of_it",
+    ),
+    _bug(
+        "forget the writes of threads that were left behind", "engine/ring.py",
+        "            self._tell_of_left_behind()\n", "            pass\n", "engine/test_stand_in.py",
+        "test_of_what_is_acknowledged_by_who_was_left_behind_hears_who_looks",
+    ),
+    _bug(
+        "let threads hang without a bound", "engine/stand_in.py",
+        "len(ring.left_behind) < LEFT_BEHIND", "True", "engine/test_stand_in.py",
+        "test_while_so_many_hang_nobody_stands_in_any_more",
+    ),
+    _bug(
+        "answer a write of a thread before its bytes are written", "engine/made_write.py",
+        "_replied(self._reply) if is_whole else -errno.ECANCELED", "_replied(self._reply)", "engine/test_stand_in.py",
+        "test_after_a_piece_that_fails_nothing_more_is_done_nor_answered_and_the_loop_tells_of_it",
+    ),
+    _bug(
+        "write the entry of the map though the data were not written", "engine/made_write.py",
+        "_written(self._fd, data, offset) if is_whole else -errno.ECANCELED", "_written(self._fd, data, offset)",
+        "engine/test_stand_in.py",
+        "test_after_a_piece_that_fails_nothing_more_is_done_nor_answered_and_the_loop_tells_of_it",
+    ),
+    _bug(
+        "keep what a thread leaves for the ring until somebody asks for more", "blockfuse/connection.py",
+        "        if self._ring is not None and self._maker is None:\n", "        if self._ring is not None:\n",
+        "blockfuse/test_alone.py",
+        "test_what_the_ring_has_to_write_after_a_thread_has_served_is_handed_over",
+    ),
+    _bug(
+        "let a thread serve whose writes lie beside others", "blockfuse/connection.py",
+        "self._alone.is_due and not (self._waiting or self._writes)", "self._alone.is_due", "blockfuse/test_alone.py",
+        "test_who_waits_for_another_request_meanwhile_is_not_served_by_a_thread",
     ),
     _bug(
         "go on with a write of which the kernel took the beginning alone", "engine/ring.py",

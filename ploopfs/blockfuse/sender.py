@@ -1,0 +1,47 @@
+"""Answers to the kernel, each in one call.
+
+Knows nothing of requests. Invariant: nothing is written to a descriptor that is closed.
+"""
+
+import errno
+import logging
+import os
+from contextlib import suppress
+
+from ploopfs.blockfuse import replies
+from ploopfs.engine.file import Buffer
+
+log = logging.getLogger(__name__)
+
+
+class Sender:
+    """To `fd`, until it is `closed`. Each answer names the request by its `unique`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def closed(self) -> None:
+        self._fd = -1
+
+    def send(self, unique: int, body: Buffer) -> None:
+        self._write(unique, (replies.header(unique, len(body)), body))
+
+    def send_whole(self, unique: int, answer: bytes) -> None:
+        """With its header."""
+        self._write(unique, (answer,))
+
+    def fail(self, unique: int, number: int) -> None:
+        self._write(unique, (replies.failure(unique, number),))
+
+    def _write(self, unique: int, parts: tuple[Buffer, ...]) -> None:
+        if self._fd < 0:
+            return
+        try:
+            os.writev(self._fd, parts)
+        except OSError as error:
+            # ENOENT: the kernel has given up on this request. ENODEV: on all, as the next read says.
+            if error.errno in (errno.ENOENT, errno.ENODEV):
+                return
+            log.exception("an answer was refused")
+            with suppress(OSError):
+                os.write(self._fd, replies.failure(unique, errno.EIO))

@@ -1,0 +1,384 @@
+"""Who writes one thing after the other is served by a thread, on real files. The kernel here has its next request out
+as soon as the last one is answered, and a storage hangs when the test says so."""
+
+import errno
+import itertools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+import trio
+
+from ploopfs.blockfuse import alone as alone_module
+from ploopfs.blockfuse import connection as connection_module
+from ploopfs.bounds import STAND_IN_US
+from ploopfs.device.bounds import Bounds
+from ploopfs.device.device import Device
+from ploopfs.device.flavour import VZ7
+from ploopfs.device.registry import Registry
+from ploopfs.device.standby import State
+from ploopfs.device.unflushed import CHANGE_BYTES
+from ploopfs.engine import made_write
+from ploopfs.engine.os_file import OsFiles
+from ploopfs.engine.stand_in import StandIn
+from ploopfs.scst.module import Scst
+from tests.blockfuse import kernel as fuse
+from tests.blockfuse.kernel import U32, U64, Kernel, connected, packed, transfer
+from tests.device.rig import CLUSTER, DISK_BYTES, cluster_of, image
+from tests.realparts import need
+
+CONTENT = b"".join(map(cluster_of, (b"o", b"\0", b"t", b"\0", b"\0", b"\0")))
+BLOCK = 4096
+PATIENCE_S = 60
+"""Only a failing test waits that long, or takes a thread that works for one that hangs."""
+
+Request = tuple[int, bytes]
+"""Its opcode and its body."""
+
+
+@pytest.fixture(autouse=True)
+def made(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """An entry for each write that a thread made, and whether the event loop still waited for it."""
+    need(io_uring=True)
+    entries: list[bool] = []
+    really = StandIn.make
+
+    def make(stand_in: StandIn) -> bool:
+        entries.append(really(stand_in))
+        return entries[-1]
+
+    monkeypatch.setattr(StandIn, "make", make)
+    monkeypatch.setattr(alone_module, "STAND_IN_US", PATIENCE_S * 1_000_000)
+    return entries
+
+
+@asynccontextmanager
+async def served(tmp_path: Path, name: str = "ploop0", bounds: Bounds | None = None) -> AsyncIterator[Kernel]:
+    """A file of a disk is open as 1; both fuses are in."""
+    path = tmp_path / f"{name}.hds"
+    path.write_bytes(image({0: b"o", 2: b"t"}).build())
+    registry = Registry()
+    scst = Scst(registry)
+    device = await registry.add(name, flavour=VZ7, image=[str(path)], files=OsFiles(), bounds=bounds or Bounds())
+    scst.load()
+    scst.attach(device)
+    async with connected(device) as kernel:
+        assert await kernel.open() == 1
+        yield kernel
+    await registry.remove(name)
+
+
+def device_of(kernel: Kernel) -> Device:
+    device = kernel.connection._device
+    assert isinstance(device, Device)
+    return device
+
+
+def write(offset: int, data: bytes) -> Request:
+    return fuse.WRITE, transfer(1, offset, len(data)) + data
+
+
+def read(offset: int, length: int) -> Request:
+    return fuse.READ, transfer(1, offset, length)
+
+
+def fsync() -> Request:
+    return fuse.FSYNC, packed((U64, 1), (U32, 0), (U32, 0))
+
+
+class Asker:
+    """Has so many requests out `at_a_time`, and sends the next one as soon as the connection looks at the clock after
+    it has answered; who looks, the event loop or a thread, has it to himself."""
+
+    def __init__(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch, at_a_time: int = 1) -> None:
+        self._kernel, self._at_a_time = kernel, at_a_time
+        self._now_ns = self._seen = 0
+        self._requests: Iterator[tuple[int, Request]] = iter(())
+        self.waiting: set[int] = set()
+        self._patch = monkeypatch.setattr
+        for module in (connection_module, alone_module):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic_ns=self._look))
+
+    def _look(self) -> int:
+        self._now_ns += 1000
+        if not self._kernel.has_hung_up:
+            self.go_on()
+        return self._now_ns
+
+    def go_on(self) -> None:
+        """Send what may be sent."""
+        if self._kernel.took_all() > self._seen:
+            self.waiting -= {answer.unique for answer in self._kernel.answers[self._seen :]}
+            self._seen = len(self._kernel.answers)
+        while len(self.waiting) < self._at_a_time and (numbered := next(self._requests, None)) is not None:
+            number, (opcode, body) = numbered
+            assert self._kernel.sent(fuse.request(opcode, body, unique=number))
+            self.waiting.add(number)
+
+    async def ask(self, requests: Sequence[Request]) -> list[fuse.Answer]:
+        """One answer to each, in the order in which they were asked."""
+        self.begin(requests)
+        await self.wait_answered()
+        return sorted(self._kernel.answers)
+
+    def begin(self, requests: Iterable[Request]) -> None:
+        self._kernel.took_all()
+        self._kernel.answers.clear()
+        self._seen = 0
+        self._requests = ((2 * number, request) for number, request in enumerate(requests, 1))
+        self.go_on()
+
+    def stop(self) -> None:
+        """No more requests, and nobody looks for answers but who waits for them."""
+        self._requests = iter(())
+        for module in (connection_module, alone_module):
+            self._patch(module, "time", time)
+
+    async def wait_answered(self) -> None:
+        await self.go_on_until(lambda: not self.waiting)
+
+    async def go_on_until(self, is_true: Callable[[], object]) -> None:
+        with trio.fail_after(PATIENCE_S):
+            while not is_true():
+                await trio.lowlevel.checkpoint()
+                self.go_on()
+
+
+Ask = Callable[[Kernel], Asker]
+
+
+@pytest.fixture
+def asks(monkeypatch: pytest.MonkeyPatch) -> Ask:
+    return partial(Asker, monkeypatch=monkeypatch)
+
+
+def blocks(count: int, at: int = 0) -> list[Request]:
+    """Writes to clusters that the top has, each with other data."""
+    offsets = [2 * CLUSTER + (at + number * BLOCK) % CLUSTER for number in range(count)]
+    return [write(offset, b"%8d" % number * 512) for number, offset in enumerate(offsets)]
+
+
+async def test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_with_his_last(
+    tmp_path: Path, asks: Ask, made: list[bool]
+) -> None:
+    async with served(tmp_path) as kernel:
+        answers = await asks(kernel).ask(blocks(100))
+        assert [answer.number(width=U32) for answer in answers] == [BLOCK] * 100
+        assert made == [True] * len(made)
+        assert 100 > len(made) > 60
+        expected = b"".join(b"%8d" % number * 512 for number in range(96, 100)) + b"".join(
+            b"%8d" % number * 512 for number in range(92, 96)
+        )
+        assert bytes(await device_of(kernel).read(2 * CLUSTER, CLUSTER)) == expected
+        assert device_of(kernel).stats.stat_columns()[4] == 100
+        assert device_of(kernel).stats.in_flight == 0
+        await kernel.settled()
+        assert kernel.connection._alone._stand_in is None
+        assert len(device_of(kernel).unflushed) == 100
+
+
+async def test_without_a_ring_or_with_several_at_a_time_nobody_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[bool]
+) -> None:
+    async with served(tmp_path) as kernel:
+        answers = await Asker(kernel, monkeypatch, at_a_time=4).ask(blocks(100))
+        assert [answer.errno for answer in answers] == [0] * 100
+        assert len(made) <= 2 * alone_module._ALONE
+        made.clear()
+        kernel.connection._alone.ring = None
+        await Asker(kernel, monkeypatch).ask(blocks(100))
+        assert made == []
+
+
+async def test_what_the_ring_has_to_write_after_a_thread_has_served_is_handed_over(
+    tmp_path: Path, asks: Ask, made: list[bool]
+) -> None:
+    async with served(tmp_path) as kernel:
+        await asks(kernel).ask(blocks(50))
+        assert made
+        assert kernel.connection._ring is not None
+        assert not kernel.connection._ring.is_gathering
+
+
+async def test_who_waits_for_another_request_meanwhile_is_not_served_by_a_thread(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path) as kernel:
+        device, released = device_of(kernel), trio.Event()
+
+        async def flush() -> None:
+            await released.wait()
+
+        monkeypatch.setattr(device, "flush", flush)
+        unique = await kernel.ask(*fsync())
+        await kernel.settled()
+        assert [answer.errno for answer in await asks(kernel).ask(blocks(100))] == [0] * 100
+        assert made == []
+        released.set()
+        monkeypatch.undo()
+        assert (await kernel.answer(unique)).errno == 0
+
+
+def story(seed: int) -> tuple[list[Request], list[bytes | None], bytes]:
+    """Requests of all kinds, what each reads, and what the disk has in the end."""
+    random, disk = Random(seed), bytearray(CONTENT)
+    requests: list[Request] = []
+    bodies: list[bytes | None] = []
+    for _each in range(300):
+        length = random.choice((512, BLOCK, 3 * BLOCK))
+        offset = random.randrange(0, DISK_BYTES - length, 512)
+        kind, body = random.choices(("write", "read", "fsync", "getattr"), (20, 4, 1, 1))[0], None
+        if kind == "write":
+            data = random.randbytes(8) * (length // 8) if random.random() < 0.9 else bytes(length)
+            requests.append(write(offset, data))
+            disk[offset : offset + length] = data
+        elif kind == "read":
+            requests.append(read(offset, length))
+            body = bytes(disk[offset : offset + length])
+        else:
+            requests.append(fsync() if kind == "fsync" else (fuse.GETATTR, bytes(16)))
+        bodies.append(body)
+    return requests, bodies, bytes(disk)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_whatever_he_asks_for_the_answers_are_the_same_and_so_is_the_disk_when_it_is_opened_again(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(alone_module, "_ALONE", 1 + seed % 3)
+    requests, bodies, content = story(seed)
+    bounds = Bounds(unflushed_bytes=64 << 10) if seed % 2 else Bounds()
+    async with served(tmp_path, bounds=bounds) as kernel:
+        answers = await asks(kernel).ask(requests)
+        for number, (answer, body) in enumerate(zip(answers, bodies, strict=True)):
+            is_same = body is None or answer.body == body
+            assert (answer.errno, is_same) == (0, True), number
+        assert len(made) > 40
+        assert device_of(kernel).unflushed.memory_bytes <= bounds.unflushed_bytes
+    registry = Registry()
+    device = await registry.add("ploop0", flavour=VZ7, image=[str(tmp_path / "ploop0.hds")], files=OsFiles())
+    is_same = bytes(await device.read(0, DISK_BYTES)) == content
+    assert is_same
+    await registry.remove("ploop0")
+
+
+@pytest.mark.expects_warnings
+async def test_a_write_that_fails_is_judged_as_any_and_the_next_one_is_refused(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path) as kernel:
+        asker = asks(kernel)
+        await asker.ask(blocks(50))
+        assert made
+        with monkeypatch.context() as patched:
+            patched.setattr(made_write, "_written", lambda *_write: -errno.EBUSY)
+            answers = await asker.ask(blocks(30))
+        failed = [answer.errno for answer in answers]
+        first = failed.index(errno.EBUSY)
+        assert failed == [0] * first + [errno.EBUSY] + [errno.EIO] * (29 - first)
+        assert device_of(kernel).queue.standby.state is State.ON
+        assert device_of(kernel).stats.errors == {(errno.EBUSY, "write"): 1}
+        device_of(kernel).unflushed.give_up()  # or nobody may remove it
+
+
+async def test_at_the_bound_of_what_is_kept_he_waits_for_a_flush_as_everybody(
+    tmp_path: Path, asks: Ask, made: list[bool]
+) -> None:
+    bounds = Bounds(unflushed_bytes=8 * (BLOCK + CHANGE_BYTES))
+    async with served(tmp_path, bounds=bounds) as kernel:
+        answers = await asks(kernel).ask(blocks(200))
+        assert [answer.errno for answer in answers] == [0] * 200
+        assert device_of(kernel).unflushed.memory_bytes < bounds.unflushed_bytes
+        assert device_of(kernel).counters.bio_flush_out > 10
+        assert made
+
+
+class Hanging:
+    """From the first write of a thread on each waits for `released`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.released, self._really = threading.Event(), made_write._written
+        monkeypatch.setattr(made_write, "_written", self._written)
+        monkeypatch.setattr(alone_module, "STAND_IN_US", STAND_IN_US)
+
+    def _written(self, fd: int, data: bytes, offset: int) -> int:
+        assert self.released.wait(PATIENCE_S)
+        return self._really(fd, data, offset)
+
+
+async def until(is_true: Callable[[], object]) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while not is_true():
+            await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def left_behind(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Kernel, Asker, Hanging]]:
+    """A connection that goes on without the thread that it was served by, which hangs in a write."""
+    async with served(tmp_path) as kernel:
+        asker = asks(kernel)
+        await asker.ask(blocks(50))
+        assert made
+        hanging = Hanging(monkeypatch)
+        asker.begin(itertools.cycle(blocks(50, CLUSTER // 2)))  # not every thread begins in time
+        ring = kernel.connection._ring
+        assert ring is not None
+        await asker.go_on_until(lambda: ring.left_behind)
+        asker.stop()
+        try:
+            yield kernel, asker, hanging
+        finally:
+            hanging.released.set()
+            await until(lambda: not ring.left_behind)
+            if not kernel.connection.is_closed:
+                kernel.took_all()
+
+
+async def test_a_storage_that_hangs_keeps_nobody_waiting_but_who_writes_to_it(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with left_behind(tmp_path, asks, made, monkeypatch) as (kernel, asker, hanging):
+        assert len(asker.waiting) == 1
+        assert device_of(kernel).stats.in_flight == 1
+        async with served(tmp_path, "ploop1") as other:
+            assert [answer.errno for answer in await asks(other).ask(blocks(10))] == [0] * 10
+        unique = await kernel.ask(*read(0, 512))
+        assert (await kernel.answer(unique)).body == b"o" * 512
+        assert len(asker.waiting) == 1
+        hanging.released.set()
+        await asker.wait_answered()
+        assert {answer.errno for answer in kernel.answers} == {0}
+        await until(lambda: not device_of(kernel).stats.in_flight)
+        assert False in made
+
+
+async def test_what_is_written_to_it_meanwhile_is_the_kernels_to_write(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with left_behind(tmp_path, asks, made, monkeypatch) as (kernel, _asker, _hanging):
+        made.clear()
+        for number in range(3 * alone_module._ALONE):
+            assert (await kernel.call(*write(number * 512, b"k" * 512))).errno == 0
+        assert made == []
+
+
+async def test_an_answer_of_who_was_left_behind_goes_nowhere_when_the_connection_has_ended(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with left_behind(tmp_path, asks, made, monkeypatch) as (kernel, _asker, hanging):
+        fd = kernel.connection._fd
+        kernel.connection.close()
+        assert Path(f"/proc/self/fd/{fd}").readlink() == Path("/dev/null")
+        assert device_of(kernel).stats.in_flight == 1
+        hanging.released.set()
+        await until(lambda: not device_of(kernel).stats.in_flight)
+        await until(lambda: not kernel.connection._writes)
+        await until(lambda: not Path(f"/proc/self/fd/{fd}").exists())

@@ -1,0 +1,344 @@
+"""A thread in the event loop's place: real threads, a real ring and file; a storage hangs when the test says so."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from ploopfs.bounds import LEFT_BEHIND
+from ploopfs.engine import made_write
+from ploopfs.engine.left_to_loop import leave_to_loop
+from ploopfs.engine.ring import Ring, hear, ring_of_loop
+from ploopfs.engine.ring_write import Pieces, Reply
+from ploopfs.engine.stand_in import StandIn
+from tests.realparts import need
+
+PATIENCE_S = 60
+"""Only a failing test waits that long, or takes a thread that works for one that hangs."""
+SOON_S = 0.001
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    need(io_uring=True)
+
+
+@pytest.fixture
+async def ring() -> Ring:
+    ring = ring_of_loop()
+    assert ring is not None
+    return ring
+
+
+@pytest.fixture
+async def stand_in(ring: Ring) -> StandIn:
+    return StandIn(ring)
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT)
+    yield fd
+    os.close(fd)
+
+
+class Storage:
+    """After so many writes that pass, one hangs until it is `released`, and then it is done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, passes: int = 0) -> None:
+        self.hangs, self.released = threading.Event(), threading.Semaphore(0)
+        self._really, self._passes = made_write._written, passes
+        monkeypatch.setattr(made_write, "_written", self._written)
+
+    def _written(self, fd: int, data: bytes, offset: int) -> int:
+        if self._passes:
+            self._passes -= 1
+        else:
+            self.hangs.set()
+            assert self.released.acquire(timeout=PATIENCE_S)
+        return self._really(fd, data, offset)
+
+    def lend(self, stand_in: StandIn, work: Callable[[], bool]) -> bool:
+        """The loop's patience is over when the storage hangs, and not before."""
+        stand_in._answered = Patience(stand_in._answered, self.hangs)  # type: ignore[assignment]
+        self.hangs.clear()
+        return stand_in.lend(work, PATIENCE_S)
+
+
+class Patience:
+    """A lock that is not waited for any longer when something has happened."""
+
+    def __init__(self, lock: threading.Lock, happened: threading.Event) -> None:
+        self._lock, self._happened = lock, happened
+        self.release = lock.release
+
+    def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
+        if not blocking:
+            return self._lock.acquire(blocking=False)
+        assert timeout == PATIENCE_S
+        while not self._lock.acquire(timeout=SOON_S):
+            if self._happened.is_set():
+                return False
+        return True
+
+
+class Story:
+    """One write with its reply, as `StandIn.lend` takes it; what was `told` of it, and by whom."""
+
+    def __init__(self, stand_in: StandIn, fd: int, pieces: Pieces = ((0, b"first"), (5, b"second"))) -> None:
+        self.told: list[tuple[object, ...]] = []
+        self.by: set[int] = set()
+        self._stand_in, self._fd, self._pieces = stand_in, fd, pieces
+        self._start, end = os.pipe()
+        os.set_blocking(self._start, False)
+        self.reply = Reply(end, b"done", lambda result: self._tell("sent", result), stand_in)
+        self.loop = threading.get_ident()
+
+    def _tell(self, *what: object) -> None:
+        self.told.append(what)
+        self.by.add(threading.get_ident())
+
+    def __call__(self) -> bool:
+        """In the thread."""
+        self._stand_in.begin(self._fd, self._pieces, lambda *results: self._tell("ended", *results), self.reply)
+        assert self._stand_in.has_begun
+        return self._stand_in.make()
+
+    def replied(self) -> bytes:
+        try:
+            return os.read(self._start, 100)
+        except BlockingIOError:
+            return b""
+
+    def wait_replied(self) -> None:
+        """It blocks."""
+        os.set_blocking(self._start, True)
+        assert self.replied() == b"done"
+
+    def close(self) -> None:
+        os.close(self._start)
+        os.close(self.reply.fd)
+
+
+WHOLE = [("ended", 2, 6), ("sent", 4)]
+
+
+@pytest.fixture
+def story(stand_in: StandIn, fd: int) -> Iterator[Story]:
+    story = Story(stand_in, fd)
+    yield story
+    story.close()
+
+
+async def until(is_true: Callable[[], object]) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while not is_true():
+            await trio.lowlevel.checkpoint()
+
+
+async def test_it_works_in_the_loops_place_and_the_result_is_the_works(stand_in: StandIn) -> None:
+    threads, results = [], iter((True, False, True))
+
+    def work() -> bool:
+        threads.append(threading.get_ident())
+        return next(results)
+
+    assert [stand_in.lend(work, PATIENCE_S) for _each in range(3)] == [True, False, True]
+    stand_in.end()
+    assert len(set(threads)) == 1
+    assert threading.get_ident() not in threads
+
+
+async def test_what_only_the_loop_can_do_is_done_by_it_when_the_turn_has_ended_and_in_order(stand_in: StandIn) -> None:
+    done: list[object] = []
+    event = trio.Event()
+
+    async def wait(task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await event.wait()
+        done.append("woken")
+
+    def work() -> bool:
+        leave_to_loop(event.set)
+        leave_to_loop(lambda: done.append(threading.get_ident()))
+        done.append(stand_in.has_left)
+        return True
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(wait)
+        assert stand_in.lend(work, PATIENCE_S)
+        assert done == [True, threading.get_ident()]
+        assert not stand_in.has_left
+        leave_to_loop(lambda: done.append("here it is done now"))
+        assert done[2:] == ["here it is done now"]
+    assert done[3:] == ["woken"]
+    stand_in.end()
+
+
+async def test_a_write_is_made_and_answered_and_told_of_before_the_turn_ends(
+    story: Story, stand_in: StandIn, fd: int
+) -> None:
+    assert stand_in.lend(story, PATIENCE_S)
+    assert (story.told, story.replied(), os.pread(fd, 100, 0)) == (WHOLE, b"done", b"firstsecond")
+    assert story.reply.is_left
+    assert story.loop not in story.by
+    assert not stand_in.has_begun
+    stand_in.end()
+
+
+@pytest.mark.parametrize(
+    ("failing", "told", "content"),
+    [(0, (0, -errno.EBUSY), b""), (1, (1, -errno.EBUSY), b"first")],
+    ids=["the first piece", "the second piece"],
+)
+async def test_after_a_piece_that_fails_nothing_more_is_done_nor_answered_and_the_loop_tells_of_it(
+    story: Story,
+    stand_in: StandIn,
+    fd: int,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: int,
+    told: tuple[int, int],
+    content: bytes,
+) -> None:
+    really, calls = made_write._written, iter(range(2))
+    monkeypatch.setattr(
+        made_write, "_written", lambda *write: -errno.EBUSY if next(calls) == failing else really(*write)
+    )
+    assert stand_in.lend(story, PATIENCE_S)
+    assert story.told == [("ended", *told), ("sent", -errno.ECANCELED)]
+    assert (story.replied(), os.pread(fd, 100, 0)) == (b"", content)
+    assert story.by == {story.loop}
+    stand_in.end()
+
+
+async def test_a_short_write_is_no_success(stand_in: StandIn, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made_write, "_written", lambda _fd, data, _offset: len(data) - 1)
+    assert stand_in.lend(story, PATIENCE_S)
+    assert story.told == [("ended", 0, 4), ("sent", -errno.ECANCELED)]
+    stand_in.end()
+
+
+async def test_an_answer_that_nobody_takes_is_told_as_such(stand_in: StandIn, story: Story, fd: int) -> None:
+    os.close(story._start)
+    assert stand_in.lend(story, PATIENCE_S)
+    assert (story.told, os.pread(fd, 100, 0)) == ([("ended", 2, 6), ("sent", -errno.EPIPE)], b"firstsecond")
+    assert story.by == {story.loop}
+    story._start = os.open(os.devnull, os.O_RDONLY)
+    stand_in.end()
+
+
+async def test_the_loop_goes_on_without_who_hangs_and_hears_of_the_write_when_it_has_ended(
+    ring: Ring, stand_in: StandIn, story: Story, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(monkeypatch, passes=1)
+    assert not storage.lend(stand_in, story)
+    assert stand_in.is_left_behind
+    [made] = ring.left_behind
+    assert (story.told, made.write.is_under_way(), story.replied()) == ([], True, b"")
+    stand_in.end()  # is nothing any more
+    storage.released.release()
+    await until(lambda: story.told == WHOLE)
+    assert (ring.left_behind, story.by) == ([], {story.loop})
+    assert (os.pread(fd, 100, 0), story.replied()) == (b"firstsecond", b"done")
+
+
+async def test_of_what_is_acknowledged_by_who_was_left_behind_hears_who_looks(
+    ring: Ring, stand_in: StandIn, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(monkeypatch)
+    assert not storage.lend(stand_in, story)
+    for _piece in range(2):
+        storage.released.release()
+    story.wait_replied()  # no turn of the event loop: nobody here is told by himself
+    assert story.told == []
+    hear()
+    assert story.told[0] == WHOLE[0]
+    await until(lambda: story.told == WHOLE)
+    assert not ring.left_behind
+
+
+async def test_who_was_left_behind_before_it_began_never_begins(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[Callable[[], None]] = []
+    monkeypatch.setattr(trio.lowlevel, "start_thread_soon", lambda serve, *_others: threads.append(serve))
+    stand_in, worked = StandIn(ring), []
+    assert not stand_in.lend(lambda: bool(worked.append("worked")), SOON_S)  # type: ignore[func-returns-value]
+    assert stand_in.is_left_behind
+    assert ring.left_behind == []
+    threads[0]()
+    assert worked == []
+
+
+@pytest.mark.expects_warnings
+async def test_a_bug_in_the_work_is_logged_and_ends_the_turn(
+    stand_in: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug() -> bool:
+        raise ZeroDivisionError
+
+    assert not stand_in.lend(bug, PATIENCE_S)
+    assert "ZeroDivisionError" in caplog.text
+    assert stand_in.lend(lambda: True, PATIENCE_S)
+    stand_in.end()
+
+
+@pytest.mark.expects_warnings
+async def test_a_bug_in_what_is_left_to_the_loop_is_logged_and_the_rest_is_done(
+    stand_in: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    done: list[bool] = []
+
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    def work() -> bool:
+        leave_to_loop(bug)
+        leave_to_loop(lambda: done.append(True))
+        return True
+
+    assert stand_in.lend(work, PATIENCE_S)
+    assert "ZeroDivisionError" in caplog.text
+    assert done == [True]
+    stand_in.end()
+
+
+async def test_while_so_many_hang_nobody_stands_in_any_more(
+    ring: Ring, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, stories = Storage(monkeypatch), []
+    for _each in range(LEFT_BEHIND):
+        assert StandIn.may_begin(ring)
+        stand_in = StandIn(ring)
+        stories.append(Story(stand_in, fd, ((0, b"x"),)))
+        assert not storage.lend(stand_in, stories[-1])
+    assert not StandIn.may_begin(ring)
+    storage.released.release()
+    await until(lambda: StandIn.may_begin(ring))
+    for _each in range(LEFT_BEHIND - 1):
+        storage.released.release()
+    await until(lambda: not ring.left_behind)
+    assert all(story.told == [("ended", 1, 1), ("sent", 4)] for story in stories)
+    for story in stories:
+        story.close()
+
+
+def test_the_end_of_the_loop_waits_for_nobody_who_was_left_behind(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(monkeypatch, passes=1)
+    stories: list[Story] = []
+
+    async def leave() -> None:
+        ring = ring_of_loop()
+        assert ring is not None
+        stand_in = StandIn(ring)
+        stories.append(Story(stand_in, fd))
+        assert not storage.lend(stand_in, stories[0])
+
+    trio.run(leave)
+    storage.released.release()
+    stories[0].wait_replied()
+    assert os.pread(fd, 100, 0) == b"firstsecond"
+    assert stories[0].told == []
+    stories[0].close()
