@@ -159,7 +159,7 @@ class Connection:
             if self._waiting or self._fd < 0:
                 return False  # who waits in a task needs the event loop
             has_answered = self._ring is not None and self._ring.deliver()
-            if self._is_for_stand_in:
+            if has_answered and self._is_for_stand_in:
                 return True
             if self._drain() or has_answered:
                 quick_ns = time.monotonic_ns() + _POLL_NS
