@@ -21,6 +21,8 @@ class Alone:
     """`take` reads one request, which was `asked` for, and answers it or begins a write by the stand-in; False if it is
     for the event loop, and left to it. Nobody stands in without a `ring`, to which several writes are left."""
 
+    __slots__ = ("_asked", "_stand_in", "_take", "_writes", "ring")
+
     def __init__(self, asked: select.poll, take: Callable[[StandIn], bool]) -> None:
         self.ring: Ring | None = None
         self._asked, self._take = asked, take

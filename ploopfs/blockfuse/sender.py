@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 class Sender:
     """To `fd`, until it is `closed`. Each answer names the request by its `unique`."""
 
+    __slots__ = ("_fd",)
+
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
