@@ -39,7 +39,9 @@ class Alone:
 
     @property
     def is_due(self) -> bool:
-        return self._writes >= _ALONE and self.ring is not None and StandIn.may_begin(self.ring)
+        if self._writes < _ALONE or self.ring is None:
+            return False
+        return self.ring.can_link and StandIn.may_begin(self.ring)  # else no answer is left to who writes
 
     def serve(self) -> bool:
         """A turn; False if nothing more is asked, or the loop is better at it."""

@@ -21,6 +21,7 @@ from trio.lowlevel import RunVar
 
 from ploopfs.bounds import MAX_DEVICES, RING_WRITES
 from ploopfs.engine.cpus import Apart, two_cpus
+from ploopfs.engine.left_to_loop import leave_to_loop
 from ploopfs.engine.made_write import Made
 from ploopfs.engine.ring_write import Ended, Pieces, Reply, Write
 
@@ -159,7 +160,7 @@ class Ring:
             self._hold_rest()
         if self._gathered and not self._is_submitting:
             self._is_submitting = True
-            trio.lowlevel.spawn_system_task(self._submit_rest)
+            leave_to_loop(partial(trio.lowlevel.spawn_system_task, self._submit_rest))
 
     def _hold_rest(self) -> None:
         """Of a write of which the kernel has taken the beginning alone: it would wait for nothing with the rest. Those

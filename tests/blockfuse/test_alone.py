@@ -191,6 +191,10 @@ async def test_without_a_ring_or_with_several_at_a_time_nobody_stands_in(
         assert [answer.errno for answer in answers] == [0] * 100
         assert len(made) <= 2 * alone_module._ALONE
         made.clear()
+        ring = kernel.connection._alone.ring
+        assert ring is not None
+        monkeypatch.setattr(ring, "can_link", False)
+        await Asker(kernel, monkeypatch).ask(blocks(100))
         kernel.connection._alone.ring = None
         await Asker(kernel, monkeypatch).ask(blocks(100))
         assert made == []
