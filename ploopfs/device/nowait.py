@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 Written = Callable[[Callable[[], Awaitable[None]] | None], None]
 """Hears once how a write has ended, in the event loop: None, it is acknowledged; else when this has been awaited, or it
-is refused with what that raises. It raises nothing and waits for nothing."""
+is refused with what that raises. It raises nothing and waits for nothing, and hears of success as `Answered` does."""
 
 
 def run_nowait(

@@ -21,7 +21,8 @@ VOUCHING = CHANGES | {"fsync"}
 Buffer = bytes | bytearray | memoryview
 
 Answered = Callable[[BackendError | None], None]
-"""Hears once how an operation has ended, None for success, in the event loop; it raises and waits for nothing."""
+"""Hears once how an operation has ended, None for success, in the event loop; it raises and waits for nothing. Of
+success a thread may tell it that stands in for the loop: what only that can do is left to it (left_to_loop.py)."""
 
 
 class File(Protocol):

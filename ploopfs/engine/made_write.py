@@ -13,14 +13,13 @@ from ploopfs.engine.ring_write import Ended, Pieces, Reply, Write
 class Made:
     """`ended`, `reply` and `write` are those of `Ring.begin`."""
 
-    def __init__(self, fd: int, pieces: Pieces, ended: Ended, reply: Reply | None) -> None:
+    def __init__(self, fd: int, pieces: Pieces, ended: Ended, reply: Reply) -> None:
         self._fd, self._pieces, self._reply = fd, pieces, reply
         self.write = Write([], [len(data) for _, data in pieces], ended, reply)
         self._results: list[int] | None = None
         self._replied: int | None = None
         self._told = 0
-        if reply is not None:
-            reply.is_left = True
+        reply.is_left = True
 
     @property
     def has_succeeded(self) -> bool:
@@ -35,21 +34,17 @@ class Made:
             is_whole = result == len(data)
             results.append(result)
         self._results = results  # before anybody may know
-        if self._reply is not None:
-            self._replied = _replied(self._reply) if is_whole else -errno.ECANCELED
+        self._replied = _replied(self._reply) if is_whole else -errno.ECANCELED
 
-    def tell(self) -> None:
-        """Whoever waits for what has ended by now, once for each part."""
+    def tell(self) -> bool:
+        """Whoever waits for what has ended by now, once for each part; whether that is all."""
         if self._results is None:
-            return
+            return False
         results = self._results if self._replied is None else [*self._results, self._replied]
         while self._told < len(results):
             part = self._told
             self._told += 1
             self.write.end(part, results[part])
-
-    @property
-    def is_over(self) -> bool:
         return self.write.is_over
 
 

@@ -27,7 +27,7 @@ from ploopfs.engine.given_up import Change, GivenUp
 from ploopfs.engine.late import Hop, Opening
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.engine.ring import Ring, ring_of_loop
-from ploopfs.engine.ring_write import Maker, Pieces, Reply, Write
+from ploopfs.engine.ring_write import Pieces, Reply, Write
 from ploopfs.engine.storage import Identity, storage_of
 from ploopfs.engine.workers import Lane, Workers
 from ploopfs.errors import BackendError
@@ -150,8 +150,10 @@ class OsFile:
 
         try:
             reply = reply if ring.can_link else None
-            maker: Maker = ring if reply is None or reply.maker is None else reply.maker
-            write = maker.begin(self._fd, pieces, ended, reply)
+            if reply is not None and reply.maker is not None:
+                write = reply.maker.begin(self._fd, pieces, ended, reply)
+            else:
+                write = ring.begin(self._fd, pieces, ended, reply)
         except BlockingIOError:
             return False
         self._soon.add(write)

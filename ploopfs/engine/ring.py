@@ -217,12 +217,7 @@ class Ring:
                 self._in_flight -= 1
                 part = number % _PARTS
                 write = self._writes[number - part]
-                try:
-                    is_over = write.end(part, result)
-                except Exception:
-                    log.exception("who was told of a write's end met a bug")
-                    is_over = write.is_over
-                if is_over:
+                if write.end(part, result):
                     del self._writes[number - part]
             tail = self._words[self._cq_tail]
             if self._delivered == tail:
@@ -231,11 +226,7 @@ class Ring:
     def _tell_of_left_behind(self) -> None:
         """Of what threads make that the event loop did not wait for."""
         for made in tuple(self.left_behind):
-            try:
-                made.tell()
-            except Exception:
-                log.exception("who was told of a write's end met a bug")
-            if made.is_over:
+            if made.tell():
                 self.left_behind.remove(made)
 
     def _clear_event(self) -> None:

@@ -4,11 +4,14 @@ Knows nothing of how it is asked for. Invariant: who waits for it hears once, wh
 """
 
 import errno
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task
+
+log = logging.getLogger(__name__)
 
 Pieces = Sequence[tuple[int, bytes | bytearray | memoryview]]
 """Offsets, and the bytes that belong there; each is written when those before it have been."""
@@ -23,9 +26,9 @@ def _told(_full: int, _result: int) -> None:
 
 
 class Maker(Protocol):
-    """Who makes writes: the ring does."""
+    """Who makes a write, and sends its reply, in the ring's place."""
 
-    def begin(self, fd: int, pieces: Pieces, ended: Ended, reply: "Reply | None" = None) -> "Write": ...
+    def begin(self, fd: int, pieces: Pieces, ended: Ended, reply: "Reply") -> "Write": ...
 
 
 class Reply:
@@ -72,19 +75,22 @@ class Write:
 
     def end(self, part: int, result: int) -> bool:
         """Of a piece, or of the reply behind them; whether nothing of it is under way any more."""
-        if part == len(self._lengths):
-            assert self._reply is not None
-            reply, self._reply = self._reply, None
-            reply.sent(result)
-            return self.is_over
-        if result != self._lengths[part] and part < self._full:
-            self._full, self._result = part, result
-        self._begun -= 1
-        if not self._begun:
-            ended, self._ended, self._holds = self._ended, _told, []  # who is told may know this
-            ended(self._full, self._result)
-            if self._task is not None and not self._begun:
-                trio.lowlevel.reschedule(self._task)
+        try:
+            if part == len(self._lengths):
+                assert self._reply is not None
+                reply, self._reply = self._reply, None
+                reply.sent(result)
+                return self.is_over
+            if result != self._lengths[part] and part < self._full:
+                self._full, self._result = part, result
+            self._begun -= 1
+            if not self._begun:
+                ended, self._ended, self._holds = self._ended, _told, []  # who is told may know this
+                ended(self._full, self._result)
+                if self._task is not None and not self._begun:
+                    trio.lowlevel.reschedule(self._task)
+        except Exception:
+            log.exception("who was told of a write's end met a bug")
         return self.is_over
 
     def follows(self, part: int) -> bool:

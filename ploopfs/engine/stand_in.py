@@ -97,7 +97,7 @@ class StandIn:
         finally:
             THREAD.left = None
 
-    def begin(self, fd: int, pieces: Pieces, ended: Ended, reply: Reply | None = None) -> Write:
+    def begin(self, fd: int, pieces: Pieces, ended: Ended, reply: Reply) -> Write:
         """As `Ring.begin`; it happens in `make`."""
         assert self._made is None
         made = self._made = Made(fd, pieces, ended, reply)

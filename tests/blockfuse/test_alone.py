@@ -27,17 +27,15 @@ from ploopfs.device.unflushed import CHANGE_BYTES
 from ploopfs.engine import made_write
 from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.stand_in import StandIn
-from ploopfs.scst.module import Scst
 from tests.blockfuse import kernel as fuse
-from tests.blockfuse.kernel import U32, U64, Kernel, connected, packed, transfer
-from tests.device.rig import CLUSTER, DISK_BYTES, cluster_of, image
+from tests.blockfuse.kernel import U32, U64, Kernel, packed, transfer
+from tests.blockfuse.test_replies import real
+from tests.device.rig import CLUSTER, DISK_BYTES, cluster_of
+from tests.engine.test_ring import PATIENCE_S, until
 from tests.realparts import need
 
 CONTENT = b"".join(map(cluster_of, (b"o", b"\0", b"t", b"\0", b"\0", b"\0")))
 BLOCK = 4096
-PATIENCE_S = 60
-"""Only a failing test waits that long, or takes a thread that works for one that hangs."""
-
 Request = tuple[int, bytes]
 """Its opcode and its body."""
 
@@ -56,22 +54,6 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     monkeypatch.setattr(StandIn, "make", make)
     monkeypatch.setattr(alone_module, "STAND_IN_US", PATIENCE_S * 1_000_000)
     return entries
-
-
-@asynccontextmanager
-async def served(tmp_path: Path, name: str = "ploop0", bounds: Bounds | None = None) -> AsyncIterator[Kernel]:
-    """A file of a disk is open as 1; both fuses are in."""
-    path = tmp_path / f"{name}.hds"
-    path.write_bytes(image({0: b"o", 2: b"t"}).build())
-    registry = Registry()
-    scst = Scst(registry)
-    device = await registry.add(name, flavour=VZ7, image=[str(path)], files=OsFiles(), bounds=bounds or Bounds())
-    scst.load()
-    scst.attach(device)
-    async with connected(device) as kernel:
-        assert await kernel.open() == 1
-        yield kernel
-    await registry.remove(name)
 
 
 def device_of(kernel: Kernel) -> Device:
@@ -167,7 +149,7 @@ def blocks(count: int, at: int = 0) -> list[Request]:
 async def test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_with_his_last(
     tmp_path: Path, asks: Ask, made: list[bool]
 ) -> None:
-    async with served(tmp_path) as kernel:
+    async with real(tmp_path) as kernel:
         answers = await asks(kernel).ask(blocks(100))
         assert [answer.number(width=U32) for answer in answers] == [BLOCK] * 100
         assert made == [True] * len(made)
@@ -186,7 +168,7 @@ async def test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_wi
 async def test_without_a_ring_or_with_several_at_a_time_nobody_stands_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[bool]
 ) -> None:
-    async with served(tmp_path) as kernel:
+    async with real(tmp_path) as kernel:
         answers = await Asker(kernel, monkeypatch, at_a_time=4).ask(blocks(100))
         assert [answer.errno for answer in answers] == [0] * 100
         assert len(made) <= 2 * alone_module._ALONE
@@ -203,7 +185,7 @@ async def test_without_a_ring_or_with_several_at_a_time_nobody_stands_in(
 async def test_what_the_ring_has_to_write_after_a_thread_has_served_is_handed_over(
     tmp_path: Path, asks: Ask, made: list[bool]
 ) -> None:
-    async with served(tmp_path) as kernel:
+    async with real(tmp_path) as kernel:
         await asks(kernel).ask(blocks(50))
         assert made
         assert kernel.connection._ring is not None
@@ -213,7 +195,7 @@ async def test_what_the_ring_has_to_write_after_a_thread_has_served_is_handed_ov
 async def test_who_waits_for_another_request_meanwhile_is_not_served_by_a_thread(
     tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with served(tmp_path) as kernel:
+    async with real(tmp_path) as kernel:
         device, released = device_of(kernel), trio.Event()
 
         async def flush() -> None:
@@ -258,7 +240,7 @@ async def test_whatever_he_asks_for_the_answers_are_the_same_and_so_is_the_disk_
     monkeypatch.setattr(alone_module, "_ALONE", 1 + seed % 3)
     requests, bodies, content = story(seed)
     bounds = Bounds(unflushed_bytes=64 << 10) if seed % 2 else Bounds()
-    async with served(tmp_path, bounds=bounds) as kernel:
+    async with real(tmp_path, bounds=bounds) as kernel:
         answers = await asks(kernel).ask(requests)
         for number, (answer, body) in enumerate(zip(answers, bodies, strict=True)):
             is_same = body is None or answer.body == body
@@ -276,7 +258,7 @@ async def test_whatever_he_asks_for_the_answers_are_the_same_and_so_is_the_disk_
 async def test_a_write_that_fails_is_judged_as_any_and_the_next_one_is_refused(
     tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with served(tmp_path) as kernel:
+    async with real(tmp_path) as kernel:
         asker = asks(kernel)
         await asker.ask(blocks(50))
         assert made
@@ -295,7 +277,7 @@ async def test_at_the_bound_of_what_is_kept_he_waits_for_a_flush_as_everybody(
     tmp_path: Path, asks: Ask, made: list[bool]
 ) -> None:
     bounds = Bounds(unflushed_bytes=8 * (BLOCK + CHANGE_BYTES))
-    async with served(tmp_path, bounds=bounds) as kernel:
+    async with real(tmp_path, bounds=bounds) as kernel:
         answers = await asks(kernel).ask(blocks(200))
         assert [answer.errno for answer in answers] == [0] * 200
         assert device_of(kernel).unflushed.memory_bytes < bounds.unflushed_bytes
@@ -316,18 +298,12 @@ class Hanging:
         return self._really(fd, data, offset)
 
 
-async def until(is_true: Callable[[], object]) -> None:
-    with trio.fail_after(PATIENCE_S):
-        while not is_true():
-            await trio.lowlevel.checkpoint()
-
-
 @asynccontextmanager
 async def left_behind(
     tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Kernel, Asker, Hanging]]:
     """A connection that goes on without the thread that it was served by, which hangs in a write."""
-    async with served(tmp_path) as kernel:
+    async with real(tmp_path) as kernel:
         asker = asks(kernel)
         await asker.ask(blocks(50))
         assert made
@@ -352,7 +328,7 @@ async def test_a_storage_that_hangs_keeps_nobody_waiting_but_who_writes_to_it(
     async with left_behind(tmp_path, asks, made, monkeypatch) as (kernel, asker, hanging):
         assert len(asker.waiting) == 1
         assert device_of(kernel).stats.in_flight == 1
-        async with served(tmp_path, "ploop1") as other:
+        async with real(tmp_path, "ploop1") as other:
             assert [answer.errno for answer in await asks(other).ask(blocks(10))] == [0] * 10
         unique = await kernel.ask(*read(0, 512))
         assert (await kernel.answer(unique)).body == b"o" * 512

@@ -12,6 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ploopfs.blockfuse import connection as connection_module
+from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7
 from ploopfs.device.registry import Registry
@@ -141,18 +142,18 @@ async def test_a_connection_without_replies_under_way_is_closed_at_once(rig: Rig
 
 
 @asynccontextmanager
-async def real(tmp_path: Path) -> AsyncIterator[Kernel]:
+async def real(tmp_path: Path, name: str = "ploop0", bounds: Bounds = DEFAULT_BOUNDS) -> AsyncIterator[Kernel]:
     """On a file of this machine; both fuses are in."""
-    path = tmp_path / "top.hds"
+    path = tmp_path / f"{name}.hds"
     path.write_bytes(image({0: b"o", 2: b"t"}).build())
     registry = Registry()
     scst = Scst(registry)
-    device = await registry.add("ploop0", flavour=VZ7, image=[str(path)], files=OsFiles())
+    device = await registry.add(name, flavour=VZ7, image=[str(path)], files=OsFiles(), bounds=bounds)
     scst.load()
     scst.attach(device)
     async with serving(device) as kernel:
         yield kernel
-    await registry.remove("ploop0")
+    await registry.remove(name)
 
 
 @pytest.mark.parametrize("how", ["linked", "one by one", "no ring"])

@@ -31,12 +31,7 @@ from tests.realparts import need
 
 __all__ = ["fd", "path", "pipe", "ring", "short_files"]
 _FEATURES_AT, _FLAGS_AT = 20, 8
-_LINKED = 1 << 2
 PAGE = os.sysconf("SC_PAGESIZE")
-
-
-def told_of_nothing(_full: int, _result: int) -> None:
-    """Who waits hears it."""
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import trio
@@ -15,10 +14,10 @@ from ploopfs.engine.left_to_loop import leave_to_loop
 from ploopfs.engine.ring import Ring, hear, ring_of_loop
 from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.engine.stand_in import StandIn
+from tests.engine.test_ring import PATIENCE_S, fd, path, ring, until
 from tests.realparts import need
 
-PATIENCE_S = 60
-"""Only a failing test waits that long, or takes a thread that works for one that hangs."""
+__all__ = ["fd", "path", "ring"]
 SOON_S = 0.001
 
 
@@ -28,22 +27,13 @@ def _needs() -> None:
 
 
 @pytest.fixture
-async def ring() -> Ring:
-    ring = ring_of_loop()
-    assert ring is not None
-    return ring
-
-
-@pytest.fixture
 async def stand_in(ring: Ring) -> StandIn:
     return StandIn(ring)
 
 
-@pytest.fixture
-def fd(tmp_path: Path) -> Iterator[int]:
-    fd = os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT)
-    yield fd
-    os.close(fd)
+def content_of(fd: int) -> bytes:
+    """Zeroes are what nobody has written."""
+    return os.pread(fd, 1 << 16, 0).rstrip(b"\0")
 
 
 class Storage:
@@ -134,12 +124,6 @@ def story(stand_in: StandIn, fd: int) -> Iterator[Story]:
     story.close()
 
 
-async def until(is_true: Callable[[], object]) -> None:
-    with trio.fail_after(PATIENCE_S):
-        while not is_true():
-            await trio.lowlevel.checkpoint()
-
-
 async def test_it_works_in_the_loops_place_and_the_result_is_the_works(stand_in: StandIn) -> None:
     threads, results = [], iter((True, False, True))
 
@@ -183,7 +167,7 @@ async def test_a_write_is_made_and_answered_and_told_of_before_the_turn_ends(
     story: Story, stand_in: StandIn, fd: int
 ) -> None:
     assert stand_in.lend(story, PATIENCE_S)
-    assert (story.told, story.replied(), os.pread(fd, 100, 0)) == (WHOLE, b"done", b"firstsecond")
+    assert (story.told, story.replied(), content_of(fd)) == (WHOLE, b"done", b"firstsecond")
     assert story.reply.is_left
     assert story.loop not in story.by
     assert not stand_in.has_begun
@@ -210,7 +194,7 @@ async def test_after_a_piece_that_fails_nothing_more_is_done_nor_answered_and_th
     )
     assert stand_in.lend(story, PATIENCE_S)
     assert story.told == [("ended", *told), ("sent", -errno.ECANCELED)]
-    assert (story.replied(), os.pread(fd, 100, 0)) == (b"", content)
+    assert (story.replied(), content_of(fd)) == (b"", content)
     assert story.by == {story.loop}
     stand_in.end()
 
@@ -225,7 +209,7 @@ async def test_a_short_write_is_no_success(stand_in: StandIn, story: Story, monk
 async def test_an_answer_that_nobody_takes_is_told_as_such(stand_in: StandIn, story: Story, fd: int) -> None:
     os.close(story._start)
     assert stand_in.lend(story, PATIENCE_S)
-    assert (story.told, os.pread(fd, 100, 0)) == ([("ended", 2, 6), ("sent", -errno.EPIPE)], b"firstsecond")
+    assert (story.told, content_of(fd)) == ([("ended", 2, 6), ("sent", -errno.EPIPE)], b"firstsecond")
     assert story.by == {story.loop}
     story._start = os.open(os.devnull, os.O_RDONLY)
     stand_in.end()
@@ -243,7 +227,7 @@ async def test_the_loop_goes_on_without_who_hangs_and_hears_of_the_write_when_it
     storage.released.release()
     await until(lambda: story.told == WHOLE)
     assert (ring.left_behind, story.by) == ([], {story.loop})
-    assert (os.pread(fd, 100, 0), story.replied()) == (b"firstsecond", b"done")
+    assert (content_of(fd), story.replied()) == (b"firstsecond", b"done")
 
 
 async def test_of_what_is_acknowledged_by_who_was_left_behind_hears_who_looks(
@@ -339,6 +323,6 @@ def test_the_end_of_the_loop_waits_for_nobody_who_was_left_behind(fd: int, monke
     trio.run(leave)
     storage.released.release()
     stories[0].wait_replied()
-    assert os.pread(fd, 100, 0) == b"firstsecond"
+    assert content_of(fd) == b"firstsecond"
     assert stories[0].told == []
     stories[0].close()

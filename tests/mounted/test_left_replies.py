@@ -88,10 +88,10 @@ def open_files(daemon: Daemon) -> Counter[str]:
     return Counter(os.readlink(fd) for fd in fds.iterdir() if fd.is_symlink())
 
 
-@pytest.mark.parametrize("kind", [EXT4, XFS], ids=["ext4", "xfs"])
-def test_a_storage_that_lets_no_write_end_keeps_nobody_from_being_cut_off_and_its_replies_go_nowhere(
-    tmp_path: Path, kind: FileSystem
-) -> None:
+@contextmanager
+def beside_one_to_freeze(tmp_path: Path, kind: FileSystem) -> Iterator[tuple[Daemon, Path]]:
+    """A daemon with a disk on a file system of its own, which may be frozen, and ploop1 on another one; both are closed
+    clean in the end."""
     commands = ("fsfreeze", kind.make[0], "losetup")
     need(commands=commands, loop=True, root=True, file_systems=(kind.name,), io_uring=True)
     (tmp_path / "store").write_bytes(b"")
@@ -102,29 +102,26 @@ def test_a_storage_that_lets_no_write_end_keeps_nobody_from_being_cut_off_and_it
             disk = make_disk(place / "disk", size_bytes=4 * MIB)
             healthy = make_disk(tmp_path / "healthy", size_bytes=4 * MIB, seed=2)
             with serving_own(tmp_path, device(disk.directory), device(healthy.directory, "ploop1")) as daemon:
-                _cut_off(daemon, place)
+                yield daemon, place
                 assert daemon.end() == Exit.OK
             assert_closed(disk.top)
             assert_closed(healthy.top)
 
 
 @pytest.mark.parametrize("kind", [EXT4, XFS], ids=["ext4", "xfs"])
+def test_a_storage_that_lets_no_write_end_keeps_nobody_from_being_cut_off_and_its_replies_go_nowhere(
+    tmp_path: Path, kind: FileSystem
+) -> None:
+    with beside_one_to_freeze(tmp_path, kind) as (daemon, place):
+        _cut_off(daemon, place)
+
+
+@pytest.mark.parametrize("kind", [EXT4, XFS], ids=["ext4", "xfs"])
 def test_a_thread_that_hangs_in_a_write_to_a_frozen_store_keeps_nobody_waiting_but_who_writes_there(
     tmp_path: Path, kind: FileSystem
 ) -> None:
-    need(commands=("fsfreeze", kind.make[0], "losetup"), loop=True, root=True, file_systems=(kind.name,), io_uring=True)
-    (tmp_path / "store").write_bytes(b"")
-    os.truncate(tmp_path / "store", kind.disk_bytes)
-    with looped(tmp_path / "store", direct_io=False) as block:
-        run(*kind.make, block)
-        with mounted(block, tmp_path / "frozen") as place:
-            disk = make_disk(place / "disk", size_bytes=4 * MIB)
-            healthy = make_disk(tmp_path / "healthy", size_bytes=4 * MIB, seed=2)
-            with serving_own(tmp_path, device(disk.directory), device(healthy.directory, "ploop1")) as daemon:
-                _freeze_a_writer(daemon, place)
-                assert daemon.end() == Exit.OK
-            assert_closed(disk.top)
-            assert_closed(healthy.top)
+    with beside_one_to_freeze(tmp_path, kind) as (daemon, place):
+        _freeze_a_writer(daemon, place)
 
 
 def _freeze_a_writer(daemon: Daemon, place: Path) -> None:
