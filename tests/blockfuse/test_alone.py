@@ -26,6 +26,7 @@ from ploopfs.device.standby import State
 from ploopfs.device.unflushed import CHANGE_BYTES
 from ploopfs.engine import made_write
 from ploopfs.engine.os_file import OsFiles
+from ploopfs.engine.ring import Ring
 from ploopfs.engine.stand_in import StandIn
 from tests.blockfuse import kernel as fuse
 from tests.blockfuse.kernel import U32, U64, Kernel, packed, transfer
@@ -182,14 +183,22 @@ async def test_without_a_ring_or_with_several_at_a_time_nobody_stands_in(
         assert made == []
 
 
-async def test_what_the_ring_has_to_write_after_a_thread_has_served_is_handed_over(
-    tmp_path: Path, asks: Ask, made: list[bool]
+async def test_a_thread_begins_nothing_for_the_ring_that_somebody_else_would_have_to_hand_over(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nobody does when the connection ends just then, and a close would wait for ever."""
+    gathering: list[int] = []
+    really = Ring.gather
+
+    def gather(ring: Ring) -> None:
+        gathering.append(threading.get_ident())
+        really(ring)
+
+    monkeypatch.setattr(Ring, "gather", gather)
     async with real(tmp_path) as kernel:
         await asks(kernel).ask(blocks(50))
         assert made
-        assert kernel.connection._ring is not None
-        assert not kernel.connection._ring.is_gathering
+        assert set(gathering) == {threading.get_ident()}
 
 
 async def test_who_waits_for_another_request_meanwhile_is_not_served_by_a_thread(

@@ -772,7 +772,7 @@ MUTANTS = (
         "keep what a thread leaves for the ring until somebody asks for more", "blockfuse/connection.py",
         "        if self._ring is not None and self._maker is None:\n", "        if self._ring is not None:\n",
         "blockfuse/test_alone.py",
-        "test_what_the_ring_has_to_write_after_a_thread_has_served_is_handed_over",
+        "test_a_thread_begins_nothing_for_the_ring_that_somebody_else_would_have_to_hand_over",
     ),
     _bug(
         "let a thread serve whose writes lie beside others", "blockfuse/connection.py",
