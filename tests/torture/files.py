@@ -23,6 +23,9 @@ SIZES = (1, 700, 4096, 30_000, 150_000)
 BLOCK_BYTES = 4096
 """What O_DIRECT is aligned to."""
 
+SMALLEST_BLOCK_BYTES = 1024
+"""Of a file system: to a multiple of its own e2fsck sets a size that was ahead of a truncation's end."""
+
 Content = bytes | None
 """None is a file that is not there."""
 
@@ -157,10 +160,16 @@ class User:
                 os.fsync(fd)
 
         def may_be(found: Content) -> bool:
-            """The rest of the last block is made zero before the size is changed."""
-            if found is None or len(found) not in (len(old), len(new)) or not found.startswith(new):
+            """The rest of the last block is made zero before the size is changed. Of blocks that were not yet given
+            up when it was cut short e2fsck makes the file's again."""
+            if found is None or not found.startswith(new):
                 return False
-            return all(byte in (0, before) for byte, before in zip(found[len(new) :], old[len(new) :], strict=False))
+            ends_old = -len(old) % SMALLEST_BLOCK_BYTES
+            is_mended = len(found) % SMALLEST_BLOCK_BYTES == 0 and len(found) <= len(old) + ends_old
+            if len(found) not in (len(old), len(new)) and not is_mended:
+                return False
+            before = old[len(new) :] + bytes(ends_old)
+            return all(byte in (0, kept) for byte, kept in zip(found[len(new) :], before, strict=False))
 
         return Operation("truncate", call, new, may_be)
 

@@ -2,7 +2,7 @@
 
 With `hold` the file system never notices an outage. With `fail`, and whenever the daemon ends under it, it gives up:
 then it is unmounted and mounted again, as an operator would. Invariant: whenever it is not mounted its own check finds
-nothing, and whatever fsync has acknowledged is there.
+nothing but a deletion that was cut short, and whatever fsync has acknowledged is there.
 """
 
 from collections import Counter
@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 from tests.mounted.blocks import FileSystem, looped, mounted, run
+from tests.torture import cut_short
 from tests.torture.board import Board, users
 from tests.torture.faults import Fault, faults_on
 from tests.torture.files import User
@@ -28,19 +29,19 @@ GIVES_UP = ("EIO", "EROFS", "ENOTCONN", "EBUSY", "EUCLEAN", "ESHUTDOWN")
 
 
 class Mounted:
-    """Of a disk that comes and goes."""
+    """Of a disk that comes and goes. `block` is its loop device."""
 
     def __init__(self, system: FileSystem, running: Scene, *, direct_io: bool) -> None:
         self.place = running.place / "fs"
         self._system, self._scene, self._direct_io = system, running, direct_io
-        self._loop = Path()
+        self.block = Path()
         self._mounted, self._looped = ExitStack(), ExitStack()
 
     def make(self) -> None:
         run(*self._system.make, self._scene.served.disk)
 
     def attach(self) -> None:
-        self._loop = self._looped.enter_context(looped(self._scene.served.disk, direct_io=self._direct_io))
+        self.block = self._looped.enter_context(looped(self._scene.served.disk, direct_io=self._direct_io))
         self.mount()
 
     def detach(self) -> None:
@@ -48,18 +49,18 @@ class Mounted:
         self._looped.close()
 
     def mount(self) -> None:
-        self._mounted.enter_context(mounted(self._loop, self.place))
+        self._mounted.enter_context(mounted(self.block, self.place))
 
     def unmount(self) -> None:
         self._mounted.close()
 
     def check(self) -> None:
         """While it is not mounted."""
-        run(*self._system.check, self._loop)
+        cut_short.check(self._system, self.block)
 
     @property
     def complaints(self) -> int:
-        return self._system.complaints(self._loop)
+        return self._system.complaints(self.block)
 
 
 class Restarts:
@@ -104,7 +105,7 @@ def faults_of(setting: Setting) -> list[Fault]:
 
 
 def mount_again(fs: Mounted) -> None:
-    """What its journal has is done at the first mount; then there is nothing that its check would mend."""
+    """What its journal has is done at the first mount; then its check finds nothing but what was cut short."""
     fs.unmount()
     fs.mount()
     fs.unmount()
