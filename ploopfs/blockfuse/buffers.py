@@ -23,14 +23,17 @@ class Buffers:
     def prepare(self) -> None:
         self.current = self.current or _buffer()
 
-    def kept(self, start: int, end: int) -> Buffer:
-        """What was read there, for as long as anybody refers to it. What is large is not copied, and another buffer
+    def kept(self, data: memoryview) -> Buffer:
+        """This part of `current`, for as long as anybody refers to it. What is large is not copied, and another buffer
         takes the place of what holds it."""
-        data = self.current[start:end]
         if 2 * len(data) <= MAX_TRANSFER_BYTES:
             return bytes(data)
-        self.current = _buffer()
+        self.leave()
         return data
+
+    def leave(self) -> None:
+        """To whoever refers to it; the next request is read elsewhere."""
+        self.current = _buffer()
 
 
 def _buffer() -> memoryview:

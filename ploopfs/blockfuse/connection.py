@@ -22,10 +22,6 @@ from ploopfs.blockfuse.alone import Alone
 from ploopfs.blockfuse.buffers import BUFFERS
 from ploopfs.blockfuse.front import Front
 from ploopfs.blockfuse.protocol import (
-    READ,
-    TRANSFER,
-    TRANSFER_BYTES,
-    WRITE,
     Fallocate,
     Fsync,
     GetAttr,
@@ -42,6 +38,7 @@ from ploopfs.blockfuse.protocol import (
     Write,
 )
 from ploopfs.blockfuse.sender import Sender
+from ploopfs.blockfuse.transfers import Transfers
 from ploopfs.blockfuse.waiting import Pending, WaitingRequests
 from ploopfs.blockfuse.writes import Rest, Writes
 from ploopfs.bounds import BURST_BYTES, BURST_REQUESTS, POLL_TURN_US, POLL_US
@@ -82,7 +79,8 @@ class Connection:
         self._asked = select.poll()
         self._asked.register(fd, select.POLLIN)
         self._alone = Alone(self._asked, self._take_alone)
-        self._maker: StandIn | None = None
+        served = self._device, self._files, self._sender, self._writes
+        self._transfers = Transfers(*served, self._alone.wrote, self._start_write, self._met_bug)
         self._refusal: MountError | None = None
         self._agreed: Callable[[], None] = _nothing
 
@@ -200,7 +198,7 @@ class Connection:
             if not count:
                 self.close()
                 return taken
-            done_bytes = self._answered_at_once(count)
+            done_bytes = self._transfers.answered(count, self._ring)
             if done_bytes is None:
                 self._alone.met_others()
                 self._take(BUFFERS.current[:count])
@@ -226,47 +224,23 @@ class Connection:
             return error.errno in _NOTHING  # else the event loop meets it again
         if not count:
             return False
-        self._maker = stand_in
-        try:
-            if self._answered_at_once(count) is not None:
-                return stand_in.has_begun or not self._writes  # else the ring has it
-        finally:
-            self._maker = None
+        made = self._transfers.made(count)
+        if made is not None:
+            stand_in.begin(made)
+            return True
+        if self._transfers.answered(count, None) is not None:
+            return not self._writes  # else the ring has it
         leave_to_loop(partial(self._take, memoryview(bytes(BUFFERS.current[:count]))))
         return False
-
-    def _answered_at_once(self, count: int) -> int | None:
-        """How many bytes were read or written for a request that needs to wait for nothing, None for any other."""
-        size: int
-        length, opcode, unique, _node, pid, fh, offset, size = TRANSFER.unpack_from(BUFFERS.current)
-        try:
-            if opcode == READ and length == count == TRANSFER_BYTES:
-                body = self._device.read_nowait(offset, size)
-                if body is None:
-                    return None
-                self._sender.send(unique, body)
-            elif opcode == WRITE and length == count == TRANSFER_BYTES + size and fh in self._files:
-                self._write(unique, pid, self._files[fh], offset, BUFFERS.kept(TRANSFER_BYTES, count))
-            else:
-                return None
-        except Exception:
-            self._writes.forget(unique)
-            self._met_bug(unique)
-        return size
-
-    def _write(self, unique: int, pid: int, file: OpenDisk, offset: int, data: Buffer) -> None:
-        if self._ring is not None and self._maker is None:
-            self._ring.gather()
-        if not file.fua and self._writes.begin(unique, pid, offset, data, self._maker):
-            self._alone.wrote()
-        else:
-            work = partial(self._write_in_task, file, offset, data)
-            leave_to_loop(partial(self._start, unique, pid, Op.WRITE, work))
 
     def _go_on(self, unique: int, pid: int, rest: Rest, length: int, is_interrupted: bool) -> None:
         if not self._is_over:  # else it was cancelled, and so are all that wait in tasks
             work = partial(self._end_write, rest, length)
             self._start(unique, pid, Op.WRITE, work, is_interrupted=is_interrupted)
+
+    def _start_write(self, unique: int, pid: int, file: OpenDisk, offset: int, data: Buffer) -> None:
+        work = partial(self._write_in_task, file, offset, data)
+        leave_to_loop(partial(self._start, unique, pid, Op.WRITE, work))
 
     def _met_bug(self, unique: int) -> None:
         log.exception("a request failed")

@@ -13,8 +13,10 @@ from functools import cache, partial
 import trio
 
 from ploopfs.blockfuse import replies
+from ploopfs.blockfuse.buffers import BUFFERS
 from ploopfs.engine.file import Buffer
-from ploopfs.engine.ring_write import Maker, Reply
+from ploopfs.engine.made_write import Made
+from ploopfs.engine.ring_write import Reply
 from ploopfs.sysfs.nodes import BlockDevice
 
 log = logging.getLogger(__name__)
@@ -56,8 +58,8 @@ class Writes:
     def __iter__(self) -> Iterator[int]:
         return iter(self._interrupted)
 
-    def begin(self, unique: int, pid: int, offset: int, data: Buffer, maker: Maker | None = None) -> bool:
-        """`maker` makes it, if not the ring. False: it has to wait in a task, and nothing was begun."""
+    def begin(self, unique: int, pid: int, offset: int, data: Buffer, made: Made | None = None) -> bool:
+        """False: it has to wait in a task, and nothing was begun."""
 
         def written(rest: Rest | None) -> None:
             is_interrupted = self._interrupted.pop(unique)
@@ -72,13 +74,30 @@ class Writes:
             if not self._interrupted:
                 self._last_ended.set()
 
-        reply = Reply(self._fd, replies.written(unique, len(data)), partial(self._sent, unique), maker)
-        if not self._device.write_soon(offset, data, written, reply):
+        reply = Reply(self._fd, replies.written(unique, len(data)), partial(self._sent, unique), made)
+        if not self._device.write_soon(offset, data, written, reply, None if made is None else made.pieces):
             return False
         self._interrupted[unique] = False
         if reply.is_left:
             self._left[unique] = reply
         return True
+
+    def made(self, unique: int, pid: int, offset: int, data: memoryview) -> Made | None:
+        """For a thread that stands in for the event loop: it is made and answered first, and then it begins: an eighth
+        more writes of 4 KiB at depth 1. `data` is a part of the buffer in use. None: it is to `begin` as any."""
+        pieces = self._device.aim(offset, data)
+        fd = None if pieces is None else self._device.thread_fd(len(data))
+        if pieces is None or fd is None:
+            return None
+        enters = partial(self._enter, unique, pid, offset, data)
+        return Made(fd, pieces, self._fd, replies.written(unique, len(data)), enters)
+
+    def _enter(self, unique: int, pid: int, offset: int, data: memoryview, made: Made, hangs: bool) -> None:
+        kept = BUFFERS.kept(data)
+        if hangs:
+            BUFFERS.leave()  # the storage may yet take it from there
+        is_begun = self.begin(unique, pid, offset, kept, made)
+        assert is_begun, "nothing else has happened since it was aimed"
 
     def _sent(self, unique: int, result: int) -> None:
         """Of a reply that refers to this by no more than its number: with a cycle for each write the interpreter would

@@ -24,15 +24,16 @@ from ploopfs.device.mapper import Mapper
 from ploopfs.device.nowait import Written, run_nowait
 from ploopfs.device.queue import Begun, RequestQueue
 from ploopfs.device.replace import Replacement
+from ploopfs.device.soon import SoonWrites
 from ploopfs.device.standby import StandbyKey, State
 from ploopfs.device.stats import DiskStats, Op
-from ploopfs.device.unflushed import CHANGE_BYTES, Unflushed
+from ploopfs.device.unflushed import Unflushed
 from ploopfs.device.verify import Verify
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
 from ploopfs.engine.inject.injector import Injector
 from ploopfs.engine.left_to_loop import leave_to_loop
-from ploopfs.engine.ring_write import Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, BadValue, BeyondEnd, Busy, ReadOnly
 
@@ -68,7 +69,9 @@ class Device:
         self.events = DeviceEvents(events or Events(), name)
         self.queue = RequestQueue(name, flavour, key, stack, bounds, self.events)
         self.unflushed = Unflushed(bounds.unflushed_bytes)
-        self._soon_bytes = 0
+        self._soon = SoonWrites(
+            self.queue, self.unflushed, counters, wrote=self._wrote, again=self._write_again, end=self._end_write
+        )
         self.flusher = Flusher(name, self.queue, self.unflushed, self._flush_stack)
         self.queue.standby.changed.subscribe(self._standby_changed)
         self.injector = injector
@@ -117,41 +120,27 @@ class Device:
             self.counters.bio_out += 1
         return data
 
-    def write_soon(self, offset: int, data: Buffer, written: Written, reply: Reply | None = None) -> bool:
-        """As `write`, without a task that waits, if the gate is open and all of it lies in one cluster of the top, or
-        in one that nobody has; False if that cannot be: then nothing was begun. `written` hears once that it is
-        acknowledged, or what it is to wait for in a task. `reply` acknowledges it, and may be sent before `written`
-        hears: not where that has to wait for a flush."""
+    def aim(self, offset: int, data: Buffer) -> Pieces | None:
+        """What `write_soon` would write to the top's file, if the gate is open and all of it lies in one cluster of the
+        top, or in one that nobody has; else None. It counts until anything else happens."""
         if self.read_only or not 0 < len(data) <= self.size_bytes - offset or not self.queue.is_free:
-            return False
-        start, kept_bytes = self._in_stack(offset), len(data) + CHANGE_BYTES
-        if reply is not None and not self.unflushed.has_room(self._soon_bytes + kept_bytes):
-            reply = None
+            return None
+        return self.stack.aim(self._in_stack(offset), data)
 
-        def heard(error: BackendError | None) -> None:
-            self._soon_bytes -= kept_bytes
-            if error is not None:
-                written(partial(self._write_again, begun, error, offset, data))
-                return
-            try:
-                self._wrote(start, data, begun.stack)
-            except Exception as bug:
-                self.queue.end(begun)
-                written(partial(_meet, bug))
-                return
-            self.queue.end(begun)
-            if self.unflushed.is_full and not (reply is not None and reply.is_left):
-                written(self._end_write)
-            else:
-                self.counters.bio_out += 1
-                written(None)
+    def thread_fd(self, length: int) -> int | None:
+        """Of the top, for a thread that writes so many bytes where `aim` says, acknowledges them, and has them begin
+        before anything else happens; None if they may have to wait for a flush, or no thread is to."""
+        return self.stack.top.file.thread_fd() if self._soon.has_room(length) else None
 
-        if not self.stack.write_soon(start, data, heard, reply):
-            return False
-        begun = self.queue.begin(Op.WRITE, len(data))
-        self._soon_bytes += kept_bytes
-        self.counters.bio_in += 1
-        return True
+    def write_soon(
+        self, offset: int, data: Buffer, written: Written, reply: Reply | None = None, pieces: Pieces | None = None
+    ) -> bool:
+        """As `write`, without a task that waits; False if that cannot be: then nothing was begun. `pieces` is what
+        `aim` has said of it, if it was asked. `written` hears once that it is acknowledged, or what it is to wait for
+        in a task. `reply` acknowledges it, and may be sent before `written` hears: not where that has to wait for a
+        flush."""
+        pieces = pieces or self.aim(offset, data)
+        return pieces is not None and self._soon.begin(self._in_stack(offset), offset, data, pieces, written, reply)
 
     async def read(self, offset: int, length: int) -> Buffer:
         """The bytes of the range that exist: short or empty at the end of the device."""
@@ -387,10 +376,6 @@ class Device:
             return not lost
         finally:
             self.queue.forget_key()
-
-
-async def _meet(bug: Exception) -> None:
-    raise bug
 
 
 def _read_nowait(stack: Stack, start: int, length: int) -> Buffer | None:

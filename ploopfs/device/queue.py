@@ -141,9 +141,10 @@ class RequestQueue:
         ticket = await self._wait_again(begun, error, None, may_be_held=True)
         return await self._attempt(self.begin(begun.op, begun.length_bytes, ticket), work, ticket, may_be_held=True)
 
-    def begin(self, op: Op, length_bytes: int, ticket: Ticket | None = None) -> Begun:
-        """Count a request in that is in nobody's way (`is_free`), or whose turn it is; then it has to `end`."""
-        begun = Begun(op, length_bytes, self.generation, self.stack, self.stats.start(op))
+    def begin(self, op: Op, length_bytes: int, ticket: Ticket | None = None, since_ns: int | None = None) -> Begun:
+        """Count a request in that is in nobody's way (`is_free`), or whose turn it is, and that began now, if not
+        `since_ns`; then it has to `end`."""
+        begun = Begun(op, length_bytes, self.generation, self.stack, self.stats.start(op, since_ns))
         if ticket is not None and ticket.is_waiting:
             self._report.passed(ticket)
             self._depart(ticket)

@@ -56,14 +56,14 @@ class DiskStats:
     _busy_ns: int = 0
     _busy_since_ns: int = 0
 
-    def start(self, op: Op) -> int:
-        """Count a request in; the result is its start for `finish`."""
-        now_ns = time.monotonic_ns()
+    def start(self, op: Op, since_ns: int | None = None) -> int:
+        """Count a request in that began now, if not then; the result is its start for `finish`."""
+        start_ns = time.monotonic_ns() if since_ns is None else since_ns
         if not self.in_flight:
-            self._busy_since_ns = now_ns
+            self._busy_since_ns = start_ns
         self.by_op[op].in_flight += 1
         self.in_flight += 1
-        return now_ns
+        return start_ns
 
     def finish(self, op: Op, length_bytes: int, started_ns: int) -> None:
         now_ns = time.monotonic_ns()

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ploopfs.engine.delta import Delta
-from ploopfs.engine.file import Answered, Buffer
-from ploopfs.engine.ring_write import Reply
+from ploopfs.engine.file import Buffer
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError, NoSuchEntry, PloopError, TargetFailed
 from ploopfs.image.map import Map
@@ -66,10 +65,8 @@ class Failing(Stack):
     def read_nowait(self, offset: int, length: int) -> None:
         """Nothing is at hand."""
 
-    def write_soon(
-        self, offset: int, data: Buffer, answered: Answered, reply: Reply | None = None  # noqa: ARG002 -- as above
-    ) -> bool:
-        return False
+    def aim(self, offset: int, data: Buffer) -> None:
+        """Nothing goes anywhere."""
 
     async def read(self, offset: int, length: int) -> NoReturn:  # noqa: ARG002 -- the signature of a stack
         raise self._failure()

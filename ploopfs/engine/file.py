@@ -47,6 +47,10 @@ class File(Protocol):
         after `reply` was sent, perhaps. False if that cannot be, and then nothing was begun. Nobody can give it up;
         whoever closes the file meanwhile has."""
 
+    def thread_fd(self) -> int | None:
+        """The descriptor for a thread that makes a write first, and then, before anything else has happened, has
+        `write_soon` begin it; None if no thread is to."""
+
     async def write(self, offset: int, data: Buffer) -> None: ...
 
     def start_writeback(self) -> None:

@@ -1,25 +1,41 @@
 """A write that a thread of ours makes in one go, and the reply behind it, as the kernel does for the ring (ring.py).
 
-Knows nothing of how the thread comes to it. Invariants: nothing of a write happens unless all that comes before it in
-the write has happened in full; who is told was told of no part before.
+It is made before it begins: who waits for the reply does not wait for what there is to note of it. Knows nothing of how
+the thread comes to it. Invariants: nothing of a write happens unless all that comes before it in the write has happened
+in full; who is told was told of no part before.
 """
 
 import errno
+import logging
 import os
+import time
+from collections.abc import Callable
 
 from ploopfs.engine.ring_write import Ended, Pieces, Reply, Write
 
+log = logging.getLogger(__name__)
+
 
 class Made:
-    """`ended`, `reply` and `write` are those of `Ring.begin`."""
+    """What goes where in `fd`, as whoever owns the file has said, and the `answer` that is then written to `answer_fd`.
+    It `enters` when it is over, or while it hangs in a storage, as that is told: there it is the `Reply.maker` of what
+    is asked for."""
 
-    def __init__(self, fd: int, pieces: Pieces, ended: Ended, reply: Reply) -> None:
-        self._fd, self._pieces, self._reply = fd, pieces, reply
-        self.write = Write([], [len(data) for _, data in pieces], ended, reply)
+    __slots__ = (
+        *("_answer", "_answer_fd", "_enters", "_fd", "_replied", "_results", "_told"),
+        *("pieces", "since_ns", "write"),
+    )
+
+    def __init__(
+        self, fd: int, pieces: Pieces, answer_fd: int, answer: bytes, enters: Callable[["Made", bool], None]
+    ) -> None:
+        self.since_ns = time.monotonic_ns()
+        self.write: Write | None = None
+        self.pieces = pieces
+        self._fd, self._answer_fd, self._answer, self._enters = fd, answer_fd, answer, enters
         self._results: list[int] | None = None
         self._replied: int | None = None
         self._told = 0
-        reply.is_left = True
 
     @property
     def has_succeeded(self) -> bool:
@@ -29,18 +45,35 @@ class Made:
     def make(self) -> None:
         """It blocks, and raises nothing."""
         results, is_whole = [], True
-        for offset, data in self._pieces:
+        for offset, data in self.pieces:
             result = _written(self._fd, data, offset) if is_whole else -errno.ECANCELED
             is_whole = result == len(data)
             results.append(result)
         self._results = results  # before anybody may know
-        self._replied = _replied(self._reply) if is_whole else -errno.ECANCELED
+        self._replied = _written_to(self._answer_fd, self._answer) if is_whole else -errno.ECANCELED
+
+    def enter(self, *, hangs: bool) -> None:
+        """Where nobody else looks at what there is to note of it."""
+        try:
+            self._enters(self, hangs)
+        except Exception:
+            log.exception("a write that was made and answered met a bug")
+
+    def begin(self, fd: int, pieces: Pieces, ended: Ended, reply: Reply) -> Write:
+        """As `Ring.begin`, of what is made."""
+        assert fd == self._fd
+        assert pieces is self.pieces, "it was made where it was aimed"
+        self.write = Write([], [len(data) for _, data in pieces], ended, reply)
+        reply.is_left = True
+        return self.write
 
     def tell(self) -> bool:
         """Whoever waits for what has ended by now, once for each part; whether that is all."""
         if self._results is None:
             return False
         results = self._results if self._replied is None else [*self._results, self._replied]
+        if self.write is None:
+            return self._replied is not None
         while self._told < len(results):
             part = self._told
             self._told += 1
@@ -55,8 +88,8 @@ def _written(fd: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         return -(error.errno or errno.EIO)
 
 
-def _replied(reply: Reply) -> int:
+def _written_to(fd: int, answer: bytes) -> int:
     try:
-        return os.write(reply.fd, reply.data)
+        return os.write(fd, answer)
     except OSError as error:
         return -(error.errno or errno.EIO)

@@ -138,6 +138,9 @@ class OsFile:
         data = bytearray(length)
         return await self._hop(partial(self._read, self._fd, offset, data), "read", offset, length)
 
+    def thread_fd(self) -> int | None:
+        return None if self.ring is None or self._is_done_with or not self.ring.can_link else self._fd
+
     def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:
         if (ring := self.ring) is None or self._is_done_with or (len(pieces) > 1 and not ring.can_link):
             return False

@@ -26,7 +26,11 @@ def _told(_full: int, _result: int) -> None:
 
 
 class Maker(Protocol):
-    """Who makes a write, and sends its reply, in the ring's place."""
+    """Who makes a write, and sends its reply, in the ring's place; `since_ns` is when he began, of the monotonic
+    clock."""
+
+    @property
+    def since_ns(self) -> int: ...
 
     def begin(self, fd: int, pieces: Pieces, ended: Ended, reply: "Reply") -> "Write": ...
 

@@ -11,7 +11,7 @@ from ploopfs.engine.delta import Delta
 from ploopfs.engine.epochs import Epochs
 from ploopfs.engine.file import Answered, Buffer, File
 from ploopfs.engine.memory import READ_ROOM
-from ploopfs.engine.ring_write import Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.engine.room import Room
 from ploopfs.engine.writer import Writer
 from ploopfs.errors import BackendError, TruncatedImage
@@ -153,10 +153,19 @@ class Stack:
         finally:
             self._epochs.leave(epoch)
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered, reply: Reply | None = None) -> bool:
-        """As `write`, of bytes that lie together in one cluster of the top, or in one that nobody has, and without a
-        task that waits: `answered` hears how it ended, after `reply` was sent, perhaps. False if that cannot be, and
-        then nothing was begun."""
+    def aim(self, offset: int, data: Buffer) -> Pieces | None:
+        """What `write_soon` would write to the top's file, of bytes that lie together in one cluster of the top, or in
+        one that nobody has; None of others. Nothing is changed, and it counts until something is."""
+        return self._writer.aim(offset, data)
+
+    def write_soon(
+        self, offset: int, data: Buffer, answered: Answered, reply: Reply | None = None, pieces: Pieces | None = None
+    ) -> bool:
+        """As `write`, without a task that waits: `answered` hears how it ended, after `reply` was sent, perhaps. False
+        if that cannot be, and then nothing was begun. `pieces` is what `aim` has said of it, if it was asked."""
+        pieces = pieces or self.aim(offset, data)
+        if pieces is None:
+            return False
         unconfirmed = self._writer.unconfirmed
 
         def heard(error: BackendError | None) -> None:
@@ -167,7 +176,7 @@ class Stack:
             self._epochs.leave(epoch)
             answered(error)
 
-        if not self._writer.write_soon(offset, data, heard, reply):
+        if not self._writer.write_soon(offset, pieces, heard, reply):
             return False
         epoch = self._epochs.enter()
         unconfirmed.begun()

@@ -19,7 +19,6 @@ from ploopfs.bounds import LEFT_BEHIND
 from ploopfs.engine.left_to_loop import THREAD
 from ploopfs.engine.made_write import Made
 from ploopfs.engine.ring import Ring
-from ploopfs.engine.ring_write import Ended, Pieces, Reply, Write
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +60,7 @@ class StandIn:
             if self.is_left_behind:
                 self._result = False
                 if self._made is not None:  # else it has yet to begin, and will not
+                    self._made.enter(hangs=True)
                     self._ring.left_behind.append(self._made)
         left, self._left[:] = self._left[:], []
         for call in left:
@@ -97,11 +97,10 @@ class StandIn:
         finally:
             THREAD.left = None
 
-    def begin(self, fd: int, pieces: Pieces, ended: Ended, reply: Reply) -> Write:
-        """As `Ring.begin`; it happens in `make`."""
+    def begin(self, made: Made) -> None:
+        """It happens in `make`."""
         assert self._made is None
-        made = self._made = Made(fd, pieces, ended, reply)
-        return made.write
+        self._made = made
 
     @property
     def has_begun(self) -> bool:
@@ -127,6 +126,7 @@ class StandIn:
                 self._token.run_sync_soon(self._ring.deliver)
             return False
         self._made = None
+        made.enter(hangs=False)
         if made.has_succeeded:
             made.tell()
         else:

@@ -18,7 +18,7 @@ from ploopfs.engine.delta import Delta
 from ploopfs.engine.entries import Entries
 from ploopfs.engine.epochs import Epochs
 from ploopfs.engine.file import Answered, Buffer
-from ploopfs.engine.ring_write import Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.engine.room import Room
 from ploopfs.engine.unconfirmed import Unconfirmed
 from ploopfs.engine.zeroing import make_zero, punch_hole, scrub, write_zeroes
@@ -87,27 +87,35 @@ class Writer:
         self._counters.bio_wzero += plan.zero_clusters
         await self.run(plan.steps, data)
 
-    def write_soon(self, offset: int, data: Buffer, answered: Answered, reply: Reply | None) -> bool:
-        """As `Stack.write_soon`."""
+    def aim(self, offset: int, data: Buffer) -> Pieces | None:
+        """As `Stack.aim`: one piece, or the data and their new entry of the map. The cluster is then one at the end of
+        the file that nobody had before: nothing has to be durable before the entry, which is written right after the
+        data."""
         at = place_in_top(self._map, offset, len(data))
-        if at is None:
-            return self._allocate_soon(offset, data, answered, reply)
-        if not self._top.write_soon(((at, data),), answered, reply):
+        if at is not None:
+            return ((at, data),)
+        top, slot = self._top, slot_of_hole(self._map, offset, len(data))
+        if slot is None or slot in self.claims.clusters or not self._may_allocate_soon or is_zero(data):
+            return None
+        size = self._map.cluster_bytes
+        cluster = self._allocator.next_clean(min(top.file_size, top.durable_size) // size)
+        if cluster is None:
+            return None
+        assert top.bat is not None
+        return (cluster * size + offset % size, data), top.bat.entry(slot, cluster)
+
+    def write_soon(self, offset: int, pieces: Pieces, answered: Answered, reply: Reply | None) -> bool:
+        """As `Stack.write_soon`."""
+        if len(pieces) > 1:
+            return self._allocate_soon(offset, pieces, answered, reply)
+        if not self._top.write_soon(pieces, answered, reply):
             return False
         self._top.note_modified()
         return True
 
-    def _allocate_soon(self, offset: int, data: Buffer, answered: Answered, reply: Reply | None) -> bool:
-        """In a cluster at the end of the file that nobody had before: nothing has to be durable before its map entry,
-        which is written right after the data."""
-        top, slot = self._top, slot_of_hole(self._map, offset, len(data))
-        if slot is None or slot in self.claims.clusters or not self._may_allocate_soon or is_zero(data):
-            return False
-        size = self._map.cluster_bytes
-        cluster = self._allocator.next_clean(min(top.file_size, top.durable_size) // size)
-        if cluster is None:
-            return False
-        assert top.bat is not None
+    def _allocate_soon(self, offset: int, pieces: Pieces, answered: Answered, reply: Reply | None) -> bool:
+        top, size, (start, data) = self._top, self._map.cluster_bytes, pieces[0]
+        slot, cluster = offset // size, start // size
 
         def heard(error: BackendError | None) -> None:
             if error is None:
@@ -122,7 +130,7 @@ class Writer:
             self._entries.ended()
             answered(error)
 
-        if not top.write_soon(((cluster * size + offset % size, data), top.bat.entry(slot, cluster)), heard, reply):
+        if not top.write_soon(pieces, heard, reply):
             return False
         self._allocator.allocate()
         self.claims.take(slot, cluster)

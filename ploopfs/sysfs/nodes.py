@@ -17,7 +17,7 @@ from ploopfs.device.nowait import Written
 from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
-from ploopfs.engine.ring_write import Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 
 Show = Callable[[], str | None]
 Store = Callable[[str], Awaitable[str | None]]
@@ -117,9 +117,18 @@ class BlockDevice(Protocol):
         """As `read` if that needs to wait for nothing, else None. The bytes stay as they are until the next call, for
         whatever device."""
 
-    def write_soon(self, offset: int, data: Buffer, written: Written, reply: Reply | None = None) -> bool:
+    def aim(self, offset: int, data: Buffer) -> Pieces | None:
+        """What `write_soon` would write, and where; None if that needs a task. It counts until something happens."""
+
+    def thread_fd(self, length: int) -> int | None:
+        """For a thread that writes so many bytes where `aim` says, acknowledges them, and then has `write_soon` begin
+        it; None if no thread is to."""
+
+    def write_soon(
+        self, offset: int, data: Buffer, written: Written, reply: Reply | None = None, pieces: Pieces | None = None
+    ) -> bool:
         """As `write`, if that needs no task; `written` hears once that it is acknowledged, or what it has to await
-        first. What `data` holds stays as it is for ever."""
+        first. `pieces`: what `aim` has said of it. What `data` holds stays as it is for ever."""
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Exactly the bytes that exist in the range: short or empty at the end of the device."""

@@ -99,6 +99,9 @@ class MemoryFile:
         self._check_open("read")
         return self._image.data[offset : offset + length]
 
+    def thread_fd(self) -> int | None:
+        return None
+
     def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
         return write_soon(self, pieces, answered)
 

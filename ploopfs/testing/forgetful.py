@@ -91,6 +91,9 @@ class ForgetfulFile:
     async def read(self, offset: int, length: int) -> bytearray:
         return await self._run("read", lambda: self._inner.read(offset, length), offset, length)
 
+    def thread_fd(self) -> int | None:
+        return None
+
     def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
         return write_soon(self, pieces, answered)
 

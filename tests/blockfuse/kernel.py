@@ -13,9 +13,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import trio
 import trio.testing
 
+from ploopfs.blockfuse import connection as connection_module
+from ploopfs.blockfuse import transfers as transfers_module
+from ploopfs.blockfuse import writes as writes_module
+from ploopfs.blockfuse.buffers import Buffers
 from ploopfs.blockfuse.connection import Connection
 from ploopfs.blockfuse.front import Front
 from ploopfs.sysfs.nodes import BlockDevice, Disk
@@ -163,6 +168,12 @@ class Kernel:
 
     def hang_up(self) -> None:
         self._sock.close()
+
+
+def read_into(buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the connections read."""
+    for module in (connection_module, transfers_module, writes_module):
+        monkeypatch.setattr(module, "BUFFERS", buffers)
 
 
 @asynccontextmanager

@@ -23,8 +23,10 @@ from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7
 from ploopfs.device.registry import Registry
 from ploopfs.device.standby import State
+from ploopfs.device.stats import Op
 from ploopfs.device.unflushed import CHANGE_BYTES
 from ploopfs.engine import made_write
+from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.ring import Ring
 from ploopfs.engine.stand_in import StandIn
@@ -37,6 +39,7 @@ from tests.realparts import need
 
 CONTENT = b"".join(map(cluster_of, (b"o", b"\0", b"t", b"\0", b"\0", b"\0")))
 BLOCK = 4096
+HOUR_NS = 3600 * 10**9
 Request = tuple[int, bytes]
 """Its opcode and its body."""
 
@@ -186,7 +189,8 @@ async def test_without_a_ring_or_with_several_at_a_time_nobody_stands_in(
 async def test_a_thread_begins_nothing_for_the_ring_that_somebody_else_would_have_to_hand_over(
     tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody does when the connection ends just then, and a close would wait for ever."""
+    """Nobody does when the connection ends just then, and a close would wait for ever. What may have to wait for a
+    flush no thread makes."""
     gathering: list[int] = []
     really = Ring.gather
 
@@ -195,8 +199,9 @@ async def test_a_thread_begins_nothing_for_the_ring_that_somebody_else_would_hav
         really(ring)
 
     monkeypatch.setattr(Ring, "gather", gather)
-    async with real(tmp_path) as kernel:
-        await asks(kernel).ask(blocks(50))
+    bounds = Bounds(unflushed_bytes=24 * (BLOCK + CHANGE_BYTES))
+    async with real(tmp_path, bounds=bounds) as kernel:
+        await asks(kernel).ask(blocks(200))
         assert made
         assert set(gathering) == {threading.get_ident()}
 
@@ -371,3 +376,66 @@ async def test_an_answer_of_who_was_left_behind_goes_nowhere_when_the_connection
         await until(lambda: not device_of(kernel).stats.in_flight)
         await until(lambda: not kernel.connection._writes)
         await until(lambda: not Path(f"/proc/self/fd/{fd}").exists())
+
+
+async def test_what_a_thread_has_yet_to_write_when_it_hangs_is_nobodys_to_change(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes it from where the request was read."""
+    async with left_behind(tmp_path, asks, made, monkeypatch) as (kernel, asker, hanging):
+        others = cluster_of(b"x")
+        assert (await kernel.call(*write(0, others))).errno == 0
+        hanging.released.set()
+        await asker.wait_answered()
+        await until(lambda: not device_of(kernel).stats.in_flight)
+        (*_before, last) = device_of(kernel).unflushed
+        assert last.data != others
+        assert bytes(await device_of(kernel).read(last.offset, last.length)) == last.data
+
+
+async def test_the_time_that_a_thread_takes_for_a_write_is_counted(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with real(tmp_path) as kernel:
+        asker = asks(kernel)
+        await asker.ask(blocks(50))
+        writes = device_of(kernel).stats.by_op[Op.WRITE]
+        assert writes.duration_ns < 50 * HOUR_NS
+        monkeypatch.setattr(made_write, "time", SimpleNamespace(monotonic_ns=lambda: time.monotonic_ns() - HOUR_NS))
+        made.clear()
+        await asker.ask(blocks(30))
+        assert made
+        assert len(made) * HOUR_NS <= writes.duration_ns < 30 * HOUR_NS
+
+
+@pytest.mark.expects_warnings
+async def test_a_bug_that_a_thread_meets_before_it_writes_costs_an_eio(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    async with real(tmp_path) as kernel:
+        asker = asks(kernel)
+        await asker.ask(blocks(50))
+        made.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(device_of(kernel), "aim", bug)
+            answers = await asker.ask(blocks(3))
+        assert [answer.errno for answer in answers] == [errno.EIO] * 3
+        assert "ZeroDivisionError" in caplog.text
+        assert made == []
+        assert [answer.errno for answer in await asker.ask(blocks(50))] == [0] * 50
+        assert made
+        assert device_of(kernel).stats.in_flight == 0
+
+
+async def test_a_rule_of_injection_meets_what_a_thread_would_write(tmp_path: Path, asks: Ask, made: list[bool]) -> None:
+    async with real(tmp_path) as kernel:
+        asker = asks(kernel)
+        await asker.ask(blocks(50))
+        made.clear()
+        execute(device_of(kernel).injector, "add,op=WRITE,errno=ENOSPC")
+        assert [answer.errno for answer in await asker.ask(blocks(3))] == [errno.ENOSPC] * 3
+        assert made == []
+        execute(device_of(kernel).injector, "removeall")

@@ -24,7 +24,7 @@ from ploopfs.errors import MountError
 from ploopfs.sysfs.nodes import Disk
 from ploopfs.testing.faulty import FaultyFiles
 from tests.blockfuse import kernel as fuse
-from tests.blockfuse.kernel import U32, U64, Kernel, connected, packed, transfer
+from tests.blockfuse.kernel import U32, U64, Kernel, connected, packed, read_into, transfer
 from tests.device.ready import ReadyFiles
 from tests.device.rig import CLUSTER, CONTENT, DISK_BYTES, TOP, Rig, image, rig_of, three_deltas
 
@@ -148,7 +148,7 @@ async def test_what_a_write_holds_stays_as_it_was_while_it_waits(size: int) -> N
 async def test_the_buffer_of_a_large_write_is_nobodys_to_write_to_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be kept for a replay, and the storage may yet read it."""
     buffers = Buffers()
-    monkeypatch.setattr(connection_module, "BUFFERS", buffers)
+    read_into(buffers, monkeypatch)
     clusters = MAX_TRANSFER_BYTES // CLUSTER
     builder = image(dict.fromkeys(range(clusters), b"o"))
     builder.disk_clusters = clusters

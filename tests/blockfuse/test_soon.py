@@ -15,7 +15,7 @@ from ploopfs.blockfuse.buffers import Buffers
 from ploopfs.bounds import MAX_TRANSFER_BYTES
 from ploopfs.device.waiting import OnStandby
 from tests.blockfuse import kernel as fuse
-from tests.blockfuse.kernel import U32, U64, Kernel, connected, packed, transfer
+from tests.blockfuse.kernel import U32, U64, Kernel, connected, packed, read_into, transfer
 from tests.device.ready import ReadyFiles
 from tests.device.rig import CLUSTER, CONTENT, TOP, Rig, image, rig_of, three_deltas
 
@@ -184,7 +184,7 @@ async def large_rig() -> Rig:
 @pytest.fixture
 def buffers(monkeypatch: pytest.MonkeyPatch) -> Buffers:
     buffers = Buffers()
-    monkeypatch.setattr(connection_module, "BUFFERS", buffers)
+    read_into(buffers, monkeypatch)
     return buffers
 
 

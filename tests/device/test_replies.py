@@ -77,7 +77,7 @@ async def test_one_whose_reply_was_sent_by_the_storage_is_kept_and_acknowledged_
     await wait_all_tasks_blocked()
     assert (soon.told, reader.count()) == (["acknowledged", "sent"], 1)
     assert len(rig.device.unflushed) == 1
-    assert rig.device._soon_bytes == 0
+    assert rig.device._soon._kept_bytes == 0
 
 
 async def test_where_the_storage_sends_none_it_is_left_to_nobody(nursery: trio.Nursery, reader: Reader) -> None:
@@ -110,7 +110,7 @@ async def test_none_is_left_to_the_storage_by_which_with_all_in_flight_what_is_k
     await wait_all_tasks_blocked()
     assert [each.goes_on is not None and each.goes_on.errno for each in soons[2:]] == [0, 0]
     assert len(rig.device.unflushed) == 0
-    assert rig.device._soon_bytes == 0
+    assert rig.device._soon._kept_bytes == 0
     rig.faults.rules.clear()
     assert Soon(rig, nursery, reader).reply.is_left, "there is room again"
     await wait_all_tasks_blocked()
@@ -133,11 +133,11 @@ async def test_one_that_fails_is_not_replied_to_and_judged_as_any(nursery: trio.
     assert (soon.told, reader.count(), rig.state) == (["goes on", "sent"], 0, State.ON)
     assert soon.goes_on is not None
     assert soon.goes_on.errno == errno.EBUSY
-    assert (len(rig.device.unflushed), rig.device._soon_bytes) == (0, 0)
+    assert (len(rig.device.unflushed), rig.device._soon._kept_bytes) == (0, 0)
 
 
 async def test_what_is_not_begun_leaves_no_reply_and_takes_no_room(nursery: trio.Nursery, reader: Reader) -> None:
     rig = await rig_of(three_deltas(), storage=ReplyingFiles)
     soon = Soon(rig, nursery, reader, b"x" * (DISK_BYTES + 1))
-    assert (soon.is_begun, soon.reply.is_left, rig.device._soon_bytes) == (False, False, 0)
+    assert (soon.is_begun, soon.reply.is_left, rig.device._soon._kept_bytes) == (False, False, 0)
     assert rig.store.bytes_of(TOP).count(DATA) == 0

@@ -11,6 +11,7 @@ import trio
 from ploopfs.bounds import LEFT_BEHIND
 from ploopfs.engine import made_write
 from ploopfs.engine.left_to_loop import leave_to_loop
+from ploopfs.engine.made_write import Made
 from ploopfs.engine.ring import Ring, hear, ring_of_loop
 from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.engine.stand_in import StandIn
@@ -81,20 +82,30 @@ class Story:
 
     def __init__(self, stand_in: StandIn, fd: int, pieces: Pieces = ((0, b"first"), (5, b"second"))) -> None:
         self.told: list[tuple[object, ...]] = []
-        self.by: set[int] = set()
-        self._stand_in, self._fd, self._pieces = stand_in, fd, pieces
+        self.by_of: dict[object, int] = {}
+        self._stand_in, self._fd = stand_in, fd
         self._start, end = os.pipe()
         os.set_blocking(self._start, False)
-        self.reply = Reply(end, b"done", lambda result: self._tell("sent", result), stand_in)
+        self.where = fd, pieces, end
+        self.made = Made(*self.where, b"done", self._enter)
+        self.reply = Reply(end, b"done", lambda result: self._tell("sent", result), self.made)
         self.loop = threading.get_ident()
 
     def _tell(self, *what: object) -> None:
         self.told.append(what)
-        self.by.add(threading.get_ident())
+        self.by_of[what[0]] = threading.get_ident()
+
+    @property
+    def by(self) -> set[int]:
+        return set(self.by_of.values())
+
+    def _enter(self, made: Made, hangs: bool) -> None:
+        self._tell("hangs" if hangs else "made", self.replied())
+        made.begin(self._fd, made.pieces, lambda *results: self._tell("ended", *results), self.reply)
 
     def __call__(self) -> bool:
         """In the thread."""
-        self._stand_in.begin(self._fd, self._pieces, lambda *results: self._tell("ended", *results), self.reply)
+        self._stand_in.begin(self.made)
         assert self._stand_in.has_begun
         return self._stand_in.make()
 
@@ -114,7 +125,8 @@ class Story:
         os.close(self.reply.fd)
 
 
-WHOLE = [("ended", 2, 6), ("sent", 4)]
+WHOLE = [("made", b"done"), ("ended", 2, 6), ("sent", 4)]
+"""It has been answered by then."""
 
 
 @pytest.fixture
@@ -167,7 +179,7 @@ async def test_a_write_is_made_and_answered_and_told_of_before_the_turn_ends(
     story: Story, stand_in: StandIn, fd: int
 ) -> None:
     assert stand_in.lend(story, PATIENCE_S)
-    assert (story.told, story.replied(), content_of(fd)) == (WHOLE, b"done", b"firstsecond")
+    assert (story.told, content_of(fd)) == (WHOLE, b"firstsecond")
     assert story.reply.is_left
     assert story.loop not in story.by
     assert not stand_in.has_begun
@@ -193,25 +205,26 @@ async def test_after_a_piece_that_fails_nothing_more_is_done_nor_answered_and_th
         made_write, "_written", lambda *write: -errno.EBUSY if next(calls) == failing else really(*write)
     )
     assert stand_in.lend(story, PATIENCE_S)
-    assert story.told == [("ended", *told), ("sent", -errno.ECANCELED)]
+    assert story.told == [("made", b""), ("ended", *told), ("sent", -errno.ECANCELED)]
     assert (story.replied(), content_of(fd)) == (b"", content)
-    assert story.by == {story.loop}
+    assert story.by_of["ended"] == story.by_of["sent"] == story.loop
     stand_in.end()
 
 
 async def test_a_short_write_is_no_success(stand_in: StandIn, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made_write, "_written", lambda _fd, data, _offset: len(data) - 1)
     assert stand_in.lend(story, PATIENCE_S)
-    assert story.told == [("ended", 0, 4), ("sent", -errno.ECANCELED)]
+    assert story.told == [("made", b""), ("ended", 0, 4), ("sent", -errno.ECANCELED)]
     stand_in.end()
 
 
 async def test_an_answer_that_nobody_takes_is_told_as_such(stand_in: StandIn, story: Story, fd: int) -> None:
-    os.close(story._start)
+    nobody = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nobody, story._start)
+    os.close(nobody)
     assert stand_in.lend(story, PATIENCE_S)
-    assert (story.told, content_of(fd)) == ([("ended", 2, 6), ("sent", -errno.EPIPE)], b"firstsecond")
-    assert story.by == {story.loop}
-    story._start = os.open(os.devnull, os.O_RDONLY)
+    assert (story.told[1:], content_of(fd)) == ([("ended", 2, 6), ("sent", -errno.EPIPE)], b"firstsecond")
+    assert story.by_of["ended"] == story.by_of["sent"] == story.loop
     stand_in.end()
 
 
@@ -222,12 +235,33 @@ async def test_the_loop_goes_on_without_who_hangs_and_hears_of_the_write_when_it
     assert not storage.lend(stand_in, story)
     assert stand_in.is_left_behind
     [made] = ring.left_behind
-    assert (story.told, made.write.is_under_way(), story.replied()) == ([], True, b"")
+    assert made.write is not None
+    assert (story.told, made.write.is_under_way(), story.replied()) == ([("hangs", b"")], True, b"")
     stand_in.end()  # is nothing any more
     storage.released.release()
-    await until(lambda: story.told == WHOLE)
+    await until(lambda: story.told == [("hangs", b""), *WHOLE[1:]])
     assert (ring.left_behind, story.by) == ([], {story.loop})
     assert (content_of(fd), story.replied()) == (b"firstsecond", b"done")
+
+
+@pytest.mark.expects_warnings
+async def test_a_bug_when_it_begins_is_logged_and_there_is_nothing_to_tell_of(
+    ring: Ring, stand_in: StandIn, story: Story, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug(_made: Made, _hangs: bool) -> None:
+        raise ZeroDivisionError
+
+    story.made._enters = bug
+    assert stand_in.lend(story, PATIENCE_S)
+    assert (story.told, story.replied(), stand_in.has_begun) == ([], b"done", False)
+    assert "ZeroDivisionError" in caplog.text
+    storage = Storage(monkeypatch)
+    story.made = Made(*story.where, b"done", bug)
+    assert not storage.lend(stand_in, story)
+    for _piece in range(2):
+        storage.released.release()
+    await until(lambda: not ring.left_behind)
+    assert story.told == []
 
 
 async def test_of_what_is_acknowledged_by_who_was_left_behind_hears_who_looks(
@@ -238,10 +272,10 @@ async def test_of_what_is_acknowledged_by_who_was_left_behind_hears_who_looks(
     for _piece in range(2):
         storage.released.release()
     story.wait_replied()  # no turn of the event loop: nobody here is told by himself
-    assert story.told == []
+    assert story.told == [("hangs", b"")]
     hear()
-    assert story.told[0] == WHOLE[0]
-    await until(lambda: story.told == WHOLE)
+    assert story.told[1] == WHOLE[1]
+    await until(lambda: story.told[1:] == WHOLE[1:])
     assert not ring.left_behind
 
 
@@ -304,7 +338,7 @@ async def test_while_so_many_hang_nobody_stands_in_any_more(
     for _each in range(LEFT_BEHIND - 1):
         storage.released.release()
     await until(lambda: not ring.left_behind)
-    assert all(story.told == [("ended", 1, 1), ("sent", 4)] for story in stories)
+    assert all(story.told == [("hangs", b""), ("ended", 1, 1), ("sent", 4)] for story in stories)
     for story in stories:
         story.close()
 
@@ -324,5 +358,5 @@ def test_the_end_of_the_loop_waits_for_nobody_who_was_left_behind(fd: int, monke
     storage.released.release()
     stories[0].wait_replied()
     assert content_of(fd) == b"firstsecond"
-    assert stories[0].told == []
+    assert stories[0].told == [("hangs", b"")]
     stories[0].close()

@@ -17,7 +17,7 @@ from ploopfs.device.nowait import Written
 from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
-from ploopfs.engine.ring_write import Reply
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.errors import BadValue, BeyondEnd, MountError
 from ploopfs.fuse import mount
 from ploopfs.fuse.loop import EventLoop
@@ -51,7 +51,20 @@ class MemoryDisk:
     def read_nowait(self, offset: int, length: int) -> memoryview | None:
         return None if self._gate is not None else memoryview(self._data)[offset : offset + length]
 
-    def write_soon(self, _offset: int, _data: Buffer, _written: Written, _reply: Reply | None = None) -> bool:
+    def aim(self, _offset: int, _data: Buffer) -> None:
+        return None
+
+    def thread_fd(self, _length: int) -> None:
+        return None
+
+    def write_soon(
+        self,
+        _offset: int,
+        _data: Buffer,
+        _written: Written,
+        _reply: Reply | None = None,
+        _pieces: Pieces | None = None,
+    ) -> bool:
         return False
 
     def interrupt(self, _task: trio.lowlevel.Task, _op: Op) -> bool:

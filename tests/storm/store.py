@@ -267,6 +267,9 @@ class StormFile:
 
         return await self._do("read", happen, offset, length)
 
+    def thread_fd(self) -> int | None:
+        return None
+
     def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
         """Who closes the file gives it up."""
         if self._stores.random.random() < 0.3:

@@ -29,6 +29,7 @@ T = TypeVar("T")
 _METHODS = {
     "read_nowait": "read",
     "read": "read",
+    "thread_fd": "write",
     "write_soon": "write",
     "write": "write",
     "sync": "fsync",
@@ -151,6 +152,9 @@ class FilteredFile:
                 self.__dict__[method] = getattr(self._inner, method)
 
     def read_nowait(self, offset: int, length: int, room: object = None) -> None:  # noqa: ARG002 -- as File has it
+        return None
+
+    def thread_fd(self) -> int | None:
         return None
 
     def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
