@@ -285,7 +285,7 @@ class RequestQueue:
     @property
     def is_free(self) -> bool:
         """Whether any request that came now would pass at once."""
-        return not (self._is_shut or self._is_full or self.room)
+        return not (self._is_shut or self.room or self.stats.in_flight >= self.bounds.requests)
 
     def _verdict(self, ticket: Ticket) -> Kind | PloopError | None:
         """What the gate says to a request now: wait, an error, or nothing in the way. Suspended comes first, as
