@@ -93,6 +93,10 @@ def _allocate_and_keep(allocator: Allocator) -> tuple[int, bool]:
     return cluster, may_be_old
 
 
+def _aim_past_the_gate(device: Device, offset: int, data: bytes) -> Any:  # noqa: ANN401
+    return device.stack.aim(device._in_stack(offset), data) if len(data) <= device.size_bytes - offset else None
+
+
 @dataclass(frozen=True, slots=True)
 class Bug:
     """`patches` say what is put in the place of what; the bug shows soon in its `climate`."""
@@ -121,6 +125,7 @@ BROKEN: dict[str, Bug] = {
     "clear the mark unflushed": Bug(((Delta, "settle", _settle_unsynced),)),
     "forget what came during a flush": Bug(((Unflushed, "flushed", _flushed_all),), _RESTARTS),
     "serve reads in standby": Bug(((RequestQueue, "_verdict", _reads_pass),)),
+    "write past the gate": Bug(((Device, "aim", _aim_past_the_gate),)),
     "wait without a bound": Bug(((Ticket, "bound", _unbounded),)),
     "allocate a used cluster": Bug(((Allocator, "allocate", _allocate_and_keep),)),
     "log a transition twice": Bug(((Standby, "storage_lost", _lost_and_logged),)),

@@ -41,6 +41,7 @@ class Figures:
             "requests": self.sum_of("request "),
             "storage_operations": counts["storage operations"],
             "storage_errors": counts["storage errors"],
+            "made_by_threads": counts["made by threads"],
             "late_changes": counts["late changes"],
             "faults": self.sum_of("fault "),
             "forgotten": counts["forgot"],

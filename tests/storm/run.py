@@ -183,6 +183,7 @@ class Story:
             self.simulated_s = self.trace.now_s
             self.tally["storage operations"] = self.world.stores.operations
             self.tally["storage errors"] = self.world.stores.errors
+            self.tally["made by threads"] = self.world.stores.made
             self.tally["late changes"] = self.world.stores.late
         if trio.lowlevel.current_statistics().tasks_living != living:
             raise Violation(f"{trio.lowlevel.current_statistics().tasks_living - living} tasks more than before")

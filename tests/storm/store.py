@@ -11,6 +11,7 @@ takes its open files and locks with it, and what it had under way happens or not
 """
 
 import errno
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -114,12 +115,17 @@ class Stores:
         self.open_files: dict[StormFile, None] = {}
         self.given_up: dict[GivenUp, None] = {}
         self.mirrors: dict[str, Callable[[], str]] = {}
-        self.operations = self.errors = self.late = 0
+        self.numbers = itertools.count()
+        self.operations = self.errors = self.late = self.made = 0
 
     def weather_at(self, path: str) -> Weather:
         return self.weather.setdefault(path.split("/")[1], Weather())
 
     # --- Files ----------------------------------------------------------------------------------------------------
+
+    def file(self, number: int) -> "StormFile":
+        """An open one, by what its `thread_fd` is."""
+        return next(file for file in self.open_files if file.number == number)
 
     async def open(self, path: str, *, writable: bool) -> "StormFile":
         await self._asked("open", path)
@@ -245,6 +251,7 @@ class StormFile:
         self.untold: int | None = None
         self.severed = self.is_closed = self._knows_its_lock = False
         self._stores, self._inner = stores, inner
+        self.number = next(stores.numbers)
         self._soon: set[trio.CancelScope] = set()
 
     def read_nowait(self, offset: int, length: int, room: object = None) -> bytearray | None:  # noqa: ARG002
@@ -268,10 +275,43 @@ class StormFile:
         return await self._do("read", happen, offset, length)
 
     def thread_fd(self) -> int | None:
-        return None
+        """Half of the time a thread has it before its storage may hang. The answer is a name for `Stores.file`."""
+        is_free = not (self.severed or self.is_closed) and self._stores.weather_at(self.path).hang is None
+        return self.number if is_free and self._stores.random.random() < 0.5 else None
 
-    def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:  # noqa: ARG002
+    def made(self, pieces: Pieces) -> list[int]:
+        """By that thread, in no time; the results are those of pwrite(2), or an errno as a negative number."""
+        stores, results, is_whole = self._stores, list[int](), True
+        stores.made += 1
+        for offset, data in pieces:
+            if not is_whole:
+                results.append(-errno.ECANCELED)
+                continue
+            stores.operations += 1
+            stores.watch.changing(self, "write")
+            number, happens = self._fate("write", offset, len(data))
+            change = Change(offset, bytes(data))
+            if happens is Happens.YES:
+                stores.platter.change(self.path, change)
+            elif happens is Happens.IN_PART:
+                self._partly(change)()
+            if number is not None:
+                self._forget_untold("write", number)
+                self._told("write", number)
+            is_whole = number is None
+            results.append(len(data) if number is None else -number)
+        return results
+
+    def write_soon(self, pieces: Pieces, answered: Answered, reply: Reply | None = None) -> bool:
         """Who closes the file gives it up."""
+        if reply is not None and reply.maker is not None:
+
+            def ended(full: int, result: int) -> None:
+                error = BackendError(-result, "write", self.path) if full < len(pieces) else None
+                answered(error)
+
+            reply.maker.begin(self.number, pieces, ended, reply)
+            return True
         if self._stores.random.random() < 0.3:
             return False
         scope = trio.CancelScope()
@@ -411,16 +451,21 @@ class StormFile:
             self._stores.watch.forgot(self.path)
 
     async def _answer(self, operation: str, number: int, offset: int, length: int) -> None:
-        stores = self._stores
-        stores.errors += 1
-        drops = operation == "fsync" and self.dead is None and stores.random.random() < 0.5
-        if drops and stores.platter.fail_sync(self.path):
-            stores.watch.forgot(self.path)
+        drops = operation == "fsync" and self.dead is None and self._stores.random.random() < 0.5
+        if drops and self._stores.platter.fail_sync(self.path):
+            self._stores.watch.forgot(self.path)
+        self._forget_untold(operation, number)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._told(operation, number)
+        raise BackendError(number, operation, self.path, offset=offset, length=length)
+
+    def _forget_untold(self, operation: str, number: int) -> None:
         if operation in CHANGES | {"fsync"} and number == self.untold:
             self.untold = None
-        await trio.lowlevel.checkpoint_if_cancelled()
-        stores.watch.answered(self, number, operation)
-        raise BackendError(number, operation, self.path, offset=offset, length=length)
+
+    def _told(self, operation: str, number: int) -> None:
+        self._stores.errors += 1
+        self._stores.watch.answered(self, number, operation)
 
     def _fate(self, operation: str, offset: int, length: int) -> tuple[int | None, Happens]:
         stores, weather = self._stores, self._stores.weather_at(self.path)

@@ -46,6 +46,7 @@ def test_nothing_is_found_with_seeds_that_are_always_the_same(record_property: C
         figures.add(outcome)
     assert figures.counts["standby_on"] > 10, "hardly anything happened"
     assert figures.counts["forgot"] > 10
+    assert figures.counts["made by threads"] > 10
     assert figures.sum_of("request ") > 500
     record_property("figures", f"fixed seeds: {figures}")
 

@@ -14,9 +14,11 @@ from random import Random
 import trio
 
 from ploopfs.device.stats import Op
+from ploopfs.engine.made_write import Made
+from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.errors import BackendError, InStandby, PloopError, RequestFailed, TargetFailed
 from tests.storm.counting import GIVES_UP
-from tests.storm.store import Origin, asked_by
+from tests.storm.store import Origin, StormFile, asked_by
 from tests.storm.world import BOUNDS, HOLD_TIMEOUT_MS, Disk, World
 
 MAX_REQUESTS = 20
@@ -160,7 +162,7 @@ async def _run(world: World, disk: Disk, request: Request) -> None:
             case "zero" | "unmap":
                 await device.write_zeroes(request.offset, request.length, unmap=request.kind == "unmap")
             case "write":
-                is_acknowledged = await _write_soon(disk, request, acknowledge)
+                is_acknowledged = await _write_soon(world, disk, request, acknowledge)
             case _:
                 await device.write(request.offset, request.data, fua=True)
     except BaseException:
@@ -173,21 +175,50 @@ async def _run(world: World, disk: Disk, request: Request) -> None:
         model.flushed_alone(write)
 
 
-async def _write_soon(disk: Disk, request: Request, acknowledge: Callable[[], None]) -> bool:
+class _MadeAtOnce(Made):
+    """By a thread that stands in for the event loop, on a file of the storm."""
+
+    def __init__(self, file: StormFile, pieces: Pieces, enters: Callable[[Made, bool], None]) -> None:
+        super().__init__(file.number, pieces, -1, b"", enters)
+        self._file = file
+
+    def make(self) -> None:
+        self._results = self._file.made(self.pieces)
+        self._replied = -errno.ECANCELED if min(self._results) < 0 else 0
+
+
+async def _write_soon(world: World, disk: Disk, request: Request, acknowledge: Callable[[], None]) -> bool:
     """As a disk's own connection does it; whether it was acknowledged already."""
     heard, rests = trio.Event(), list[Callable[[], Awaitable[None]]]()
+    device, offset, data = disk.device, request.offset, request.data
+    is_told = False
 
     def written(rest: Callable[[], Awaitable[None]] | None) -> None:
         if not isinstance(rest, partial):  # one that failed goes on as a `run`, which is counted
-            disk.counted.passed(Op.WRITE, len(request.data))
-        if rest is None:
-            acknowledge()
-        else:
+            disk.counted.passed(Op.WRITE, len(data))
+        if rest is not None:
             rests.append(rest)
+        elif not is_told:
+            acknowledge()
         heard.set()
 
-    if not disk.device.write_soon(request.offset, request.data, written):
-        await disk.device.write(request.offset, request.data)
+    def enter(made: Made, _hangs: bool) -> None:
+        reply = Reply(-1, b"", lambda _result: None, made)
+        if not device.write_soon(offset, data, written, reply, made.pieces):
+            world.fail(f"{disk.name}: {request} was made, and does not begin")
+
+    pieces = device.aim(offset, data)
+    number = None if pieces is None else device.thread_fd(len(data))
+    if pieces is not None and number is not None:
+        made = _MadeAtOnce(world.stores.file(number), pieces, enter)
+        made.make()
+        if made.has_succeeded:
+            is_told = True
+            acknowledge()
+        made.enter(hangs=False)
+        made.tell()
+    elif not device.write_soon(offset, data, written):
+        await device.write(offset, data)
         return False
     with trio.CancelScope(shield=GIVES_UP.get()):
         await heard.wait()
