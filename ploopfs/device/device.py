@@ -21,7 +21,7 @@ from ploopfs.device.handover import marked_again, stand_by_without_lock
 from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
 from ploopfs.device.mapper import Mapper
-from ploopfs.device.nowait import Written, run_nowait
+from ploopfs.device.nowait import Written, read_nowait
 from ploopfs.device.queue import Begun, RequestQueue
 from ploopfs.device.replace import Replacement
 from ploopfs.device.soon import SoonWrites
@@ -113,8 +113,7 @@ class Device:
     def read_nowait(self, offset: int, length: int) -> Buffer | None:
         """As `read` if the gate is open and everything is at hand, else None: what is in the way, `read` meets. The
         bytes stay as they are until the next call, for whatever device."""
-        length = self._clipped(offset, length)
-        data = run_nowait(self.queue, Op.READ, length, _read_nowait, self._in_stack(offset))
+        data = read_nowait(self.queue, self._in_stack(offset), self._clipped(offset, length))
         if data is not None:
             self.counters.bio_in += 1
             self.counters.bio_out += 1
@@ -376,7 +375,3 @@ class Device:
             return not lost
         finally:
             self.queue.forget_key()
-
-
-def _read_nowait(stack: Stack, start: int, length: int) -> Buffer | None:
-    return stack.read_nowait(start, length) if length else b""

@@ -114,15 +114,15 @@ class Stack:
         """Exactly `length` bytes if all of them are at hand, else None: an error of the storage is left for `read` to
         meet again. They stay as they are until the next call, on whatever stack."""
         # No epoch: nothing that this reads can be given to anybody else before it has ended.
-        parts: list[Buffer] = []
-        holes = 0
+        placed = place(self.map, offset, length)
         try:
-            placed = place(self.map, offset, length)
             if placed is not None:
                 level, start = placed
                 # What is made anew is filled with zeroes first: 20 % of the CPU time of a read of 1 MiB.
                 room = READ_ROOM[:length] if _LARGE_BYTES <= length <= len(READ_ROOM) else None
                 return self.deltas[level].file.read_nowait(start, length, room)
+            parts: list[Buffer] = []
+            holes = 0
             for segment in plan_read(self.map, offset, length):
                 match segment:
                     case Hole(part):
