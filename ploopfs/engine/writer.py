@@ -78,6 +78,7 @@ class Writer:
 
     async def write(self, offset: int, data: Buffer, *, check_zeros: bool) -> None:
         self._top.note_modified()
+        await self._name_again()
         while await self.claims.wait_none(slots_to_allocate(self._map, offset, len(data))):
             self._counters.bio_lockouts += 1
         plan = plan_write(self._map, self._allocator, offset, data, check_zeros=check_zeros)
@@ -91,10 +92,13 @@ class Writer:
         """As `Stack.aim`: one piece, or the data and their new entry of the map. The cluster is then one at the end of
         the file that nobody had before: nothing has to be durable before the entry, which is written right after the
         data."""
+        top = self._top
+        if top.uncertain_slots:
+            return None  # `write` sees to them first
         at = place_in_top(self._map, offset, len(data))
         if at is not None:
             return ((at, data),)
-        top, slot = self._top, slot_of_hole(self._map, offset, len(data))
+        slot = slot_of_hole(self._map, offset, len(data))
         if slot is None or slot in self.claims.clusters or not self._may_allocate_soon or is_zero(data):
             return None
         size = self._map.cluster_bytes
@@ -236,10 +240,13 @@ class Writer:
 
     async def flush(self) -> None:
         """All that was acknowledged before the call is on stable storage, and the map that leads to it."""
-        if self._top.uncertain_slots:
-            # A cluster whose failed discard did reach the file may have been written in place since.
-            await self._map_writer.submit({})
+        await self._name_again()
         await self._sync()
+
+    async def _name_again(self) -> None:
+        """A cluster whose discard failed, and may have reached the file, before anybody is told of a write to it."""
+        if self._top.uncertain_slots:
+            await self._map_writer.submit({})
 
     async def _sync(self) -> None:
         """All that was written before the call is on stable storage; concurrent callers share one fsync."""

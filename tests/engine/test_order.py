@@ -282,13 +282,46 @@ async def test_a_map_entry_of_which_nobody_knows_is_written_again_before_the_mar
     assert any(rewritten.ended_before(sync) and sync.ended_before(truncated) for sync in alone.journal.of("fsync"))
 
 
+async def test_a_write_to_a_cluster_whose_discard_failed_halfway_is_acknowledged_when_the_map_names_it_again(
+    alone: Rig,
+) -> None:
+    """Whoever is killed then, or opens the image again, would lose it."""
+    stack = await alone.open()
+    rule = alone.faults.fail(errno.EIO, "write", count=1, after=True)
+    with pytest.raises(BackendError):
+        await stack.discard(3 * CLUSTER, CLUSTER)
+    assert alone.entry(3) == 0
+    alone.faults.remove(rule)
+    assert stack.aim(3 * CLUSTER, NEW) is None
+    await stack.write(3 * CLUSTER, NEW)
+    assert alone.entry(3) == 1
+    assert stack.aim(3 * CLUSTER, NEW)
+    await stack.discard(3 * CLUSTER, CLUSTER)
+    assert (alone.entry(3), await stack.read(3 * CLUSTER, CLUSTER)) == (0, bytes(CLUSTER))
+
+
+async def test_a_write_to_a_cluster_whose_discard_failed_halfway_fails_while_the_map_cannot_name_it(alone: Rig) -> None:
+    stack = await alone.open()
+    alone.faults.fail(errno.EIO, "write", count=1, after=True)
+    with pytest.raises(BackendError):
+        await stack.discard(3 * CLUSTER, CLUSTER)
+    alone.faults.fail(errno.EIO, "write", count=1)
+    with pytest.raises(BackendError):
+        await stack.write(3 * CLUSTER, NEW)
+    assert await stack.read(3 * CLUSTER, CLUSTER) == OLD
+    await stack.write(3 * CLUSTER, NEW)
+    assert alone.entry(3) == 1
+
+
 async def test_a_flush_vouches_for_the_map_of_a_cluster_whose_discard_failed_halfway(alone: Rig) -> None:
     stack = await alone.open()
     alone.faults.fail(errno.EIO, "write", count=1, after=True)
     with pytest.raises(BackendError):
         await stack.discard(3 * CLUSTER, CLUSTER)
     assert alone.entry(3) == 0  # the file has lost it, and memory has not
+    stack.top.uncertain_slots.clear()  # as if the write had not seen to it
     await stack.write(3 * CLUSTER, NEW)
+    stack.top.uncertain_slots.add(3)
     await stack.flush()
     assert alone.entry(3) == 1
     last = alone.journal.of("fsync")[-1]

@@ -217,6 +217,17 @@ MUTANTS = (
         "test_enospc_for_the_map_itself_frees_no_cluster_that_the_file_may_name",
     ),
     _bug(
+        "acknowledge a write to a cluster that the file may not name any more", "engine/writer.py",
+        "        await self._name_again()\n        while", "        while", "engine/test_order.py",
+        "test_a_write_to_a_cluster_whose_discard_failed_halfway_is_acknowledged_when_the_map_names_it_again",
+    ),
+    _bug(
+        "write soon to a cluster that the file may not name any more", "engine/writer.py",
+        "        if top.uncertain_slots:\n            return None", "        if False:\n            return None",
+        "engine/test_order.py",
+        "test_a_write_to_a_cluster_whose_discard_failed_halfway_is_acknowledged_when_the_map_names_it_again",
+    ),
+    _bug(
         "flush without the entries that are uncertain", "engine/writer.py",
         "            await self._map_writer.submit({})\n", "            pass\n", "engine/test_order.py",
         "test_a_flush_vouches_for_the_map_of_a_cluster_whose_discard_failed_halfway",
