@@ -83,14 +83,17 @@ class Writes:
         return True
 
     def made(self, unique: int, pid: int, offset: int, data: memoryview) -> Made | None:
-        """For a thread that stands in for the event loop: it is made and answered first, and then it begins: an eighth
-        more writes of 4 KiB at depth 1. `data` is a part of the buffer in use. None: it is to `begin` as any."""
+        """For a thread that stands in for the event loop: it is made and answered before there is anything noted of it.
+        `data` is a part of the buffer in use. None: it is to `begin` as any."""
         pieces = self._device.aim(offset, data)
         fd = None if pieces is None else self._device.thread_fd(len(data))
         if pieces is None or fd is None:
             return None
-        enters = partial(self._enter, unique, pid, offset, data)
-        return Made(fd, pieces, self._fd, replies.written(unique, len(data)), enters)
+        notes, enters = partial(self._note, offset, data), partial(self._enter, unique, pid, offset, data)
+        return Made(fd, pieces, self._fd, replies.written(unique, len(data)), notes, enters)
+
+    def _note(self, offset: int, data: memoryview, made: Made) -> None:
+        self._device.wrote(offset, BUFFERS.kept(data), made.pieces, made.since_ns)
 
     def _enter(self, unique: int, pid: int, offset: int, data: memoryview, made: Made, hangs: bool) -> None:
         kept = BUFFERS.kept(data)

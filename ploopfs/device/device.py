@@ -127,9 +127,15 @@ class Device:
         return self.stack.aim(self._in_stack(offset), data)
 
     def thread_fd(self, length: int) -> int | None:
-        """Of the top, for a thread that writes so many bytes where `aim` says, acknowledges them, and has them begin
-        before anything else happens; None if they may have to wait for a flush, or no thread is to."""
+        """Of the top, for a thread that writes so many bytes where `aim` says, acknowledges them, and tells what it
+        `wrote` before anything else happens; None if they may have to wait for a flush, or no thread is to. What fails
+        or hangs it has `write_soon` begin."""
         return self.stack.top.file.thread_fd() if self._soon.has_room(length) else None
+
+    def wrote(self, offset: int, data: Buffer, pieces: Pieces, since_ns: int) -> None:
+        """That is written and acknowledged, and was begun at that time of the monotonic clock. What `data` holds stays
+        as it is for ever."""
+        self._soon.wrote(self._in_stack(offset), data, pieces, since_ns)
 
     def write_soon(
         self, offset: int, data: Buffer, written: Written, reply: Reply | None = None, pieces: Pieces | None = None

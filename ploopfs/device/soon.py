@@ -39,6 +39,15 @@ class SoonWrites:
         """Whether one of so many bytes may be acknowledged without a flush before."""
         return self._unflushed.has_room(self._kept_bytes + length + CHANGE_BYTES)
 
+    def wrote(self, start: int, data: Buffer, pieces: Pieces, since_ns: int) -> None:
+        """As `Device.wrote`: it was never in flight for anybody."""
+        stack = self._queue.stack
+        self._counters.bio_in += 1
+        stack.wrote(start, pieces)
+        self._queue.stats.passed(Op.WRITE, len(data), since_ns)
+        self._wrote(start, data, stack)
+        self._counters.bio_out += 1
+
     def begin(
         self, start: int, offset: int, data: Buffer, pieces: Pieces, written: Written, reply: Reply | None
     ) -> bool:

@@ -2,7 +2,7 @@
 
 Invariants. The mark is on stable storage before the first write and is cleared only by a close that has flushed. A
 sync that failed once fails for ever: the kernel may have dropped the pages, so a later success would be a lie. Only a
-delta that was opened for writing ever writes, and whatever it writes passes `write`, `write_soon` or `punch`.
+delta that was opened for writing ever writes, and whatever is written passes `write`, `write_soon`, `punch` or `wrote`.
 Several stacks may share a delta, one after the other: what is known of its file stays with it."""
 
 import errno
@@ -193,9 +193,15 @@ class Delta:
         return True
 
     async def write(self, offset: int, data: Buffer) -> None:
-        """Everything that is written to the file passes here, `write_soon` or `punch`."""
+        """Everything that is written to the file passes here, `write_soon`, `punch` or `wrote`."""
         with self._noted(offset, len(data)):
             await self._answers.change(self.file.write(offset, data))
+
+    def wrote(self, pieces: Pieces) -> None:
+        """These have been written since nobody else could look, so that no sync can have been beside them."""
+        if self.tracker is not None:
+            for offset, data in pieces:
+                self._note_change(None, offset, len(data))
 
     async def punch(self, offset: int, length: int) -> None:
         with self._noted(offset, length):

@@ -48,8 +48,8 @@ class File(Protocol):
         whoever closes the file meanwhile has."""
 
     def thread_fd(self) -> int | None:
-        """The descriptor for a thread that makes a write first, and then, before anything else has happened, has
-        `write_soon` begin it; None if no thread is to."""
+        """The descriptor for a thread that makes a write and tells of it before anything else has happened; None if no
+        thread is to. What fails or hangs `write_soon` begins, with that thread for the maker of its reply."""
 
     async def write(self, offset: int, data: Buffer) -> None: ...
 

@@ -1,6 +1,6 @@
 """A write that a thread of ours makes in one go, and the reply behind it, as the kernel does for the ring (ring.py).
 
-It is made before it begins: who waits for the reply does not wait for what there is to note of it. Knows nothing of how
+It is made before there is anything noted of it: who waits for the reply does not wait for that. Knows nothing of how
 the thread comes to it. Invariants: nothing of a write happens unless all that comes before it in the write has happened
 in full; who is told was told of no part before.
 """
@@ -18,21 +18,28 @@ log = logging.getLogger(__name__)
 
 class Made:
     """What goes where in `fd`, as whoever owns the file has said, and the `answer` that is then written to `answer_fd`.
-    It `enters` when it is over, or while it hangs in a storage, as that is told: there it is the `Reply.maker` of what
-    is asked for."""
+    `notes` is told that it has succeeded. One that fails, or hangs in a storage, as that is told, `enters` instead:
+    there it is the `Reply.maker` of what is asked for."""
 
     __slots__ = (
-        *("_answer", "_answer_fd", "_enters", "_fd", "_replied", "_results", "_told"),
+        *("_answer", "_answer_fd", "_enters", "_fd", "_notes", "_replied", "_results", "_told"),
         *("pieces", "since_ns", "write"),
     )
 
     def __init__(
-        self, fd: int, pieces: Pieces, answer_fd: int, answer: bytes, enters: Callable[["Made", bool], None]
+        self,
+        fd: int,
+        pieces: Pieces,
+        answer_fd: int,
+        answer: bytes,
+        notes: Callable[["Made"], None],
+        enters: Callable[["Made", bool], None],
     ) -> None:
         self.since_ns = time.monotonic_ns()
         self.write: Write | None = None
         self.pieces = pieces
-        self._fd, self._answer_fd, self._answer, self._enters = fd, answer_fd, answer, enters
+        self._fd, self._answer_fd, self._answer = fd, answer_fd, answer
+        self._notes, self._enters = notes, enters
         self._results: list[int] | None = None
         self._replied: int | None = None
         self._told = 0
@@ -52,12 +59,19 @@ class Made:
         self._results = results  # before anybody may know
         self._replied = _written_to(self._answer_fd, self._answer) if is_whole else -errno.ECANCELED
 
+    def note(self) -> None:
+        """Before anybody else can look."""
+        try:
+            self._notes(self)
+        except Exception:
+            log.exception("a write that was made and answered met a bug")
+
     def enter(self, *, hangs: bool) -> None:
-        """Where nobody else looks at what there is to note of it."""
+        """Likewise."""
         try:
             self._enters(self, hangs)
         except Exception:
-            log.exception("a write that was made and answered met a bug")
+            log.exception("a write that was made met a bug")
 
     def begin(self, fd: int, pieces: Pieces, ended: Ended, reply: Reply) -> Write:
         """As `Ring.begin`, of what is made."""

@@ -182,6 +182,12 @@ class Stack:
         unconfirmed.begun()
         return True
 
+    def wrote(self, offset: int, pieces: Pieces) -> None:
+        """That has been done as `aim` has said, since nobody else could look."""
+        self._writer.unconfirmed.begun()
+        self._writer.unconfirmed.ended()
+        self._writer.wrote(offset, pieces)
+
     async def write(self, offset: int, data: Buffer, *, fua: bool = False, check_zeros: bool = True) -> None:
         """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""
         with self._changing():

@@ -126,10 +126,10 @@ class StandIn:
                 self._token.run_sync_soon(self._ring.deliver)
             return False
         self._made = None
-        made.enter(hangs=False)
         if made.has_succeeded:
-            made.tell()
+            made.note()
         else:
+            made.enter(hangs=False)
             self._left.append(made.tell)  # it may have to go on in a task
         return True
 

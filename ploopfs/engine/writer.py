@@ -110,12 +110,10 @@ class Writer:
 
     def write_soon(self, offset: int, pieces: Pieces, answered: Answered, reply: Reply | None) -> bool:
         """As `Stack.write_soon`."""
+        self._top.note_modified()
         if len(pieces) > 1:
             return self._allocate_soon(offset, pieces, answered, reply)
-        if not self._top.write_soon(pieces, answered, reply):
-            return False
-        self._top.note_modified()
-        return True
+        return self._top.write_soon(pieces, answered, reply)
 
     def _allocate_soon(self, offset: int, pieces: Pieces, answered: Answered, reply: Reply | None) -> bool:
         top, size, (start, data) = self._top, self._map.cluster_bytes, pieces[0]
@@ -136,23 +134,35 @@ class Writer:
 
         if not top.write_soon(pieces, heard, reply):
             return False
-        self._allocator.allocate()
+        self._take_end(len(data))
         self.claims.take(slot, cluster)
         self._entries.begun()
-        top.note_modified()
-        self._counters.bio_alloc += 1
-        self._counters.bio_alloc_whole += len(data) == size
         return True
+
+    def wrote(self, offset: int, pieces: Pieces) -> None:
+        """As `Stack.wrote`."""
+        self._top.note_modified()
+        self._top.wrote(pieces)
+        if len(pieces) > 1:
+            (start, data), size = pieces[0], self._map.cluster_bytes
+            self._take_end(len(data))
+            self._entries.take(offset // size, start // size)
+            self.room.look()
+
+    def _take_end(self, length: int) -> None:
+        """The cluster at the end of the file, for a write of so many bytes."""
+        self._allocator.allocate()
+        self._counters.bio_alloc += 1
+        self._counters.bio_alloc_whole += length == self._map.cluster_bytes
 
     @property
     def _may_allocate_soon(self) -> bool:
-        top = self._top
-        return self.loss is None and not top.preallocates and top.bat is not None and self._writes_entries
+        return self.loss is None and not self._top.preallocates and self._writes_entries
 
     @property
     def _writes_entries(self) -> bool:
         """One by one: nobody writes whole pages of the map, and nothing is in doubt, which such a page settles."""
-        return not self._top.uncertain_slots and self._map_writer.is_idle
+        return self._top.bat is not None and not self._top.uncertain_slots and self._map_writer.is_idle
 
     async def copy_up(self, slot: int, level: int) -> None:
         """Give the top its own copy of a cluster that this lower level owns. Whoever holds it may have done so when he

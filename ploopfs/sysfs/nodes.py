@@ -121,8 +121,11 @@ class BlockDevice(Protocol):
         """What `write_soon` would write, and where; None if that needs a task. It counts until something happens."""
 
     def thread_fd(self, length: int) -> int | None:
-        """For a thread that writes so many bytes where `aim` says, acknowledges them, and then has `write_soon` begin
-        it; None if no thread is to."""
+        """For a thread that writes so many bytes where `aim` says, acknowledges them, and then tells what it `wrote`,
+        or has `write_soon` begin what failed or hangs; None if no thread is to."""
+
+    def wrote(self, offset: int, data: Buffer, pieces: Pieces, since_ns: int) -> None:
+        """That is written and acknowledged, and was begun then. What `data` holds stays as it is for ever."""
 
     def write_soon(
         self, offset: int, data: Buffer, written: Written, reply: Reply | None = None, pieces: Pieces | None = None

@@ -351,7 +351,7 @@ async def test_a_storage_that_hangs_keeps_nobody_waiting_but_who_writes_to_it(
         await asker.wait_answered()
         assert {answer.errno for answer in kernel.answers} == {0}
         await until(lambda: not device_of(kernel).stats.in_flight)
-        assert False in made
+        await until(lambda: False in made)
 
 
 async def test_what_is_written_to_it_meanwhile_is_the_kernels_to_write(
@@ -405,7 +405,7 @@ async def test_the_time_that_a_thread_takes_for_a_write_is_counted(
         made.clear()
         await asker.ask(blocks(30))
         assert made
-        assert len(made) * HOUR_NS <= writes.duration_ns < 30 * HOUR_NS
+        assert len(made) * HOUR_NS <= writes.duration_ns < (len(made) + 1) * HOUR_NS
 
 
 @pytest.mark.expects_warnings

@@ -57,6 +57,9 @@ class MemoryDisk:
     def thread_fd(self, _length: int) -> None:
         return None
 
+    def wrote(self, _offset: int, _data: Buffer, _pieces: Pieces, _since_ns: int) -> None:
+        raise AssertionError("no thread is to")
+
     def write_soon(
         self,
         _offset: int,

@@ -774,9 +774,29 @@ MUTANTS = (
         "test_what_a_thread_has_yet_to_write_when_it_hangs_is_nobodys_to_change",
     ),
     _bug(
-        "count the time of a write that a thread has made from its end", "device/soon.py",
-        "since_ns = reply.maker.since_ns", "since_ns = None", "blockfuse/test_alone.py",
-        "test_the_time_that_a_thread_takes_for_a_write_is_counted",
+        "count the time of a write that hangs in a thread from when it is left behind", "device/soon.py",
+        "since_ns = reply.maker.since_ns", "since_ns = None", "device/test_made.py",
+        "test_it_takes_the_time_from_when_it_was_begun_and_so_does_one_that_hangs",
+    ),
+    _bug(
+        "keep nothing of what a thread has written and acknowledged", "device/soon.py",
+        "        self._wrote(start, data, stack)\n", "", "blockfuse/test_alone.py",
+        "test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_with_his_last",
+    ),
+    _bug(
+        "forget the cluster that a thread has allocated", "engine/writer.py",
+        "            self._entries.take(offset // size, start // size)\n", "", "device/test_made.py",
+        "test_it_is_noted_as_any_write_and_so_is_what_follows",
+    ),
+    _bug(
+        "give the cluster that a thread has allocated to the next one, too", "engine/writer.py",
+        "            self._take_end(len(data))\n            self._entries", "            self._entries",
+        "device/test_made.py", "test_it_is_noted_as_any_write_and_so_is_what_follows",
+    ),
+    _bug(
+        "call durable what a thread has written", "engine/stack.py",
+        "        self._writer.unconfirmed.begun()\n        self._writer.unconfirmed.ended()\n", "",
+        "device/test_made.py", "test_it_is_noted_as_any_write_and_so_is_what_follows",
     ),
     _bug(
         "leave whom a bug meets in a thread without an answer", "blockfuse/transfers.py",

@@ -178,8 +178,10 @@ async def _run(world: World, disk: Disk, request: Request) -> None:
 class _MadeAtOnce(Made):
     """By a thread that stands in for the event loop, on a file of the storm."""
 
-    def __init__(self, file: StormFile, pieces: Pieces, enters: Callable[[Made, bool], None]) -> None:
-        super().__init__(file.number, pieces, -1, b"", enters)
+    def __init__(
+        self, file: StormFile, pieces: Pieces, notes: Callable[[Made], None], enters: Callable[[Made, bool], None]
+    ) -> None:
+        super().__init__(file.number, pieces, -1, b"", notes, enters)
         self._file = file
 
     def make(self) -> None:
@@ -191,15 +193,18 @@ async def _write_soon(world: World, disk: Disk, request: Request, acknowledge: C
     """As a disk's own connection does it; whether it was acknowledged already."""
     heard, rests = trio.Event(), list[Callable[[], Awaitable[None]]]()
     device, offset, data = disk.device, request.offset, request.data
-    is_told = False
-
     def written(rest: Callable[[], Awaitable[None]] | None) -> None:
         if not isinstance(rest, partial):  # one that failed goes on as a `run`, which is counted
             disk.counted.passed(Op.WRITE, len(data))
         if rest is not None:
             rests.append(rest)
-        elif not is_told:
+        else:
             acknowledge()
+        heard.set()
+
+    def note(made: Made) -> None:
+        device.wrote(offset, data, made.pieces, made.since_ns)
+        disk.counted.passed(Op.WRITE, len(data))
         heard.set()
 
     def enter(made: Made, _hangs: bool) -> None:
@@ -210,13 +215,14 @@ async def _write_soon(world: World, disk: Disk, request: Request, acknowledge: C
     pieces = device.aim(offset, data)
     number = None if pieces is None else device.thread_fd(len(data))
     if pieces is not None and number is not None:
-        made = _MadeAtOnce(world.stores.file(number), pieces, enter)
+        made = _MadeAtOnce(world.stores.file(number), pieces, note, enter)
         made.make()
         if made.has_succeeded:
-            is_told = True
             acknowledge()
-        made.enter(hangs=False)
-        made.tell()
+            made.note()
+        else:
+            made.enter(hangs=False)
+            made.tell()
     elif not device.write_soon(offset, data, written):
         await device.write(offset, data)
         return False
