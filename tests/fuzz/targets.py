@@ -18,6 +18,7 @@ from unittest import mock
 import trio
 
 from ploopfs.blockfuse import ending, protocol, replies
+from ploopfs.blockfuse.buffers import BUFFERS
 from ploopfs.cli import main
 from ploopfs.config.scenario_file import load_scenario
 from ploopfs.config.schema import load
@@ -180,10 +181,14 @@ def _fuse(data: bytes) -> None:
 
 
 async def _serve_one(data: bytes) -> None:
-    """Whatever a connection has read, it serves the next request."""
+    """Whatever a connection has read, or a thread of its own, which this disk lets make nothing, it serves the next
+    request."""
     disk = MemoryDisk()
     async with connected(disk) as kernel:
         await kernel.open()
+        read = data[: len(BUFFERS.current)]
+        BUFFERS.current[: len(read)] = read
+        assert kernel.connection._transfers.made(len(read)) is None
         if data:  # an empty one would be the end
             await kernel.send(data)
         assert len((await kernel.call(STATFS)).body) == 80
