@@ -193,6 +193,7 @@ async def _write_soon(world: World, disk: Disk, request: Request, acknowledge: C
     """As a disk's own connection does it; whether it was acknowledged already."""
     heard, rests = trio.Event(), list[Callable[[], Awaitable[None]]]()
     device, offset, data = disk.device, request.offset, request.data
+
     def written(rest: Callable[[], Awaitable[None]] | None) -> None:
         if not isinstance(rest, partial):  # one that failed goes on as a `run`, which is counted
             disk.counted.passed(Op.WRITE, len(data))
