@@ -103,7 +103,7 @@ LEFT_BEHIND = Bound(
 )
 STAND_IN_US = Bound(
     3000,
-    "µs that the event loop waits for a thread that serves who writes one thing after the other",
+    "µs that the event loop waits for a thread that serves whoever writes without a pause",
     "it goes on without the thread",
 )
 GROW_AHEAD_MIB = Bound(

@@ -153,7 +153,7 @@ REACHED = {
     ),
     "LEFT_BEHIND": "engine/test_stand_in.py::test_while_so_many_hang_nobody_stands_in_any_more",
     "STAND_IN_US": (
-        "blockfuse/test_alone.py::test_a_storage_that_hangs_keeps_nobody_waiting_but_who_writes_to_it"
+        "blockfuse/test_busy.py::test_a_storage_that_hangs_keeps_nobody_waiting_but_who_writes_to_it"
     ),
     "POLL_US": "blockfuse/test_soon.py::test_who_takes_longer_is_not_polled_for",
     "POLL_TURN_US": (

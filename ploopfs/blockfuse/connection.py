@@ -18,8 +18,8 @@ from functools import partial
 import trio
 
 from ploopfs.blockfuse import protocol, replies
-from ploopfs.blockfuse.alone import Alone
 from ploopfs.blockfuse.buffers import BUFFERS
+from ploopfs.blockfuse.busy import Busy
 from ploopfs.blockfuse.front import Front
 from ploopfs.blockfuse.protocol import (
     Fallocate,
@@ -78,9 +78,9 @@ class Connection:
         self._is_alone = True
         self._asked = select.poll()
         self._asked.register(fd, select.POLLIN)
-        self._alone = Alone(self._asked, self._take_alone)
+        self._busy = Busy(self._asked, self._take_in_thread, self._sender.send_whole)
         served = self._device, self._files, self._sender, self._writes
-        self._transfers = Transfers(*served, self._alone.wrote, self._start_write, self._met_bug)
+        self._transfers = Transfers(*served, self._busy.wrote, self._start_write, self._met_bug)
         self._refusal: MountError | None = None
         self._agreed: Callable[[], None] = _nothing
 
@@ -97,7 +97,7 @@ class Connection:
                 await self._writes.wait_ended()
         finally:
             self._is_over = True
-            self._alone.end()
+            self._busy.end()
             self.close()
             while self._files:
                 self._files.popitem()[1].release()
@@ -126,12 +126,12 @@ class Connection:
 
     async def _serve(self) -> None:
         self._ring = ring_of_loop()
-        self._alone.ring = self._ring
+        self._busy.ring = self._ring
         is_quick = False
         with suppress(trio.ClosedResourceError):
             while self._fd >= 0 and not self._is_ending:
                 if is_quick and self._is_for_stand_in:
-                    is_quick = self._alone.serve()
+                    is_quick = self._busy.serve()
                     await trio.lowlevel.checkpoint()
                     continue
                 self._drain()
@@ -146,7 +146,19 @@ class Connection:
 
     @property
     def _is_for_stand_in(self) -> bool:
-        return self._alone.is_due and not (self._waiting or self._writes)
+        return self._busy.is_due and not self._waiting and self._has_ring_ended()
+
+    def _has_ring_ended(self) -> bool:
+        """Whether nothing of this connection is under way there, or will not be soon: a thread is better at what comes
+        next, if it is none that takes longer than a turn."""
+        until_ns = time.monotonic_ns() + _TURN_NS
+        while self._writes:
+            assert self._ring is not None
+            if time.monotonic_ns() >= until_ns:
+                self._busy.met_other()
+                return False
+            self._ring.deliver()
+        return not self._waiting
 
     def _poll(self) -> bool:
         """Serve who asks for one thing after the other, without the event loop in between: of reads of 4 KiB at depth 1
@@ -156,9 +168,9 @@ class Connection:
         while now_ns < turn_ns:
             if self._waiting or self._fd < 0:
                 return False  # who waits in a task needs the event loop
-            has_answered = self._ring is not None and self._ring.deliver()
-            if has_answered and self._is_for_stand_in:
+            if self._is_for_stand_in:
                 return True
+            has_answered = self._ring is not None and self._ring.deliver()
             if self._drain() or has_answered:
                 quick_ns = time.monotonic_ns() + _POLL_NS
             elif now_ns >= quick_ns:
@@ -200,11 +212,10 @@ class Connection:
                 return taken
             done_bytes = self._transfers.answered(count, self._ring)
             if done_bytes is None:
-                self._alone.met_others()
+                self._busy.met_other()
                 self._take(BUFFERS.current[:count])
             else:
                 left_bytes -= done_bytes
-        self._alone.met_others()
         return BURST_REQUESTS
 
     def _found_none(self, taken: int) -> int:
@@ -212,12 +223,10 @@ class Connection:
         a read that finds nothing: 7 % more writes of 4 KiB at depth 1."""
         self._is_drained = True
         self._is_alone = taken <= 1
-        if not self._is_alone:
-            self._alone.met_others()
         return taken
 
-    def _take_alone(self, stand_in: StandIn) -> bool:
-        """In the thread of one: as `Alone` has it."""
+    def _take_in_thread(self, stand_in: StandIn) -> bool:
+        """As `Busy` has it."""
         try:
             count = os.readv(self._fd, (BUFFERS.current,))
         except OSError as error:

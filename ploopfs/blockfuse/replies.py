@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ploopfs.blockfuse.protocol import LEAST_MINOR, MAJOR, MINOR, NS, Init
 from ploopfs.bounds import DISK_BACKGROUND, MAX_TRANSFER_BYTES
+from ploopfs.engine.file import Buffer
 from ploopfs.errors import MountError
 from ploopfs.sysfs.nodes import Shown
 
@@ -53,6 +54,13 @@ class Attributes(NamedTuple):
 def header(unique: int, body_bytes: int) -> bytes:
     """Of an answer whose body the caller has."""
     return HEADER.pack(HEADER_BYTES + body_bytes, 0, unique)
+
+
+def unique_of(answer: Buffer) -> int:
+    """Of one that begins with its header."""
+    unique: int
+    _length, _error, unique = HEADER.unpack_from(answer)
+    return unique
 
 
 def failure(unique: int, number: int) -> bytes:

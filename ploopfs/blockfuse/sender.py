@@ -26,16 +26,16 @@ class Sender:
         self._fd = -1
 
     def send(self, unique: int, body: Buffer) -> None:
-        self._write(unique, (replies.header(unique, len(body)), body))
+        self._write(replies.header(unique, len(body)), body)
 
-    def send_whole(self, unique: int, answer: bytes) -> None:
+    def send_whole(self, answer: bytes) -> None:
         """With its header."""
-        self._write(unique, (answer,))
+        self._write(answer)
 
     def fail(self, unique: int, number: int) -> None:
-        self._write(unique, (replies.failure(unique, number),))
+        self._write(replies.failure(unique, number))
 
-    def _write(self, unique: int, parts: tuple[Buffer, ...]) -> None:
+    def _write(self, *parts: Buffer) -> None:
         if self._fd < 0:
             return
         try:
@@ -46,4 +46,4 @@ class Sender:
                 return
             log.exception("an answer was refused")
             with suppress(OSError):
-                os.write(self._fd, replies.failure(unique, errno.EIO))
+                os.write(self._fd, replies.failure(replies.unique_of(parts[0]), errno.EIO))

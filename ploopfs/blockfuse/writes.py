@@ -34,14 +34,14 @@ def _void() -> int:
 
 
 class Writes:
-    """By `unique`. `send` sends an answer, `go_on` starts a task for what a write has to wait for: both are told which
-    it is, and the latter how many bytes it has and whether it was interrupted; `bug` is told of one that met a bug."""
+    """By `unique`. `send` sends an answer, `go_on` starts a task for what a write has to wait for, and is told which it
+    is, how many bytes it has and whether it was interrupted; `bug` is told of one that met a bug."""
 
     def __init__(
         self,
         device: BlockDevice,
         fd: int,
-        send: Callable[[int, bytes], None],
+        send: Callable[[bytes], None],
         go_on: Callable[[int, int, Rest, int, bool], None],
         bug: Callable[[int], None],
     ) -> None:
@@ -67,7 +67,7 @@ class Writes:
                 if rest is not None:
                     self._go_on(unique, pid, rest, len(data), is_interrupted)
                 elif not reply.is_left:
-                    self._send(unique, reply.data)
+                    self._send(reply.data)
                 reply.is_due = rest is None
             except Exception:
                 self._bug(unique)
@@ -114,7 +114,7 @@ class Writes:
             log.error("an answer was refused: %s", os.strerror(-result))
             reply.is_left = False
             if reply.is_due:
-                self._send(unique, reply.data)
+                self._send(reply.data)
 
     def interrupt(self, unique: int) -> bool:
         """It counts for one that goes on in a task; whether this is one of these."""

@@ -1,8 +1,8 @@
 """A write that a thread of ours makes in one go, and the reply behind it, as the kernel does for the ring (ring.py).
 
-It is made before there is anything noted of it: who waits for the reply does not wait for that. Knows nothing of how
-the thread comes to it. Invariants: nothing of a write happens unless all that comes before it in the write has happened
-in full; who is told was told of no part before.
+It is made before there is anything noted of it: who waits for the reply does not wait for that, unless it is sent later
+with those of other writes. Knows nothing of how the thread comes to it. Invariants: nothing of a write happens unless
+all that comes before it in the write has happened in full; who is told was told of no part before.
 """
 
 import errno
@@ -22,8 +22,8 @@ class Made:
     there it is the `Reply.maker` of what is asked for."""
 
     __slots__ = (
-        *("_answer", "_answer_fd", "_enters", "_fd", "_notes", "_replied", "_results", "_told"),
-        *("pieces", "since_ns", "write"),
+        *("_answer_fd", "_enters", "_fd", "_notes", "_replied", "_results", "_told"),
+        *("answer", "pieces", "since_ns", "write"),
     )
 
     def __init__(
@@ -37,27 +37,36 @@ class Made:
     ) -> None:
         self.since_ns = time.monotonic_ns()
         self.write: Write | None = None
-        self.pieces = pieces
-        self._fd, self._answer_fd, self._answer = fd, answer_fd, answer
+        self.pieces, self.answer = pieces, answer
+        self._fd, self._answer_fd = fd, answer_fd
         self._notes, self._enters = notes, enters
         self._results: list[int] | None = None
         self._replied: int | None = None
         self._told = 0
 
     @property
-    def has_succeeded(self) -> bool:
-        """And whoever asked has his answer."""
-        return self._replied is not None and self._replied >= 0
+    def has_failed(self) -> bool:
+        """Or nobody took its answer."""
+        return self._replied is not None and self._replied < 0
 
-    def make(self) -> None:
-        """It blocks, and raises nothing."""
+    def make(self, *, answers: bool = True) -> None:
+        """It blocks, and raises nothing. Without `answers` somebody else is to send the answer to one that has not
+        failed, or `reply` does."""
         results, is_whole = [], True
         for offset, data in self.pieces:
             result = _written(self._fd, data, offset) if is_whole else -errno.ECANCELED
             is_whole = result == len(data)
             results.append(result)
         self._results = results  # before anybody may know
-        self._replied = _written_to(self._answer_fd, self._answer) if is_whole else -errno.ECANCELED
+        if not is_whole:
+            self._replied = -errno.ECANCELED
+        elif answers:
+            self.reply()
+
+    def reply(self) -> None:
+        """Unless that has happened, or is not to."""
+        if self._replied is None:
+            self._replied = _written_to(self._answer_fd, self.answer)
 
     def note(self) -> None:
         """Before anybody else can look."""

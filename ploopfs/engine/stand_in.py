@@ -111,26 +111,30 @@ class StandIn:
         """Something for the loop."""
         return bool(self._left)
 
-    def make(self) -> bool:
-        """What has begun, and tell of it. False: the loop went on without this thread, which is to touch nothing."""
+    def make(self, unanswered: list[Made] | None = None) -> bool:
+        """What has begun, and tell of it. False: the loop went on without this thread, which is to touch nothing.
+        Into `unanswered` goes one that has succeeded instead of its answer to whoever asked."""
         made = self._made
         assert made is not None
         self._turn.release()
         try:
-            made.make()
+            made.make(answers=unanswered is None)
         finally:
             self._turn.acquire()
         if self.is_left_behind:
             self._turn.release()
+            made.reply()
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._ring.deliver)
             return False
         self._made = None
-        if made.has_succeeded:
-            made.note()
-        else:
+        if made.has_failed:
             made.enter(hangs=False)
             self._left.append(made.tell)  # it may have to go on in a task
+        else:
+            made.note()
+            if unanswered is not None:
+                unanswered.append(made)
         return True
 
 

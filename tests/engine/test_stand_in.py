@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import trio
@@ -103,11 +104,11 @@ class Story:
         self._tell("hangs" if hangs else "failed", self.replied())
         made.begin(self._fd, made.pieces, lambda *results: self._tell("ended", *results), self.reply)
 
-    def __call__(self) -> bool:
+    def __call__(self, unanswered: list[Made] | None = None) -> bool:
         """In the thread."""
         self._stand_in.begin(self.made)
         assert self._stand_in.has_begun
-        return self._stand_in.make()
+        return self._stand_in.make(unanswered)
 
     def replied(self) -> bytes:
         try:
@@ -182,6 +183,39 @@ async def test_a_write_is_made_and_answered_and_then_noted_before_the_turn_ends(
     assert story.loop not in story.by
     assert not stand_in.has_begun
     stand_in.end()
+
+
+async def test_one_whose_answer_is_to_be_sent_with_others_is_noted_and_not_answered(
+    story: Story, stand_in: StandIn, fd: int
+) -> None:
+    unanswered: list[Made] = []
+    assert stand_in.lend(partial(story, unanswered), PATIENCE_S)
+    assert (story.told, story.replied(), content_of(fd)) == ([("noted", b"")], b"", b"firstsecond")
+    assert unanswered == [story.made]
+    assert story.made.answer == b"done"
+    stand_in.end()
+
+
+async def test_one_that_fails_has_no_answer_with_others(
+    story: Story, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unanswered: list[Made] = []
+    monkeypatch.setattr(made_write, "_written", lambda *_write: -errno.EBUSY)
+    assert stand_in.lend(partial(story, unanswered), PATIENCE_S)
+    assert story.told == [("failed", b""), ("ended", 0, -errno.EBUSY), ("sent", -errno.ECANCELED)]
+    assert (unanswered, story.replied()) == ([], b"")
+    stand_in.end()
+
+
+async def test_one_that_hangs_is_answered_by_itself_whatever_it_was_to_be_sent_with(
+    ring: Ring, stand_in: StandIn, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unanswered: list[Made] = []
+    storage = Storage(monkeypatch, passes=1)
+    assert not storage.lend(stand_in, partial(story, unanswered))
+    storage.released.release()
+    await until(lambda: story.told == [("hangs", b""), *WHOLE])
+    assert (unanswered, story.replied(), ring.left_behind) == ([], b"done", [])
 
 
 @pytest.mark.parametrize(

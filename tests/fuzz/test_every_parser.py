@@ -45,6 +45,7 @@ WITHOUT: dict[str, str] = {
     "ploopfs/blockfuse/mounting.py:_number_at": OF_THE_KERNEL,
     "ploopfs/blockfuse/mounting.py:_received": OF_THE_KERNEL,
     "ploopfs/blockfuse/mounting.py:_said_by": "what it reads is printed by fusermount3, and becomes one line",
+    "ploopfs/blockfuse/replies.py:unique_of": "what it reads was written by this process",
     "ploopfs/cli/namespace.py:may_mount": OF_THE_KERNEL,
     "ploopfs/cli/rehearse/play.py:_is_as_expected": IN_A_REHEARSAL,
     "ploopfs/cli/rehearse/play.py:_command": IN_A_REHEARSAL,

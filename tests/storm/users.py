@@ -184,7 +184,8 @@ class _MadeAtOnce(Made):
         super().__init__(file.number, pieces, -1, b"", notes, enters)
         self._file = file
 
-    def make(self) -> None:
+    def make(self, *, answers: bool = True) -> None:
+        assert answers
         self._results = self._file.made(self.pieces)
         self._replied = -errno.ECANCELED if min(self._results) < 0 else 0
 
@@ -218,12 +219,12 @@ async def _write_soon(world: World, disk: Disk, request: Request, acknowledge: C
     if pieces is not None and number is not None:
         made = _MadeAtOnce(world.stores.file(number), pieces, note, enter)
         made.make()
-        if made.has_succeeded:
-            acknowledge()
-            made.note()
-        else:
+        if made.has_failed:
             made.enter(hangs=False)
             made.tell()
+        else:
+            acknowledge()
+            made.note()
     elif not device.write_soon(offset, data, written):
         await device.write(offset, data)
         return False

@@ -1,5 +1,5 @@
-"""Who writes one thing after the other is served by a thread, on real files. The kernel here has its next request out
-as soon as the last one is answered, and a storage hangs when the test says so."""
+"""Who writes without a pause is served by a thread, on real files. The kernel here has its next request out as soon as
+the last one is answered, or as many as it is to have, and a storage hangs when the test says so."""
 
 import errno
 import itertools
@@ -11,13 +11,15 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
+from typing import Protocol
 
 import pytest
 import trio
 
-from ploopfs.blockfuse import alone as alone_module
+from ploopfs.blockfuse import busy as busy_module
 from ploopfs.blockfuse import connection as connection_module
-from ploopfs.bounds import STAND_IN_US
+from ploopfs.blockfuse.busy import Busy
+from ploopfs.bounds import POLL_TURN_US, STAND_IN_US
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7
@@ -27,8 +29,9 @@ from ploopfs.device.stats import Op
 from ploopfs.device.unflushed import CHANGE_BYTES
 from ploopfs.engine import made_write
 from ploopfs.engine.inject.grammar import execute
+from ploopfs.engine.made_write import Made
 from ploopfs.engine.os_file import OsFiles
-from ploopfs.engine.ring import Ring
+from ploopfs.engine.ring import Ring, hear
 from ploopfs.engine.stand_in import StandIn
 from tests.blockfuse import kernel as fuse
 from tests.blockfuse.kernel import U32, U64, Kernel, packed, transfer
@@ -51,12 +54,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     entries: list[bool] = []
     really = StandIn.make
 
-    def make(stand_in: StandIn) -> bool:
-        entries.append(really(stand_in))
+    def make(stand_in: StandIn, unanswered: list[Made] | None = None) -> bool:
+        entries.append(really(stand_in, unanswered))
         return entries[-1]
 
     monkeypatch.setattr(StandIn, "make", make)
-    monkeypatch.setattr(alone_module, "STAND_IN_US", PATIENCE_S * 1_000_000)
+    monkeypatch.setattr(busy_module, "STAND_IN_US", PATIENCE_S * 1_000_000)
     return entries
 
 
@@ -88,7 +91,7 @@ class Asker:
         self._requests: Iterator[tuple[int, Request]] = iter(())
         self.waiting: set[int] = set()
         self._patch = monkeypatch.setattr
-        for module in (connection_module, alone_module):
+        for module in (connection_module, busy_module):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic_ns=self._look))
 
     def _look(self) -> int:
@@ -123,7 +126,7 @@ class Asker:
     def stop(self) -> None:
         """No more requests, and nobody looks for answers but who waits for them."""
         self._requests = iter(())
-        for module in (connection_module, alone_module):
+        for module in (connection_module, busy_module):
             self._patch(module, "time", time)
 
     async def wait_answered(self) -> None:
@@ -136,7 +139,8 @@ class Asker:
                 self.go_on()
 
 
-Ask = Callable[[Kernel], Asker]
+class Ask(Protocol):
+    def __call__(self, kernel: Kernel, /, *, at_a_time: int = 1) -> Asker: ...
 
 
 @pytest.fixture
@@ -165,25 +169,79 @@ async def test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_wi
         assert device_of(kernel).stats.stat_columns()[4] == 100
         assert device_of(kernel).stats.in_flight == 0
         await kernel.settled()
-        assert kernel.connection._alone._stand_in is None
+        assert kernel.connection._busy._stand_in is None
         assert len(device_of(kernel).unflushed) == 100
 
 
-async def test_without_a_ring_or_with_several_at_a_time_nobody_stands_in(
+async def test_without_a_ring_nobody_stands_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[bool]
 ) -> None:
     async with real(tmp_path) as kernel:
-        answers = await Asker(kernel, monkeypatch, at_a_time=4).ask(blocks(100))
-        assert [answer.errno for answer in answers] == [0] * 100
-        assert len(made) <= 2 * alone_module._ALONE
-        made.clear()
-        ring = kernel.connection._alone.ring
+        ring = kernel.connection._busy.ring
         assert ring is not None
         monkeypatch.setattr(ring, "can_link", False)
         await Asker(kernel, monkeypatch).ask(blocks(100))
-        kernel.connection._alone.ring = None
+        kernel.connection._busy.ring = None
         await Asker(kernel, monkeypatch).ask(blocks(100))
         assert made == []
+
+
+@pytest.mark.parametrize("at_a_time", [2, 4, 16, 40])
+async def test_of_several_at_a_time_he_makes_all_and_sends_their_answers_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[bool], at_a_time: int
+) -> None:
+    together: list[int] = []
+    really = Busy._answer
+
+    def answer(busy: Busy) -> None:
+        together.append(len(busy._unanswered))
+        really(busy)
+
+    monkeypatch.setattr(Busy, "_answer", answer)
+    async with real(tmp_path) as kernel:
+        device = device_of(kernel)
+        answers = await Asker(kernel, monkeypatch, at_a_time).ask(blocks(400))
+        assert [answer.number(width=U32) for answer in answers] == [BLOCK] * 400
+        assert len(made) > 250
+        assert max(together) == min(at_a_time, busy_module._TOGETHER)
+        assert sum(together) > 200
+        assert device.stats.stat_columns()[4] == 400
+        assert device.stats.in_flight == 0
+        assert len(device.unflushed) == 400
+        last = {change.offset: change.data for change in device.unflushed}
+        for offset, data in last.items():
+            assert bytes(await device.read(offset, BLOCK)) == data, "what was noted last was not written last"
+
+
+async def test_who_goes_on_with_nothing_but_reads_is_the_loops_again(
+    tmp_path: Path, asks: Ask, made: list[bool]
+) -> None:
+    async with real(tmp_path) as kernel:
+        asker = asks(kernel, at_a_time=4)
+        await asker.ask(blocks(100))
+        assert made
+        assert kernel.connection._busy.is_due
+        answers = await asker.ask([read(0, 512)] * (2 * POLL_TURN_US))
+        assert {answer.body for answer in answers} == {b"o" * 512}
+        assert not kernel.connection._busy.is_due
+
+
+async def test_nothing_is_made_by_a_thread_before_the_ring_has_told_of_what_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[bool]
+) -> None:
+    """Else a write that came later would be noted before it, and a replay would have the older one last."""
+    async with real(tmp_path) as kernel:
+        really, is_held = Ring.deliver, True
+        monkeypatch.setattr(Ring, "deliver", lambda ring: not is_held and really(ring))
+        answers = await Asker(kernel, monkeypatch, at_a_time=4).ask(blocks(100))
+        assert [answer.errno for answer in answers] == [0] * 100
+        assert made == []
+        assert len(kernel.connection._writes) == 100
+        is_held = False
+        hear()
+        await until(lambda: not kernel.connection._writes)
+        await Asker(kernel, monkeypatch, at_a_time=4).ask(blocks(100))
+        assert made
 
 
 async def test_a_thread_begins_nothing_for_the_ring_that_somebody_else_would_have_to_hand_over(
@@ -251,7 +309,7 @@ def story(seed: int) -> tuple[list[Request], list[bytes | None], bytes]:
 async def test_whatever_he_asks_for_the_answers_are_the_same_and_so_is_the_disk_when_it_is_opened_again(
     tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(alone_module, "_ALONE", 1 + seed % 3)
+    monkeypatch.setattr(busy_module, "_BUSY", 1 + seed % 3)
     requests, bodies, content = story(seed)
     bounds = Bounds(unflushed_bytes=64 << 10) if seed % 2 else Bounds()
     async with real(tmp_path, bounds=bounds) as kernel:
@@ -300,28 +358,38 @@ async def test_at_the_bound_of_what_is_kept_he_waits_for_a_flush_as_everybody(
 
 
 class Hanging:
-    """From the first write of a thread on each waits for `released`."""
+    """From a write of a thread on for which it `begins`, each waits for `released`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.released, self._really = threading.Event(), made_write._written
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, begins: Callable[[], bool]) -> None:
+        self.released, self._really, self._begins = threading.Event(), made_write._written, begins
+        self._has_begun = False
         monkeypatch.setattr(made_write, "_written", self._written)
-        monkeypatch.setattr(alone_module, "STAND_IN_US", STAND_IN_US)
+        monkeypatch.setattr(busy_module, "STAND_IN_US", STAND_IN_US)
 
     def _written(self, fd: int, data: bytes, offset: int) -> int:
-        assert self.released.wait(PATIENCE_S)
+        self._has_begun = self._has_begun or self._begins()
+        if self._has_begun:
+            assert self.released.wait(PATIENCE_S)
         return self._really(fd, data, offset)
 
 
 @asynccontextmanager
 async def left_behind(
-    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    asks: Ask,
+    made: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    at_a_time: int = 1,
+    unanswered: int = 0,
 ) -> AsyncIterator[tuple[Kernel, Asker, Hanging]]:
-    """A connection that goes on without the thread that it was served by, which hangs in a write."""
+    """A connection that goes on without the thread that it was served by, which hangs in a write, with so many
+    `unanswered` before it."""
     async with real(tmp_path) as kernel:
-        asker = asks(kernel)
-        await asker.ask(blocks(50))
+        asker = asks(kernel, at_a_time=at_a_time)
+        await asker.ask(blocks(100))
         assert made
-        hanging = Hanging(monkeypatch)
+        hanging = Hanging(monkeypatch, lambda: len(kernel.connection._busy._unanswered) >= unanswered)
         asker.begin(itertools.cycle(blocks(50, CLUSTER // 2)))  # not every thread begins in time
         ring = kernel.connection._ring
         assert ring is not None
@@ -354,12 +422,28 @@ async def test_a_storage_that_hangs_keeps_nobody_waiting_but_who_writes_to_it(
         await until(lambda: False in made)
 
 
+async def test_whose_writes_were_made_before_the_one_that_hangs_have_their_answers(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who asks for more of what can be had has it."""
+    hung = left_behind(tmp_path, asks, made, monkeypatch, at_a_time=6, unanswered=3)
+    async with hung as (kernel, asker, hanging):
+        assert kernel.connection._busy._unanswered == []
+        await asker.go_on_until(lambda: len(asker.waiting) <= 1)
+        await until(lambda: device_of(kernel).stats.in_flight <= 1)
+        assert (len(asker.waiting), device_of(kernel).stats.in_flight) == (1, 1)
+        hanging.released.set()
+        await asker.wait_answered()
+        assert {answer.errno for answer in kernel.answers} == {0}
+        await until(lambda: not device_of(kernel).stats.in_flight)
+
+
 async def test_what_is_written_to_it_meanwhile_is_the_kernels_to_write(
     tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with left_behind(tmp_path, asks, made, monkeypatch) as (kernel, _asker, _hanging):
         made.clear()
-        for number in range(3 * alone_module._ALONE):
+        for number in range(3 * busy_module._BUSY):
             assert (await kernel.call(*write(number * 512, b"k" * 512))).errno == 0
         assert made == []
 
@@ -385,6 +469,7 @@ async def test_what_a_thread_has_yet_to_write_when_it_hangs_is_nobodys_to_change
     async with left_behind(tmp_path, asks, made, monkeypatch) as (kernel, asker, hanging):
         others = cluster_of(b"x")
         assert (await kernel.call(*write(0, others))).errno == 0
+        await until(lambda: device_of(kernel).stats.in_flight == 1)
         hanging.released.set()
         await asker.wait_answered()
         await until(lambda: not device_of(kernel).stats.in_flight)
