@@ -63,11 +63,10 @@ class Busy:
             self._stand_in = None
             self.met_other()
             self._answer()
-        if not (is_quick and self.is_due):
-            self.end()
         return is_quick
 
     def end(self) -> None:
+        """The thread, where nobody asks for anything: the next turn has another."""
         if self._stand_in is not None:
             self._stand_in.end()
             self._stand_in = None

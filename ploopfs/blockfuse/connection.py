@@ -140,6 +140,7 @@ class Connection:
                 if is_quick or not self._is_drained:
                     await trio.lowlevel.checkpoint()
                 else:
+                    self._busy.end()
                     since_ns = time.monotonic_ns()
                     await trio.lowlevel.wait_readable(self._fd)
                     is_quick = time.monotonic_ns() - since_ns < 2 * _POLL_NS

@@ -19,6 +19,7 @@ import trio
 from ploopfs.blockfuse import busy as busy_module
 from ploopfs.blockfuse import connection as connection_module
 from ploopfs.blockfuse.busy import Busy
+from ploopfs.blockfuse.writes import Rest
 from ploopfs.bounds import POLL_TURN_US, STAND_IN_US
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
@@ -342,6 +343,38 @@ async def test_a_write_that_fails_is_judged_as_any_and_the_next_one_is_refused(
         assert failed == [0] * first + [errno.EBUSY] + [errno.EIO] * (29 - first)
         assert device_of(kernel).queue.standby.state is State.ON
         assert device_of(kernel).stats.errors == {(errno.EBUSY, "write"): 1}
+        device_of(kernel).unflushed.give_up()  # or nobody may remove it
+
+
+@pytest.mark.expects_warnings
+async def test_no_thread_stays_when_the_last_thing_that_it_did_goes_on_in_a_task(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked then, and the connection sleeps."""
+    really, has_failed = made_write._written, False
+
+    def written(fd: int, data: bytes, offset: int) -> int:
+        nonlocal has_failed
+        has_failed = len(made) > 20
+        return -errno.EBUSY if has_failed else really(fd, data, offset)
+
+    monkeypatch.setattr(made_write, "_written", written)
+    async with real(tmp_path) as kernel:
+        goes_on, released = kernel.connection._end_write, trio.Event()
+
+        async def end_write(rest: Rest, length: int) -> bytes:
+            await released.wait()
+            return await goes_on(rest, length)
+
+        monkeypatch.setattr(kernel.connection, "_end_write", end_write)
+        asker = asks(kernel)
+        asker.begin(itertools.takewhile(lambda _request: not has_failed, itertools.cycle(blocks(50))))
+        await asker.go_on_until(lambda: kernel.connection._waiting)
+        await kernel.settled()
+        assert kernel.connection._busy._stand_in is None
+        released.set()
+        await asker.wait_answered()
+        assert kernel.answers[-1].errno == errno.EBUSY
         device_of(kernel).unflushed.give_up()  # or nobody may remove it
 
 

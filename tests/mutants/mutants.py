@@ -860,6 +860,11 @@ MUTANTS = (
         "blockfuse/test_busy.py", "test_who_goes_on_with_nothing_but_reads_is_the_loops_again",
     ),
     _bug(
+        "keep a thread while nobody asks for anything", "blockfuse/connection.py",
+        "                    self._busy.end()\n", "", "blockfuse/test_busy.py",
+        "test_no_thread_stays_when_the_last_thing_that_it_did_goes_on_in_a_task",
+    ),
+    _bug(
         "send the answers of what a thread makes one by one", "blockfuse/busy.py",
         "self._is_alone = not self._asked.poll(0)", "self._asked.poll(0)", "blockfuse/test_busy.py",
         "test_of_several_at_a_time_he_makes_all_and_sends_their_answers_together",
