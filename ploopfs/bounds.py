@@ -106,6 +106,11 @@ STAND_IN_US = Bound(
     "µs that the event loop waits for a thread that serves whoever writes without a pause",
     "it goes on without the thread",
 )
+LENT_US = Bound(
+    100_000,
+    "µs that a thread serves in the place of an event loop that sleeps before the loop looks whether it hangs",
+    "it looks, and lends its place again",
+)
 GROW_AHEAD_MIB = Bound(
     4096,
     "MiB by which the top's file is made longer than its last cluster needs",

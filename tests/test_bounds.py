@@ -155,6 +155,9 @@ REACHED = {
     "STAND_IN_US": (
         "blockfuse/test_busy.py::test_a_storage_that_hangs_keeps_nobody_waiting_but_who_writes_to_it"
     ),
+    "LENT_US": (
+        "engine/test_stand_in.py::test_the_loop_goes_on_without_who_hangs_and_hears_of_the_write_when_it_has_ended"
+    ),
     "POLL_US": "blockfuse/test_soon.py::test_who_takes_longer_is_not_polled_for",
     "POLL_TURN_US": (
         "blockfuse/test_soon.py::"

@@ -1,8 +1,7 @@
 """Whoever writes without a pause on a connection, served by a thread that stands in for the event loop.
 
 So nobody is woken between a request and its answer. Knows nothing of what requests say. Invariant: it begins when
-nothing of the connection is under way, and ends its turn with the first request that is to wait, with all others
-answered.
+nothing of the connection is under way, and ends with the first request that is to wait, with all others answered.
 """
 
 import os
@@ -10,14 +9,16 @@ import select
 import time
 from collections.abc import Callable
 
-from ploopfs.bounds import POLL_TURN_US, POLL_US, STAND_IN_US
+from ploopfs.bounds import POLL_US, STAND_IN_US
 from ploopfs.engine.made_write import Made
 from ploopfs.engine.ring import Ring
 from ploopfs.engine.stand_in import StandIn
 
-_POLL_NS, _TURN_NS = POLL_US * 1000, POLL_TURN_US * 1000
+_POLL_NS = POLL_US * 1000
 _BUSY = 16
 """Writes with nothing between them that waits, after which the next ones are expected to be so."""
+_ONLY_READS = 64
+"""Reads with no write between them, after which the next ones are expected to be so."""
 _TOGETHER = 10
 """Answers that are sent together where several requests are there at a time: the first of them wakes whoever asked,
 and he finds the others. 14 to 20 % more writes of 4 KiB at depth 16 than with each sent by itself; with all 16 it would
@@ -29,12 +30,12 @@ class Busy:
     for the event loop, and left to it. `send` sends an answer. Nobody stands in without a `ring`, to which is left what
     fails or hangs."""
 
-    __slots__ = ("_asked", "_is_alone", "_send", "_stand_in", "_take", "_unanswered", "_writes", "ring")
+    __slots__ = ("_asked", "_is_alone", "_reads", "_send", "_stand_in", "_take", "_unanswered", "_writes", "ring")
 
     def __init__(self, asked: select.poll, take: Callable[[StandIn], bool], send: Callable[[bytes], None]) -> None:
         self.ring: Ring | None = None
         self._asked, self._take, self._send = asked, take, send
-        self._writes = 0
+        self._writes = self._reads = 0
         self._is_alone = True
         self._unanswered: list[Made] = []
         self._stand_in: StandIn | None = None
@@ -53,17 +54,24 @@ class Busy:
             return False
         return self.ring.can_link and StandIn.may_begin(self.ring)  # else no answer is left to who writes
 
-    def serve(self) -> bool:
-        """A turn; False if nothing more is asked, or the loop is better at it."""
+    async def serve(self) -> bool:
+        """For a while; False if nothing more is asked, or the loop is better at it."""
         if self._stand_in is None:
             assert self.ring is not None
             self._stand_in = StandIn(self.ring)
-        is_quick = self._stand_in.lend(self._serve, STAND_IN_US / 1e6)
-        if self._stand_in.is_left_behind:
-            self._stand_in = None
-            self.met_other()
-            self._answer()
-        return is_quick
+        try:
+            is_quick = await self._stand_in.lend(self._serve, STAND_IN_US / 1e6)
+        finally:
+            if self._stand_in.is_left_behind:
+                self._stand_in = None
+                self.met_other()
+                self._answer()
+        return is_quick is not False
+
+    def recall(self) -> None:
+        """The thread, if it serves: the connection has something else to do."""
+        if self._stand_in is not None:
+            self._stand_in.recall()
 
     def end(self) -> None:
         """The thread, where nobody asks for anything: the next turn has another."""
@@ -73,7 +81,7 @@ class Busy:
 
     # --- in the thread --------------------------------------------------------------------------------------------
 
-    def _serve(self) -> bool:
+    def _serve(self) -> bool | None:
         """At depth 1 it makes a third more writes of 4 KiB than the kernel's workers, 40 % more that allocate; at depth
         16 a third more, or with both fuses in 4 to 14 %, for two thirds of the CPU time."""
         stand_in = self._stand_in
@@ -84,17 +92,22 @@ class Busy:
             if not stand_in.is_left_behind:  # else they are the loop's
                 self._answer()
 
-    def _serve_by(self, stand_in: StandIn) -> bool:
+    def _serve_by(self, stand_in: StandIn) -> bool | None:
         now_ns = time.monotonic_ns()
-        turn_ns, quick_ns = now_ns + _TURN_NS, now_ns + _POLL_NS
-        writes = self._writes
-        while now_ns < turn_ns:
+        quick_ns = now_ns + _POLL_NS
+        while now_ns < stand_in.until_ns:
             if self._asked.poll(0):
                 if not self._take(stand_in):
                     self.met_other()
                     return True
-                if stand_in.has_begun and not self._make(stand_in):
+                if not stand_in.has_begun:
+                    self._reads += 1
+                elif self._make(stand_in):
+                    self._reads = 0
+                else:
                     return False
+                if self._reads >= _ONLY_READS:
+                    self.met_other()  # whoever only reads is the loop's, which has no turns to take
                 if stand_in.has_left or not self._writes:
                     return True
                 now_ns = time.monotonic_ns()
@@ -109,9 +122,7 @@ class Busy:
                 now_ns = time.monotonic_ns()
                 if now_ns >= quick_ns:
                     return False
-        if self._writes == writes:
-            self.met_other()  # whoever only reads is the loop's, which has no turns to take
-        return True
+        return None
 
     def _make(self, stand_in: StandIn) -> bool:
         """What has begun; False: the loop went on without this thread. Of one who asks for one thing at a time the

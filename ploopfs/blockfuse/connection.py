@@ -112,6 +112,7 @@ class Connection:
         """Take no more requests; `run` ends when those under way are answered."""
         if self._fd >= 0:
             self._is_ending = True
+            self._busy.recall()
             trio.lowlevel.notify_closing(self._fd)
 
     def close(self) -> None:
@@ -119,6 +120,7 @@ class Connection:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             self._sender.closed()
+            self._busy.recall()
             trio.lowlevel.notify_closing(fd)
             self._writes.close()
 
@@ -131,8 +133,7 @@ class Connection:
         with suppress(trio.ClosedResourceError):
             while self._fd >= 0 and not self._is_ending:
                 if is_quick and self._is_for_stand_in:
-                    is_quick = self._busy.serve()
-                    await trio.lowlevel.checkpoint()
+                    is_quick = await self._busy.serve()
                     continue
                 self._drain()
                 if is_quick:

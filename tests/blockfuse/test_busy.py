@@ -19,8 +19,9 @@ import trio
 from ploopfs.blockfuse import busy as busy_module
 from ploopfs.blockfuse import connection as connection_module
 from ploopfs.blockfuse.busy import Busy
+from ploopfs.blockfuse.connection import Connection
 from ploopfs.blockfuse.writes import Rest
-from ploopfs.bounds import POLL_TURN_US, STAND_IN_US
+from ploopfs.bounds import STAND_IN_US
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7
@@ -29,6 +30,7 @@ from ploopfs.device.standby import State
 from ploopfs.device.stats import Op
 from ploopfs.device.unflushed import CHANGE_BYTES
 from ploopfs.engine import made_write
+from ploopfs.engine import stand_in as stand_in_module
 from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.made_write import Made
 from ploopfs.engine.os_file import OsFiles
@@ -44,6 +46,7 @@ from tests.realparts import need
 CONTENT = b"".join(map(cluster_of, (b"o", b"\0", b"t", b"\0", b"\0", b"\0")))
 BLOCK = 4096
 HOUR_NS = 3600 * 10**9
+_LOOKING = connection_module, busy_module, stand_in_module
 Request = tuple[int, bytes]
 """Its opcode and its body."""
 
@@ -92,7 +95,7 @@ class Asker:
         self._requests: Iterator[tuple[int, Request]] = iter(())
         self.waiting: set[int] = set()
         self._patch = monkeypatch.setattr
-        for module in (connection_module, busy_module):
+        for module in _LOOKING:
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic_ns=self._look))
 
     def _look(self) -> int:
@@ -127,7 +130,7 @@ class Asker:
     def stop(self) -> None:
         """No more requests, and nobody looks for answers but who waits for them."""
         self._requests = iter(())
-        for module in (connection_module, busy_module):
+        for module in _LOOKING:
             self._patch(module, "time", time)
 
     async def wait_answered(self) -> None:
@@ -222,9 +225,26 @@ async def test_who_goes_on_with_nothing_but_reads_is_the_loops_again(
         await asker.ask(blocks(100))
         assert made
         assert kernel.connection._busy.is_due
-        answers = await asker.ask([read(0, 512)] * (2 * POLL_TURN_US))
+        answers = await asker.ask([read(0, 512)] * (busy_module._ONLY_READS + 8))
         assert {answer.body for answer in answers} == {b"o" * 512}
         assert not kernel.connection._busy.is_due
+
+
+@pytest.mark.parametrize("ends", [Connection.end, Connection.close])
+async def test_a_connection_that_is_to_end_is_served_by_no_thread_any_more(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch, ends: Callable[[Connection], None]
+) -> None:
+    """Though somebody goes on asking."""
+    monkeypatch.setattr(stand_in_module, "LENT_US", PATIENCE_S * 1_000_000)
+    async with real(tmp_path) as kernel:
+        asker = asks(kernel)
+        asker.begin(itertools.cycle(blocks(50)))
+        await asker.go_on_until(lambda: made)
+        ends(kernel.connection)
+        count = len(made)
+        await until(lambda: kernel.connection._is_over)
+        assert len(made) == count
+        asker.stop()
 
 
 async def test_nothing_is_made_by_a_thread_before_the_ring_has_told_of_what_it_was_given(
@@ -461,6 +481,7 @@ async def test_whose_writes_were_made_before_the_one_that_hangs_have_their_answe
     """And who asks for more of what can be had has it."""
     hung = left_behind(tmp_path, asks, made, monkeypatch, at_a_time=6, unanswered=3)
     async with hung as (kernel, asker, hanging):
+        await kernel.settled()
         assert kernel.connection._busy._unanswered == []
         await asker.go_on_until(lambda: len(asker.waiting) <= 1)
         await until(lambda: device_of(kernel).stats.in_flight <= 1)

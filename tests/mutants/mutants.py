@@ -738,7 +738,7 @@ MUTANTS = (
     ),
     _bug(
         "wait for a thread that hangs in a write", "engine/stand_in.py",
-        "self._answered.acquire(timeout=limit_s)", "self._answered.acquire()", "blockfuse/test_busy.py",
+        "self._answered.acquire(timeout=self._patience_s)", "self._answered.acquire()", "blockfuse/test_busy.py",
         "test_a_storage_that_hangs_keeps_nobody_waiting_but_who_writes_to_it",
     ),
     _bug(
@@ -850,14 +850,50 @@ MUTANTS = (
     ),
     _bug(
         "leave whose writes were made before one that hangs without their answers", "blockfuse/busy.py",
-        "            self.met_other()\n            self._answer()\n", "            self.met_other()\n",
+        "                self.met_other()\n                self._answer()\n", "                self.met_other()\n",
         "blockfuse/test_busy.py",
         "test_whose_writes_were_made_before_the_one_that_hangs_have_their_answers",
     ),
     _bug(
         "have a thread serve for ever whoever wrote once", "blockfuse/busy.py",
-        "        if self._writes == writes:\n", "        if not self._writes:\n",
+        "                if self._reads >= _ONLY_READS:\n", "                if not self._writes:\n",
         "blockfuse/test_busy.py", "test_who_goes_on_with_nothing_but_reads_is_the_loops_again",
+    ),
+    _bug(
+        "let a thread serve on when the event loop wakes", "engine/stand_in.py",
+        "self._is_asleep, self.until_ns = False, self._turn_ns\n", "self._is_asleep = False\n",
+        "engine/test_stand_in.py",
+        "test_while_the_loop_sleeps_it_works_without_an_end_and_when_the_loop_wakes_for_no_longer_than_a_turn",
+    ),
+    _bug(
+        "let a thread serve until nobody asks beside a loop that has something to do", "engine/stand_in.py",
+        "math.inf if is_asleep and is_only else", "math.inf if is_only else", "engine/test_stand_in.py",
+        "test_of_a_loop_that_always_has_something_to_do_it_has_every_other_turn",
+    ),
+    _bug(
+        "let the first thread that serves have the place of the event loop to itself", "engine/stand_in.py",
+        "            self._wanting.rotate(-1)\n", "", "engine/test_stand_in.py",
+        "test_several_have_turns_one_after_the_other_though_the_loop_sleeps",
+    ),
+    _bug(
+        "let the event loop sleep when a thread has served to the end", "engine/stand_in.py",
+        "                    self._wake(_nothing)\n", "                    pass\n", "engine/test_stand_in.py",
+        "test_it_works_in_the_loops_place_and_the_result_is_the_works",
+    ),
+    _bug(
+        "let the event loop sleep while a thread hangs", "engine/stand_in.py",
+        "trio.move_on_after(LENT_US / 1e6)", "trio.CancelScope()", "engine/test_stand_in.py",
+        "test_the_loop_goes_on_without_who_hangs_and_hears_of_the_write_when_it_has_ended",
+    ),
+    _bug(
+        "let a thread serve a connection that is to end", "blockfuse/connection.py",
+        "            self._is_ending = True\n            self._busy.recall()\n", "            self._is_ending = True\n",
+        "blockfuse/test_busy.py", "test_a_connection_that_is_to_end_is_served_by_no_thread_any_more",
+    ),
+    _bug(
+        "watch the event loop for ever that has once lent its place", "engine/stand_in.py",
+        "            trio.lowlevel.remove_instrument(self)\n", "            pass\n", "engine/test_stand_in.py",
+        "test_a_loop_that_lends_its_place_to_nobody_is_not_watched",
     ),
     _bug(
         "keep a thread while nobody asks for anything", "blockfuse/connection.py",
