@@ -138,6 +138,9 @@ BURST_REQUESTS = Bound(
 POLL_US = Bound(
     100, "µs that a disk's own connection looks for the next request before it waits for it", "it waits"
 )
+POLL_MIB_US = Bound(
+    300, "µs that a disk's own connection looks longer for each MiB that it has just read or written", "it waits"
+)
 POLL_TURN_US = Bound(
     1000, "µs that a disk's own connection serves one quick request after the other", "the others have their turn"
 )

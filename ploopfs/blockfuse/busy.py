@@ -9,12 +9,12 @@ import select
 import time
 from collections.abc import Callable
 
-from ploopfs.bounds import POLL_US, STAND_IN_US
+from ploopfs.blockfuse.looking import look_ns
+from ploopfs.bounds import STAND_IN_US
 from ploopfs.engine.made_write import Made
 from ploopfs.engine.ring import Ring
 from ploopfs.engine.stand_in import StandIn
 
-_POLL_NS = POLL_US * 1000
 _BUSY = 16
 """Writes with nothing between them that waits, after which the next ones are expected to be so."""
 _ONLY_READS = 64
@@ -30,19 +30,23 @@ class Busy:
     for the event loop, and left to it. `send` sends an answer. Nobody stands in without a `ring`, to which is left what
     fails or hangs."""
 
-    __slots__ = ("_asked", "_is_alone", "_reads", "_send", "_stand_in", "_take", "_unanswered", "_writes", "ring")
+    __slots__ = (
+        *("_asked", "_bytes", "_is_alone", "_reads", "_send", "_stand_in", "_take", "_unanswered", "_writes"),
+        "ring",
+    )
 
     def __init__(self, asked: select.poll, take: Callable[[StandIn], bool], send: Callable[[bytes], None]) -> None:
         self.ring: Ring | None = None
         self._asked, self._take, self._send = asked, take, send
-        self._writes = self._reads = 0
+        self._writes = self._reads = self._bytes = 0
         self._is_alone = True
         self._unanswered: list[Made] = []
         self._stand_in: StandIn | None = None
 
-    def wrote(self) -> None:
-        """A write was begun."""
+    def wrote(self, length: int) -> None:
+        """A write of so many bytes was begun."""
         self._writes += 1
+        self._bytes = length
 
     def met_other(self) -> None:
         """Something came that waits, or takes its time."""
@@ -94,7 +98,7 @@ class Busy:
 
     def _serve_by(self, stand_in: StandIn) -> bool | None:
         now_ns = time.monotonic_ns()
-        quick_ns = now_ns + _POLL_NS
+        quick_ns = now_ns + look_ns(self._bytes)
         while now_ns < stand_in.until_ns:
             if self._asked.poll(0):
                 if not self._take(stand_in):
@@ -111,7 +115,7 @@ class Busy:
                 if stand_in.has_left or not self._writes:
                     return True
                 now_ns = time.monotonic_ns()
-                quick_ns = now_ns + _POLL_NS
+                quick_ns = now_ns + look_ns(self._bytes)
             elif self._unanswered:
                 self._is_alone = len(self._unanswered) == 1
                 self._answer()

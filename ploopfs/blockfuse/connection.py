@@ -21,6 +21,7 @@ from ploopfs.blockfuse import protocol, replies
 from ploopfs.blockfuse.buffers import BUFFERS
 from ploopfs.blockfuse.busy import Busy
 from ploopfs.blockfuse.front import Front
+from ploopfs.blockfuse.looking import look_ns
 from ploopfs.blockfuse.protocol import (
     Fallocate,
     Fsync,
@@ -41,7 +42,7 @@ from ploopfs.blockfuse.sender import Sender
 from ploopfs.blockfuse.transfers import Transfers
 from ploopfs.blockfuse.waiting import Pending, WaitingRequests
 from ploopfs.blockfuse.writes import Rest, Writes
-from ploopfs.bounds import BURST_BYTES, BURST_REQUESTS, POLL_TURN_US, POLL_US
+from ploopfs.bounds import BURST_BYTES, BURST_REQUESTS, POLL_TURN_US
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.left_to_loop import leave_to_loop
@@ -57,7 +58,7 @@ _AGAIN = frozenset({errno.ENOENT, errno.EINTR})
 
 _NOTHING = _AGAIN | {errno.EAGAIN}
 
-_POLL_NS, _TURN_NS = POLL_US * 1000, POLL_TURN_US * 1000
+_TURN_NS = POLL_TURN_US * 1000
 
 
 class Connection:
@@ -75,7 +76,7 @@ class Connection:
         self._is_ending = self._is_over = self._is_drained = False
         self._writes = Writes(self._device, fd, self._sender.send_whole, self._go_on, self._met_bug)
         self._ring: Ring | None = None
-        self._is_alone = True
+        self._is_alone, self._moved_bytes = True, 0
         self._asked = select.poll()
         self._asked.register(fd, select.POLLIN)
         self._busy = Busy(self._asked, self._take_in_thread, self._sender.send_whole)
@@ -144,7 +145,7 @@ class Connection:
                     self._busy.end()
                     since_ns = time.monotonic_ns()
                     await trio.lowlevel.wait_readable(self._fd)
-                    is_quick = time.monotonic_ns() - since_ns < 2 * _POLL_NS
+                    is_quick = time.monotonic_ns() - since_ns < 2 * look_ns(self._moved_bytes)
 
     @property
     def _is_for_stand_in(self) -> bool:
@@ -166,7 +167,7 @@ class Connection:
         """Serve who asks for one thing after the other, without the event loop in between: of reads of 4 KiB at depth 1
         it makes twice as many, of writes half as many more. False when he takes longer, or others need the loop."""
         now_ns = time.monotonic_ns()
-        turn_ns, quick_ns = now_ns + _TURN_NS, now_ns + _POLL_NS
+        turn_ns, quick_ns = now_ns + _TURN_NS, now_ns + look_ns(self._moved_bytes)
         while now_ns < turn_ns:
             if self._waiting or self._fd < 0:
                 return False  # who waits in a task needs the event loop
@@ -174,7 +175,7 @@ class Connection:
                 return True
             has_answered = self._ring is not None and self._ring.deliver()
             if self._drain() or has_answered:
-                quick_ns = time.monotonic_ns() + _POLL_NS
+                quick_ns = time.monotonic_ns() + look_ns(self._moved_bytes)
             elif now_ns >= quick_ns:
                 return False
             now_ns = time.monotonic_ns()
@@ -218,6 +219,7 @@ class Connection:
                 self._take(BUFFERS.current[:count])
             else:
                 left_bytes -= done_bytes
+                self._moved_bytes = BURST_BYTES - left_bytes
         return BURST_REQUESTS
 
     def _found_none(self, taken: int) -> int:

@@ -18,8 +18,8 @@ from ploopfs.sysfs.opendisk import OpenDisk
 
 
 class Transfers:
-    """`files` by their handle. `wrote` is told that a write was begun, `start` of one that has to wait in a task (which
-    it is, who asks, and what for), and `bug` of one that met a bug."""
+    """`files` by their handle. `wrote` is told how long a write is that was begun, `start` of one that has to wait in a
+    task (which it is, who asks, and what for), and `bug` of one that met a bug."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Transfers:
         files: Mapping[int, OpenDisk],
         sender: Sender,
         writes: Writes,
-        wrote: Callable[[], None],
+        wrote: Callable[[int], None],
         start: Callable[[int, int, OpenDisk, int, Buffer], None],
         bug: Callable[[int], None],
     ) -> None:
@@ -50,7 +50,7 @@ class Transfers:
                     ring.gather()
                 file, data = self._files[fh], BUFFERS.kept(BUFFERS.current[TRANSFER_BYTES:count])
                 if not file.fua and self._writes.begin(unique, pid, offset, data):
-                    self._wrote()
+                    self._wrote(size)
                 else:
                     self._start(unique, pid, file, offset, data)
             else:
@@ -73,5 +73,5 @@ class Transfers:
         except Exception:  # a bug, which `answered` meets again
             return None
         if made is not None:
-            self._wrote()
+            self._wrote(size)
         return made

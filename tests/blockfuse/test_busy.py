@@ -18,10 +18,11 @@ import trio
 
 from ploopfs.blockfuse import busy as busy_module
 from ploopfs.blockfuse import connection as connection_module
+from ploopfs.blockfuse import looking as looking_module
 from ploopfs.blockfuse.busy import Busy
 from ploopfs.blockfuse.connection import Connection
 from ploopfs.blockfuse.writes import Rest
-from ploopfs.bounds import STAND_IN_US
+from ploopfs.bounds import MIB, STAND_IN_US
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7
@@ -91,7 +92,7 @@ class Asker:
 
     def __init__(self, kernel: Kernel, monkeypatch: pytest.MonkeyPatch, at_a_time: int = 1) -> None:
         self._kernel, self._at_a_time = kernel, at_a_time
-        self._now_ns = self._seen = 0
+        self.now_ns = self._seen = 0
         self._requests: Iterator[tuple[int, Request]] = iter(())
         self.waiting: set[int] = set()
         self._patch = monkeypatch.setattr
@@ -99,10 +100,10 @@ class Asker:
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic_ns=self._look))
 
     def _look(self) -> int:
-        self._now_ns += 1000
+        self.now_ns += 1000
         if not self._kernel.has_hung_up:
             self.go_on()
-        return self._now_ns
+        return self.now_ns
 
     def go_on(self) -> None:
         """Send what may be sent."""
@@ -215,6 +216,19 @@ async def test_of_several_at_a_time_he_makes_all_and_sends_their_answers_togethe
         last = {change.offset: change.data for change in device.unflushed}
         for offset, data in last.items():
             assert bytes(await device.read(offset, BLOCK)) == data, "what was noted last was not written last"
+
+
+async def test_whose_writes_are_large_is_looked_for_longer_by_the_thread_too(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking_module, "_MIB_NS", 1_000_000 * MIB // BLOCK)
+    async with real(tmp_path) as kernel:
+        asker = asks(kernel)
+        await asker.ask(blocks(100))
+        assert made
+        asked_ns = asker.now_ns
+        await kernel.settled()
+        assert 1_000_000 < asker.now_ns - asked_ns < 2_000_000
 
 
 async def test_who_goes_on_with_nothing_but_reads_is_the_loops_again(

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ploopfs.blockfuse import connection as connection_module
+from ploopfs.blockfuse import looking as looking_module
 from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7
@@ -187,7 +187,7 @@ async def test_what_the_kernel_has_acknowledged_is_kept_before_the_next_request_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need(io_uring=True)
-    monkeypatch.setattr(connection_module, "_POLL_NS", 0)
+    monkeypatch.setattr(looking_module, "_POLL_NS", 0)
     seen: list[list[int]] = []
     async with real(tmp_path) as kernel:
         device = kernel.connection._device

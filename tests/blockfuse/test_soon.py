@@ -10,9 +10,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ploopfs.blockfuse import connection as connection_module
+from ploopfs.blockfuse import looking as looking_module
 from ploopfs.blockfuse import replies, waiting
 from ploopfs.blockfuse.buffers import Buffers
-from ploopfs.bounds import MAX_TRANSFER_BYTES
+from ploopfs.bounds import MAX_TRANSFER_BYTES, POLL_US
 from ploopfs.device.waiting import OnStandby
 from tests.blockfuse import kernel as fuse
 from tests.blockfuse.kernel import U32, U64, Kernel, connected, packed, read_into, transfer
@@ -272,7 +273,7 @@ REQUESTS = 200
 async def test_who_asks_for_one_thing_after_the_other_gets_the_same_answers(
     rig: Rig, asking: Asking, monkeypatch: pytest.MonkeyPatch, poll_us: int
 ) -> None:
-    monkeypatch.setattr(connection_module, "_POLL_NS", poll_us * 1000)
+    monkeypatch.setattr(looking_module, "_POLL_NS", poll_us * 1000)
     async with serving(rig) as kernel:
         asker = asking(kernel, REQUESTS)
         await kernel.ask(fuse.GETATTR, bytes(16))
@@ -317,3 +318,16 @@ async def test_who_takes_longer_is_not_polled_for(rig: Rig, asking: Asking) -> N
         await kernel.ask(fuse.GETATTR, bytes(16))
         await kernel.settled()
         assert asker.now_ns - looked_ns - 10**9 <= 4 * TICK_NS
+
+
+@pytest.mark.parametrize("length", [512, 8192])
+async def test_who_has_much_moved_is_looked_for_longer(
+    rig: Rig, asking: Asking, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(looking_module, "_MIB_NS", 10 * TICK_NS * 1024)
+    wanted_ns = POLL_US * 1000 + length * 10 * TICK_NS // 1024
+    async with serving(rig) as kernel:
+        asker = asking(kernel, 0)
+        await kernel.ask(fuse.READ, transfer(1, 0, length))
+        await kernel.settled()
+        assert wanted_ns < asker.now_ns < wanted_ns + 10 * TICK_NS

@@ -896,6 +896,16 @@ MUTANTS = (
         "test_a_loop_that_lends_its_place_to_nobody_is_not_watched",
     ),
     _bug(
+        "look no longer for who writes much", "blockfuse/busy.py",
+        "        self._bytes = length\n", "", "blockfuse/test_busy.py",
+        "test_whose_writes_are_large_is_looked_for_longer_by_the_thread_too",
+    ),
+    _bug(
+        "look no longer for who reads much", "blockfuse/connection.py",
+        "                self._moved_bytes = BURST_BYTES - left_bytes\n", "", "blockfuse/test_soon.py",
+        "test_who_has_much_moved_is_looked_for_longer",
+    ),
+    _bug(
         "keep a thread while nobody asks for anything", "blockfuse/connection.py",
         "                    self._busy.end()\n", "", "blockfuse/test_busy.py",
         "test_no_thread_stays_when_the_last_thing_that_it_did_goes_on_in_a_task",
