@@ -133,10 +133,10 @@ class StandIn:
         return self._has_ended.is_set()
 
     def begin_turn(self, *, is_asleep: bool, is_only: bool) -> None:
-        """The loop sleeps, or will wait for it; nobody else wants its place."""
+        """The loop sleeps, or will wait for it; nobody else wants its place, and `end_turn` says for how long."""
         self._is_asleep = is_asleep
         self._turn_ns = time.monotonic_ns() + POLL_TURN_US * 1000
-        self.until_ns = math.inf if is_asleep and is_only else self._turn_ns
+        self.until_ns = math.inf if is_only else self._turn_ns
         self._asked.release()
 
     def end_turn(self) -> None:

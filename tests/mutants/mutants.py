@@ -866,9 +866,9 @@ MUTANTS = (
         "test_while_the_loop_sleeps_it_works_without_an_end_and_when_the_loop_wakes_for_no_longer_than_a_turn",
     ),
     _bug(
-        "let a thread serve until nobody asks beside a loop that has something to do", "engine/stand_in.py",
-        "math.inf if is_asleep and is_only else", "math.inf if is_only else", "engine/test_stand_in.py",
-        "test_of_a_loop_that_always_has_something_to_do_it_has_every_other_turn",
+        "let a thread serve until nobody asks beside others that want the place of the event loop, too",
+        "engine/stand_in.py", "math.inf if is_only else self._turn_ns", "math.inf", "engine/test_stand_in.py",
+        "test_several_have_turns_one_after_the_other_though_the_loop_sleeps",
     ),
     _bug(
         "let the first thread that serves have the place of the event loop to itself", "engine/stand_in.py",
