@@ -50,7 +50,7 @@ class Busy:
 
     def met_other(self) -> None:
         """Something came that waits, or takes its time."""
-        self._writes = 0
+        self._writes = self._reads = 0
 
     @property
     def is_due(self) -> bool:

@@ -87,11 +87,10 @@ class StandIn:
         self._patience_s = 0.0
         self._result: bool | None = None
         self._has_ended = trio.Event()
-        self._is_asleep = False
+        self._is_asleep = self._is_endless = False
         self._left: list[Callable[[], object]] = []
         self._made: Made | None = None
-        self.until_ns: float = 0
-        self._turn_ns: float = 0
+        self._turn_ns = 0
         self.is_left_behind = False
         trio.lowlevel.start_thread_soon(self._serve, _ended, "stand-in")
 
@@ -103,10 +102,10 @@ class StandIn:
     # --- in the event loop ----------------------------------------------------------------------------------------
 
     async def lend(self, work: Callable[[], bool | None], patience_s: float) -> bool | None:
-        """What `work` has returned, in the thread, where it is called again as long as that is None; then what it has
-        left to the loop is done. None if it goes on for longer, or was `recall`ed; False if the loop, when it was
-        awake, had no patience to wait any longer for it: then the thread was left behind, and this is of no use any
-        more."""
+        """What `work` has returned, in the thread, where it is called again as long as that is None and nothing was
+        left to the loop, which then is done. None if it goes on for longer, or was `recall`ed; False if the loop, when
+        it was awake, had no patience to wait any longer for it: then the thread was left behind, and this is of no use
+        any more."""
         self._work, self._patience_s = work, patience_s
         self._result, self._has_ended = None, trio.Event()
         place = _place_of_loop()
@@ -134,14 +133,12 @@ class StandIn:
 
     def begin_turn(self, *, is_asleep: bool, is_only: bool) -> None:
         """The loop sleeps, or will wait for it; nobody else wants its place, and `end_turn` says for how long."""
-        self._is_asleep = is_asleep
-        self._turn_ns = time.monotonic_ns() + POLL_TURN_US * 1000
-        self.until_ns = math.inf if is_only else self._turn_ns
+        self._is_asleep, self._is_endless = is_asleep, is_only
         self._asked.release()
 
     def end_turn(self) -> None:
         """The loop is awake, and waits for it."""
-        self._is_asleep, self.until_ns = False, self._turn_ns
+        self._is_asleep = self._is_endless = False
         if not self._answered.acquire(timeout=self._patience_s):
             with self._turn:
                 self.is_left_behind = not self._answered.acquire(blocking=False)
@@ -150,7 +147,7 @@ class StandIn:
                 if self._made is not None:  # else it has yet to begin, and will not
                     self._made.enter(hangs=True)
                     self._ring.left_behind.append(self._made)
-        if self._result is not None:
+        if self._result is not None or self._left:
             self._has_ended.set()
 
     def end(self) -> None:
@@ -167,6 +164,7 @@ class StandIn:
                 self._turn.acquire()
                 if self.is_left_behind:
                     return
+                self._turn_ns = time.monotonic_ns() + POLL_TURN_US * 1000
                 try:
                     result = self._work()
                 except Exception:
@@ -181,6 +179,11 @@ class StandIn:
                     self._wake(_nothing)
         finally:
             THREAD.left = None
+
+    @property
+    def until_ns(self) -> float:
+        """It may change at any time."""
+        return math.inf if self._is_endless else self._turn_ns
 
     def _wake(self, call: Callable[[], object]) -> None:
         with suppress(trio.RunFinishedError):

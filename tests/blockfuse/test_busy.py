@@ -242,6 +242,7 @@ async def test_who_goes_on_with_nothing_but_reads_is_the_loops_again(
         answers = await asker.ask([read(0, 512)] * (busy_module._ONLY_READS + 8))
         assert {answer.body for answer in answers} == {b"o" * 512}
         assert not kernel.connection._busy.is_due
+        assert kernel.connection._busy._reads == 0, "the next read would be one too many"
 
 
 @pytest.mark.parametrize("ends", [Connection.end, Connection.close])

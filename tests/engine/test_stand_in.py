@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -161,16 +162,17 @@ async def test_it_works_in_the_loops_place_and_the_result_is_the_works(
 
 
 class Turns:
-    """The work of one who stands in: what `until_ns` was in each turn, and its name among those of `all`. It goes on
+    """The work of one who stands in: what `until_ns` was in each turn, and its name in the `order` of all. It goes on
     until the `last` one."""
 
-    def __init__(self, stand_in: StandIn, name: str = "", all: list[str] | None = None, last: int = 3) -> None:
-        self._stand_in, self._name, self._all, self._last = stand_in, name, [] if all is None else all, last
+    def __init__(self, stand_in: StandIn, name: str = "", order: list[str] | None = None, last: int = 3) -> None:
+        self._stand_in, self._name, self._last = stand_in, name, last
+        self._order = [] if order is None else order
         self.until_ns: list[float] = []
 
     def __call__(self) -> bool | None:
         self.until_ns.append(self._stand_in.until_ns)
-        self._all.append(self._name)
+        self._order.append(self._name)
         return True if len(self.until_ns) >= self._last else None
 
     async def lend(self) -> None:
@@ -248,24 +250,50 @@ async def test_it_is_lent_for_a_while_and_whoever_is_recalled_has_no_more_turns(
     stand_in.end()
 
 
-async def test_what_was_left_to_the_loop_is_done_though_it_is_cancelled(stand_in: StandIn) -> None:
-    done: list[bool] = []
+async def test_what_is_left_to_the_loop_does_not_wait_for_the_end_of_the_work(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
     turns = Turns(stand_in, last=1_000_000)
+    monkeypatch.setattr(stand_in_module, "LENT_US", PATIENCE_S * 1_000_000)
 
     def work() -> bool | None:
-        leave_to_loop(lambda: done.append(True))
+        leave_to_loop(lambda: done.append(threading.get_ident()))
         return turns()
 
+    with trio.fail_after(PATIENCE_S / 2):
+        assert await stand_in.lend(work, PATIENCE_S) is None
+    assert (done, len(turns.until_ns)) == ([threading.get_ident()], 1)
+    stand_in.end()
+
+
+async def test_whoever_is_cancelled_has_no_more_turns(stand_in: StandIn) -> None:
+    turns = Turns(stand_in, last=1_000_000)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(stand_in.lend, work, PATIENCE_S)
+            nursery.start_soon(stand_in.lend, turns, PATIENCE_S)
             await until(lambda: turns.until_ns)
-            assert not done
             scope.cancel()
     assert scope.cancelled_caught
-    assert len(done) == len(turns.until_ns)
+    count = len(turns.until_ns)
     await until_asleep()
-    assert len(done) == len(turns.until_ns), "it has had another turn"
+    assert len(turns.until_ns) == count
+    stand_in.end()
+
+
+async def test_its_turn_counts_from_when_the_thread_begins_which_may_be_late(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def monotonic_ns() -> int:
+        threads.append(threading.get_ident())
+        return time.monotonic_ns()
+
+    monkeypatch.setattr(stand_in_module, "time", SimpleNamespace(monotonic_ns=monotonic_ns))
+    assert await stand_in.lend(Turns(stand_in), PATIENCE_S)
+    assert threads
+    assert threading.get_ident() not in threads
     stand_in.end()
 
 

@@ -750,8 +750,8 @@ MUTANTS = (
     ),
     _bug(
         "begin in a thread that nobody waits for any more", "engine/stand_in.py",
-        "                if self.is_left_behind:\n                    return\n                try:",
-        "                try:", "engine/test_stand_in.py", "test_who_was_left_behind_before_it_began_never_begins",
+        "                if self.is_left_behind:\n                    return\n                self._turn_ns",
+        "                self._turn_ns", "engine/test_stand_in.py", "test_who_was_left_behind_before_it_began_never_begins",
     ),
     _bug(
         "tell of a write that failed without the event loop", "engine/stand_in.py",
@@ -861,13 +861,13 @@ MUTANTS = (
     ),
     _bug(
         "let a thread serve on when the event loop wakes", "engine/stand_in.py",
-        "self._is_asleep, self.until_ns = False, self._turn_ns\n", "self._is_asleep = False\n",
+        "        self._is_asleep = self._is_endless = False\n        if", "        self._is_asleep = False\n        if",
         "engine/test_stand_in.py",
         "test_while_the_loop_sleeps_it_works_without_an_end_and_when_the_loop_wakes_for_no_longer_than_a_turn",
     ),
     _bug(
         "let a thread serve until nobody asks beside others that want the place of the event loop, too",
-        "engine/stand_in.py", "math.inf if is_only else self._turn_ns", "math.inf", "engine/test_stand_in.py",
+        "engine/stand_in.py", "= is_asleep, is_only\n", "= is_asleep, True\n", "engine/test_stand_in.py",
         "test_several_have_turns_one_after_the_other_though_the_loop_sleeps",
     ),
     _bug(
@@ -894,6 +894,11 @@ MUTANTS = (
         "watch the event loop for ever that has once lent its place", "engine/stand_in.py",
         "            trio.lowlevel.remove_instrument(self)\n", "            pass\n", "engine/test_stand_in.py",
         "test_a_loop_that_lends_its_place_to_nobody_is_not_watched",
+    ),
+    _bug(
+        "keep waiting what a thread that goes on has left to the event loop", "engine/stand_in.py",
+        "        if self._result is not None or self._left:\n", "        if self._result is not None:\n",
+        "engine/test_stand_in.py", "test_what_is_left_to_the_loop_does_not_wait_for_the_end_of_the_work",
     ),
     _bug(
         "look no longer for who writes much", "blockfuse/busy.py",
