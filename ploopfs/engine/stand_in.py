@@ -132,8 +132,8 @@ class StandIn:
         return self._has_ended.is_set()
 
     def begin_turn(self, *, is_asleep: bool, is_only: bool) -> None:
-        """The loop sleeps, or will wait for it; nobody else wants its place, and `end_turn` says for how long."""
-        self._is_asleep, self._is_endless = is_asleep, is_only
+        """The loop sleeps, or will wait for it; nobody else wants its place."""
+        self._is_asleep, self._is_endless = is_asleep, is_asleep and is_only
         self._asked.release()
 
     def end_turn(self) -> None:
