@@ -86,7 +86,7 @@ def test_a_disk_whose_map_nobody_would_open_is_not_made(tmp_path: Path, create: 
 
 
 def written(path: Path) -> tuple[int, ...]:
-    """What changes with whatever is written to it, but not when it is looked at, as the time of the last access does."""
+    """What changes with whatever is written to it, and not, as the time of the last access, with a look at it."""
     found = path.lstat()
     return found.st_ino, found.st_mode, found.st_nlink, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
