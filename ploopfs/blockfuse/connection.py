@@ -79,7 +79,7 @@ class Connection:
         self._is_alone, self._moved_bytes = True, 0
         self._asked = select.poll()
         self._asked.register(fd, select.POLLIN)
-        self._busy = Busy(self._asked, self._take_in_thread, self._sender.send_whole)
+        self._busy = Busy(self._asked, self._writes, self._take_in_thread, self._sender.send_whole)
         served = self._device, self._files, self._sender, self._writes
         self._transfers = Transfers(*served, self._busy.wrote, self._start_write, self._met_bug)
         self._refusal: MountError | None = None

@@ -14,6 +14,7 @@ import trio
 
 from ploopfs.blockfuse import replies
 from ploopfs.blockfuse.buffers import BUFFERS
+from ploopfs.device.turn import Turn
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.made_write import Made
 from ploopfs.engine.ring_write import Reply
@@ -49,6 +50,7 @@ class Writes:
         self._interrupted: dict[int, bool] = {}
         self._left: dict[int, Reply] = {}
         self._is_closed = False
+        self._turn: Turn | None = None
         self._void = _void()
         self._last_ended = trio.Event()
 
@@ -83,19 +85,33 @@ class Writes:
         return True
 
     def made(self, unique: int, pid: int, offset: int, data: memoryview) -> Made | None:
-        """For a thread that stands in for the event loop: it is made and answered before there is anything noted of it.
-        `data` is a part of the buffer in use. None: it is to `begin` as any."""
-        pieces = self._device.aim(offset, data)
-        fd = None if pieces is None else self._device.thread_fd(len(data))
-        if pieces is None or fd is None:
+        """In a turn: it is made and answered before there is anything noted of it. `data` is a part of the buffer in
+        use. None: it is to `begin` as any."""
+        if self._turn is None:
+            return None
+        pieces = self._turn.aim(offset, data)
+        if pieces is None:
+            self._turn.settle()
             return None
         notes, enters = partial(self._note, offset, data), partial(self._enter, unique, pid, offset, data)
-        return Made(fd, pieces, self._fd, replies.written(unique, len(data)), notes, enters)
+        return Made(self._turn.fd, pieces, self._fd, replies.written(unique, len(data)), notes, enters)
+
+    def begin_turn(self) -> None:
+        """Of a thread that stands in for the event loop."""
+        self._turn = self._device.begin_turn()
+
+    def end_turn(self) -> None:
+        """In the thread, or in the loop, which goes on without it."""
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.settle()
 
     def _note(self, offset: int, data: memoryview, made: Made) -> None:
-        self._device.wrote(offset, BUFFERS.kept(data), made.pieces, made.since_ns)
+        assert self._turn is not None
+        self._turn.wrote(offset, BUFFERS.kept(data) if self._turn.is_kept else data, made.pieces, made.since_ns)
 
     def _enter(self, unique: int, pid: int, offset: int, data: memoryview, made: Made, hangs: bool) -> None:
+        self.end_turn()
         kept = BUFFERS.kept(data)
         if hangs:
             BUFFERS.leave()  # the storage may yet take it from there

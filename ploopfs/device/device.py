@@ -27,7 +27,8 @@ from ploopfs.device.replace import Replacement
 from ploopfs.device.soon import SoonWrites
 from ploopfs.device.standby import StandbyKey, State
 from ploopfs.device.stats import DiskStats, Op
-from ploopfs.device.unflushed import Unflushed
+from ploopfs.device.turn import Turn
+from ploopfs.device.unflushed import Unflushed, Writes
 from ploopfs.device.verify import Verify
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer, Files
@@ -119,23 +120,16 @@ class Device:
             self.counters.bio_out += 1
         return data
 
-    def aim(self, offset: int, data: Buffer) -> Pieces | None:
-        """What `write_soon` would write to the top's file, if the gate is open and all of it lies in one cluster of the
-        top, or in one that nobody has; else None. It counts until anything else happens."""
-        if self.read_only or not 0 < len(data) <= self.size_bytes - offset or not self.queue.is_free:
+    def begin_turn(self) -> Turn | None:
+        """For a thread that makes writes, and acknowledges them, while nothing else happens. What fails or hangs it has
+        `write_soon` begin. None if the gate is not open, or no thread is to."""
+        stack = self.stack
+        fd = stack.top.file.thread_fd()
+        if fd is None or self.read_only or not self.queue.is_free:
             return None
-        return self.stack.aim(self._in_stack(offset), data)
-
-    def thread_fd(self, length: int) -> int | None:
-        """Of the top, for a thread that writes so many bytes where `aim` says, acknowledges them, and tells what it
-        `wrote` before anything else happens; None if they may have to wait for a flush, or no thread is to. What fails
-        or hangs it has `write_soon` begin."""
-        return self.stack.top.file.thread_fd() if self._soon.has_room(length) else None
-
-    def wrote(self, offset: int, data: Buffer, pieces: Pieces, since_ns: int) -> None:
-        """That is written and acknowledged, and was begun at that time of the monotonic clock. What `data` holds stays
-        as it is for ever."""
-        self._soon.wrote(self._in_stack(offset), data, pieces, since_ns)
+        disk = range(self._in_stack(0), self._in_stack(self.size_bytes))
+        room_bytes = self._soon.room_bytes if self._keeps_unflushed else None
+        return Turn(fd, stack, disk, self.stats, self.counters, room_bytes, self._recorded)
 
     def write_soon(
         self, offset: int, data: Buffer, written: Written, reply: Reply | None = None, pieces: Pieces | None = None
@@ -144,7 +138,7 @@ class Device:
         `aim` has said of it, if it was asked. `written` hears once that it is acknowledged, or what it is to wait for
         in a task. `reply` acknowledges it, and may be sent before `written` hears: not where that has to wait for a
         flush."""
-        pieces = pieces or self.aim(offset, data)
+        pieces = pieces or self._aim(offset, data)
         return pieces is not None and self._soon.begin(self._in_stack(offset), offset, data, pieces, written, reply)
 
     async def read(self, offset: int, length: int) -> Buffer:
@@ -254,9 +248,19 @@ class Device:
             self.counters.bio_fua_out += 1
             await self._flush_stack(stack)
 
+    def _aim(self, offset: int, data: Buffer) -> Pieces | None:
+        """Where it belongs, if the gate is open and it is all in one cluster of the top, or in one that nobody has."""
+        if self.read_only or not 0 < len(data) <= self.size_bytes - offset or not self.queue.is_free:
+            return None
+        return self.stack.aim(self._in_stack(offset), data)
+
     def _wrote(self, start: int, data: Buffer, stack: Stack) -> None:
+        self._recorded(((start, len(data), data),), len(data), stack)
+
+    def _recorded(self, writes: Writes, length_bytes: int, stack: Stack) -> None:
+        """So many bytes; `writes` are needed where they are kept."""
         if self._keeps_unflushed:
-            self.unflushed.wrote(start, data)
+            self.unflushed.wrote_together(writes, length_bytes)
             if self.unflushed.take_writeback_turn():
                 leave_to_loop(stack.start_writeback)
         elif self.unflushed:

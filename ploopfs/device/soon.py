@@ -37,16 +37,12 @@ class SoonWrites:
 
     def has_room(self, length: int) -> bool:
         """Whether one of so many bytes may be acknowledged without a flush before."""
-        return self._unflushed.has_room(self._kept_bytes + length + CHANGE_BYTES)
+        return length + CHANGE_BYTES < self.room_bytes
 
-    def wrote(self, start: int, data: Buffer, pieces: Pieces, since_ns: int) -> None:
-        """As `Device.wrote`: it was never in flight for anybody."""
-        stack = self._queue.stack
-        self._counters.bio_in += 1
-        stack.wrote(start, pieces)
-        self._queue.stats.passed(Op.WRITE, len(data), since_ns)
-        self._wrote(start, data, stack)
-        self._counters.bio_out += 1
+    @property
+    def room_bytes(self) -> int:
+        """So much memory more for what is kept is too much without a flush before."""
+        return self._unflushed.room_bytes - self._kept_bytes
 
     def begin(
         self, start: int, offset: int, data: Buffer, pieces: Pieces, written: Written, reply: Reply | None

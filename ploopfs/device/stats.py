@@ -6,6 +6,7 @@ operation. Times are nanoseconds inside, milliseconds when shown.
 
 import time
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -76,6 +77,20 @@ class DiskStats:
         if not self.in_flight:
             self._busy_ns += now_ns - started_ns
         self._count(op, length_bytes, now_ns - started_ns)
+
+    def passed_together(self, op: Op, length_bytes: int, durations_ns: Sequence[int]) -> None:
+        """Likewise, of several, one after the other, with so many bytes in all."""
+        stats, duration_ns = self.by_op[op], sum(durations_ns)
+        if not self.in_flight:
+            self._busy_ns += duration_ns
+        stats.ios += len(durations_ns)
+        stats.length_bytes += length_bytes
+        stats.duration_ns += duration_ns
+        if max(durations_ns) <= BUCKET_BOUNDS_NS[0]:
+            stats.buckets[0] += len(durations_ns)
+        else:
+            for each_ns in durations_ns:
+                stats.buckets[bisect_left(BUCKET_BOUNDS_NS, each_ns)] += 1
 
     def count(self, op: Op, length_bytes: int, started_ns: int) -> None:
         """A request has ended that is no longer in flight."""

@@ -35,6 +35,9 @@ class Change(NamedTuple):
     data: Buffer | None
 
 
+Writes = Sequence[tuple[int, int, Buffer]]
+"""As `Change` has them."""
+
 _Changes = deque[tuple[int, int, Buffer | None]]
 """As `Change` has them. Not a list, which moves while it grows: 7 % of the time of a 4 KiB write at depth 16."""
 
@@ -91,18 +94,23 @@ class Unflushed:
         """The first byte of the disk that lies past all of them."""
         return max((change.offset + change.length for change in self), default=0)
 
-    def has_room(self, more_bytes: int) -> bool:
-        """Whether so much memory more would not make it full."""
-        return self.memory_bytes + more_bytes < self.limit_bytes
+    @property
+    def room_bytes(self) -> int:
+        """So much memory more makes it full."""
+        return self.limit_bytes - self.memory_bytes
 
     def wrote(self, offset: int, data: Buffer) -> None:
         """Its owner leaves it as it is: no copy is made."""
         length = len(data)
-        self._changes.append((offset, length, data))
-        self.data_bytes += length
-        if length >= WORTH_WRITEBACK_BYTES:
-            self._since_writeback += length
-        self._took(length + CHANGE_BYTES)
+        self.wrote_together(((offset, length, data),), length)
+
+    def wrote_together(self, writes: Writes, data_bytes: int) -> None:
+        """One after the other, so many bytes in all."""
+        self._changes.extend(writes)
+        self.data_bytes += data_bytes
+        if data_bytes >= len(writes) * WORTH_WRITEBACK_BYTES:
+            self._since_writeback += data_bytes
+        self._took(data_bytes + len(writes) * CHANGE_BYTES)
 
     def take_writeback_turn(self) -> bool:
         """Once for each eighth of the limit in large writes: the flush that comes soon finds most of it written. 1 MiB

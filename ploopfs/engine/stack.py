@@ -183,10 +183,14 @@ class Stack:
         return True
 
     def wrote(self, offset: int, pieces: Pieces) -> None:
-        """That has been done as `aim` has said, since nobody else could look."""
-        self._writer.unconfirmed.begun()
-        self._writer.unconfirmed.ended()
+        """That has been done as `aim` has said, and nobody else could look; `wrote_some` is to count it."""
         self._writer.wrote(offset, pieces)
+
+    def wrote_some(self, count: int) -> None:
+        """So many writes were made as `aim` has said. It knows of those of several pieces already, as it `wrote` them,
+        and of all of them if they are tracked."""
+        self.top.note_modified()
+        self._writer.unconfirmed.made(count)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False, check_zeros: bool = True) -> None:
         """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""

@@ -21,6 +21,11 @@ class Unconfirmed:
     def ended(self) -> None:
         self._ended += 1
 
+    def made(self, count: int) -> None:
+        """So many, which nobody could see before they had ended."""
+        self._begun += count
+        self._ended += count
+
     def failed(self) -> None:
         """Nobody was told that it is done."""
         self._begun -= 1

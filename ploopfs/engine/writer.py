@@ -141,7 +141,6 @@ class Writer:
 
     def wrote(self, offset: int, pieces: Pieces) -> None:
         """As `Stack.wrote`."""
-        self._top.note_modified()
         self._top.wrote(pieces)
         if len(pieces) > 1:
             (start, data), size = pieces[0], self._map.cluster_bytes

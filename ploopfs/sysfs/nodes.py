@@ -16,6 +16,7 @@ from ploopfs.device.events import Events
 from ploopfs.device.nowait import Written
 from ploopfs.device.signal import Signal
 from ploopfs.device.stats import Op
+from ploopfs.device.turn import Turn
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.ring_write import Pieces, Reply
 
@@ -117,21 +118,15 @@ class BlockDevice(Protocol):
         """As `read` if that needs to wait for nothing, else None. The bytes stay as they are until the next call, for
         whatever device."""
 
-    def aim(self, offset: int, data: Buffer) -> Pieces | None:
-        """What `write_soon` would write, and where; None if that needs a task. It counts until something happens."""
-
-    def thread_fd(self, length: int) -> int | None:
-        """For a thread that writes so many bytes where `aim` says, acknowledges them, and then tells what it `wrote`,
-        or has `write_soon` begin what failed or hangs; None if no thread is to."""
-
-    def wrote(self, offset: int, data: Buffer, pieces: Pieces, since_ns: int) -> None:
-        """That is written and acknowledged, and was begun then. What `data` holds stays as it is for ever."""
+    def begin_turn(self) -> Turn | None:
+        """For a thread that makes writes, and acknowledges them, while nothing else happens. What fails or hangs it has
+        `write_soon` begin. None if no thread is to."""
 
     def write_soon(
         self, offset: int, data: Buffer, written: Written, reply: Reply | None = None, pieces: Pieces | None = None
     ) -> bool:
         """As `write`, if that needs no task; `written` hears once that it is acknowledged, or what it has to await
-        first. `pieces`: what `aim` has said of it. What `data` holds stays as it is for ever."""
+        first. `pieces`: what `Turn.aim` has said of it. What `data` holds stays as it is for ever."""
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Exactly the bytes that exist in the range: short or empty at the end of the device."""

@@ -507,6 +507,18 @@ async def test_whose_writes_were_made_before_the_one_that_hangs_have_their_answe
         await until(lambda: not device_of(kernel).stats.in_flight)
 
 
+async def test_what_a_thread_has_made_before_it_hangs_is_kept_and_counted(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung = left_behind(tmp_path, asks, made, monkeypatch, at_a_time=6, unanswered=3)
+    async with hung as (kernel, asker, _hanging):
+        device = device_of(kernel)
+        await asker.go_on_until(lambda: len(asker.waiting) <= 1)
+        await until(lambda: device.stats.in_flight <= 1)
+        acknowledged = 100 + len(kernel.answers)
+        assert (len(device.unflushed), device.stats.by_op[Op.WRITE].ios) == (acknowledged, acknowledged)
+
+
 async def test_what_is_written_to_it_meanwhile_is_the_kernels_to_write(
     tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -574,7 +586,7 @@ async def test_a_bug_that_a_thread_meets_before_it_writes_costs_an_eio(
         await asker.ask(blocks(50))
         made.clear()
         with monkeypatch.context() as patched:
-            patched.setattr(device_of(kernel), "aim", bug)
+            patched.setattr(device_of(kernel).stack, "aim", bug)
             answers = await asker.ask(blocks(3))
         assert [answer.errno for answer in answers] == [errno.EIO] * 3
         assert "ZeroDivisionError" in caplog.text

@@ -158,7 +158,7 @@ async def test_a_bug_when_it_begins_or_ends_costs_one_eio(
         raise RuntimeError("a bug")
 
     async with serving(rig) as kernel:
-        for owner, name in ((rig.device, "write_soon"), (rig.device.unflushed, "wrote"), (replies, "written")):
+        for owner, name in ((rig.device, "write_soon"), (rig.device.unflushed, "wrote_together"), (replies, "written")):
             caplog.clear()
             with monkeypatch.context() as patched:
                 patched.setattr(owner, name, bug)

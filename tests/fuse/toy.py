@@ -51,14 +51,8 @@ class MemoryDisk:
     def read_nowait(self, offset: int, length: int) -> memoryview | None:
         return None if self._gate is not None else memoryview(self._data)[offset : offset + length]
 
-    def aim(self, _offset: int, _data: Buffer) -> None:
+    def begin_turn(self) -> None:
         return None
-
-    def thread_fd(self, _length: int) -> None:
-        return None
-
-    def wrote(self, _offset: int, _data: Buffer, _pieces: Pieces, _since_ns: int) -> None:
-        raise AssertionError("no thread is to")
 
     def write_soon(
         self,

@@ -780,9 +780,34 @@ MUTANTS = (
         "test_it_takes_the_time_from_when_it_was_begun_and_so_does_one_that_hangs",
     ),
     _bug(
-        "keep nothing of what a thread has written and acknowledged", "device/soon.py",
-        "        self._wrote(start, data, stack)\n", "", "blockfuse/test_busy.py",
+        "keep nothing of what a thread has written and acknowledged", "device/turn.py",
+        "            self._record(self._written, self._length_bytes, self._stack)\n", "", "blockfuse/test_busy.py",
         "test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_with_his_last",
+    ),
+    _bug(
+        "forget what a thread made in its turn before the write that hangs", "blockfuse/writes.py",
+        "        self.end_turn()\n        kept", "        kept", "blockfuse/test_busy.py",
+        "test_what_a_thread_has_made_before_it_hangs_is_kept_and_counted",
+    ),
+    _bug(
+        "forget what a thread made last in its turn", "blockfuse/busy.py",
+        "                self._turns.end_turn()\n", "", "blockfuse/test_busy.py",
+        "test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_with_his_last",
+    ),
+    _bug(
+        "let a thread write past the gate", "device/device.py",
+        "if fd is None or self.read_only or not self.queue.is_free:", "if fd is None or self.read_only:",
+        "device/test_made.py", "test_there_is_no_turn_with_a_gate_that_is_not_open_nor_for_what_is_read_only",
+    ),
+    _bug(
+        "leave it open for a whole turn how much is kept", "device/turn.py",
+        "            self._room_bytes -= length + CHANGE_BYTES\n", "", "device/test_made.py",
+        "test_what_was_made_in_a_turn_leaves_less_room_in_it",
+    ),
+    _bug(
+        "record what a thread makes when its turn ends, however long it is", "device/turn.py",
+        ">= _TOGETHER or self._length_bytes >= _TOGETHER_BYTES", "< 0", "device/test_made.py",
+        "test_a_long_turn_is_noted_before_its_end",
     ),
     _bug(
         "forget the cluster that a thread has allocated", "engine/writer.py",
@@ -796,7 +821,7 @@ MUTANTS = (
     ),
     _bug(
         "call durable what a thread has written", "engine/stack.py",
-        "        self._writer.unconfirmed.begun()\n        self._writer.unconfirmed.ended()\n", "",
+        "        self._writer.unconfirmed.made(count)\n", "",
         "device/test_made.py", "test_it_is_noted_as_any_write_and_so_is_what_follows",
     ),
     _bug(
@@ -806,8 +831,8 @@ MUTANTS = (
         "test_a_bug_that_a_thread_meets_before_it_writes_costs_an_eio",
     ),
     _bug(
-        "let a thread acknowledge what may have to wait for a flush", "device/device.py",
-        "self.stack.top.file.thread_fd() if self._soon.has_room(length) else None", "self.stack.top.file.thread_fd()",
+        "let a thread acknowledge what may have to wait for a flush", "device/turn.py",
+        " or length + CHANGE_BYTES >= self._room_bytes", "",
         "blockfuse/test_busy.py", "test_at_the_bound_of_what_is_kept_he_waits_for_a_flush_as_everybody",
     ),
     _bug(
@@ -963,7 +988,7 @@ MUTANTS = (
     ),
     _bug(
         "leave a reply to the kernel though what is kept is full with those in flight", "device/soon.py",
-        "has_room(self._kept_bytes + length + CHANGE_BYTES)", "has_room(length + CHANGE_BYTES)",
+        "self._unflushed.room_bytes - self._kept_bytes", "self._unflushed.room_bytes",
         "device/test_replies.py",
         "test_none_is_left_to_the_storage_by_which_with_all_in_flight_what_is_kept_would_be_full",
     ),

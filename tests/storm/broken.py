@@ -125,7 +125,7 @@ BROKEN: dict[str, Bug] = {
     "clear the mark unflushed": Bug(((Delta, "settle", _settle_unsynced),)),
     "forget what came during a flush": Bug(((Unflushed, "flushed", _flushed_all),), _RESTARTS),
     "serve reads in standby": Bug(((RequestQueue, "_verdict", _reads_pass),)),
-    "write past the gate": Bug(((Device, "aim", _aim_past_the_gate),)),
+    "write past the gate": Bug(((Device, "_aim", _aim_past_the_gate),)),
     "wait without a bound": Bug(((Ticket, "bound", _unbounded),)),
     "allocate a used cluster": Bug(((Allocator, "allocate", _allocate_and_keep),)),
     "log a transition twice": Bug(((Standby, "storage_lost", _lost_and_logged),)),

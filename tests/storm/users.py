@@ -205,7 +205,9 @@ async def _write_soon(world: World, disk: Disk, request: Request, acknowledge: C
         heard.set()
 
     def note(made: Made) -> None:
-        device.wrote(offset, data, made.pieces, made.since_ns)
+        assert turn is not None
+        turn.wrote(offset, data, made.pieces, made.since_ns)
+        turn.settle()
         disk.counted.passed(Op.WRITE, len(data))
         heard.set()
 
@@ -214,10 +216,10 @@ async def _write_soon(world: World, disk: Disk, request: Request, acknowledge: C
         if not device.write_soon(offset, data, written, reply, made.pieces):
             world.fail(f"{disk.name}: {request} was made, and does not begin")
 
-    pieces = device.aim(offset, data)
-    number = None if pieces is None else device.thread_fd(len(data))
-    if pieces is not None and number is not None:
-        made = _MadeAtOnce(world.stores.file(number), pieces, note, enter)
+    turn = device.begin_turn()
+    pieces = None if turn is None else turn.aim(offset, data)
+    if turn is not None and pieces is not None:
+        made = _MadeAtOnce(world.stores.file(turn.fd), pieces, note, enter)
         made.make()
         if made.has_failed:
             made.enter(hangs=False)
