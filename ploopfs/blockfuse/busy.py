@@ -8,7 +8,6 @@ import os
 import select
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from ploopfs.blockfuse.looking import look_ns
 from ploopfs.bounds import STAND_IN_US
@@ -26,29 +25,25 @@ and he finds the others. 14 to 20 % more writes of 4 KiB at depth 16 than with e
 be as few, as then either side waits for the other."""
 
 
-class Turns(Protocol):
-    """Of the thread; they may end in the event loop, which goes on without it."""
-
-    def begin_turn(self) -> None: ...
-
-    def end_turn(self) -> None: ...
-
-
 class Busy:
     """`take` reads one request, which was `asked` for, and answers it or begins a write by the stand-in; False if it is
-    for the event loop, and left to it. `send` sends an answer. Nobody stands in without a `ring`, to which is left what
-    fails or hangs."""
+    for the event loop, and left to it. `send` sends an answer, `settle` is called when a turn is over. Nobody stands in
+    without a `ring`, to which is left what fails or hangs."""
 
     __slots__ = (
-        *("_asked", "_bytes", "_is_alone", "_reads", "_send", "_stand_in", "_take", "_turns", "_unanswered"),
-        *("_writes", "ring"),
+        *("_asked", "_bytes", "_is_alone", "_reads", "_send", "_settle", "_stand_in", "_take"),
+        *("_unanswered", "_writes", "ring"),
     )
 
     def __init__(
-        self, asked: select.poll, turns: Turns, take: Callable[[StandIn], bool], send: Callable[[bytes], None]
+        self,
+        asked: select.poll,
+        take: Callable[[StandIn], bool],
+        send: Callable[[bytes], None],
+        settle: Callable[[], None],
     ) -> None:
         self.ring: Ring | None = None
-        self._asked, self._turns, self._take, self._send = asked, turns, take, send
+        self._asked, self._take, self._send, self._settle = asked, take, send, settle
         self._writes = self._reads = self._bytes = 0
         self._is_alone = True
         self._unanswered: list[Made] = []
@@ -80,6 +75,7 @@ class Busy:
             if self._stand_in.is_left_behind:
                 self._stand_in = None
                 self.met_other()
+                self._settle()
                 self._answer()
         return is_quick is not False
 
@@ -101,12 +97,11 @@ class Busy:
         16 a third more, or with both fuses in 4 to 14 %, for two thirds of the CPU time."""
         stand_in = self._stand_in
         assert stand_in is not None
-        self._turns.begin_turn()
         try:
             return self._serve_by(stand_in)
         finally:
             if not stand_in.is_left_behind:  # else they are the loop's
-                self._turns.end_turn()
+                self._settle()
                 self._answer()
 
     def _serve_by(self, stand_in: StandIn) -> bool | None:

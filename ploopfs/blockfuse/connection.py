@@ -79,7 +79,7 @@ class Connection:
         self._is_alone, self._moved_bytes = True, 0
         self._asked = select.poll()
         self._asked.register(fd, select.POLLIN)
-        self._busy = Busy(self._asked, self._writes, self._take_in_thread, self._sender.send_whole)
+        self._busy = Busy(self._asked, self._take_in_thread, self._sender.send_whole, self._end_turn)
         served = self._device, self._files, self._sender, self._writes
         self._transfers = Transfers(*served, self._busy.wrote, self._start_write, self._met_bug)
         self._refusal: MountError | None = None
@@ -134,11 +134,13 @@ class Connection:
         with suppress(trio.ClosedResourceError):
             while self._fd >= 0 and not self._is_ending:
                 if is_quick and self._is_for_stand_in:
+                    self._end_turn()
                     is_quick = await self._busy.serve()
                     continue
                 self._drain()
                 if is_quick:
                     is_quick = self._poll()
+                self._end_turn()
                 if is_quick or not self._is_drained:
                     await trio.lowlevel.checkpoint()
                 else:
@@ -156,11 +158,10 @@ class Connection:
         next, if it is none that takes longer than a turn."""
         until_ns = time.monotonic_ns() + _TURN_NS
         while self._writes:
-            assert self._ring is not None
             if time.monotonic_ns() >= until_ns:
                 self._busy.met_other()
                 return False
-            self._ring.deliver()
+            self._hear()
         return not self._waiting
 
     def _poll(self) -> bool:
@@ -173,7 +174,7 @@ class Connection:
                 return False  # who waits in a task needs the event loop
             if self._is_for_stand_in:
                 return True
-            has_answered = self._ring is not None and self._ring.deliver()
+            has_answered = self._hear()
             if self._drain() or has_answered:
                 quick_ns = time.monotonic_ns() + look_ns(self._moved_bytes)
             elif now_ns >= quick_ns:
@@ -199,9 +200,7 @@ class Connection:
                 return self._found_none(taken)
             try:
                 count = os.readv(self._fd, (BUFFERS.current,))
-                if self._ring is not None:
-                    # What was acknowledged by the kernel itself is so before what was asked after it.
-                    self._ring.deliver()
+                self._hear()  # what was acknowledged by the kernel itself is so before what was asked after it
             except BlockingIOError:
                 return self._found_none(taken)
             except OSError as error:
@@ -216,11 +215,22 @@ class Connection:
             done_bytes = self._transfers.answered(count, self._ring)
             if done_bytes is None:
                 self._busy.met_other()
+                self._end_turn()
                 self._take(BUFFERS.current[:count])
             else:
                 left_bytes -= done_bytes
                 self._moved_bytes = BURST_BYTES - left_bytes
         return BURST_REQUESTS
+
+    def _hear(self) -> bool:
+        """Of what has ended on the ring, with which a turn is over; whether anything has."""
+        if self._ring is None or not self._ring.has_ended:
+            return False
+        self._end_turn()
+        return self._ring.deliver()
+
+    def _end_turn(self) -> None:
+        self._transfers.end_turn()
 
     def _found_none(self, taken: int) -> int:
         """Who asks for one thing at a time is looked for with poll(2) next time, which costs less than the exception of

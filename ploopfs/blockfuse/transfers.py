@@ -10,6 +10,7 @@ from ploopfs.blockfuse.buffers import BUFFERS
 from ploopfs.blockfuse.protocol import READ, TRANSFER, TRANSFER_BYTES, WRITE
 from ploopfs.blockfuse.sender import Sender
 from ploopfs.blockfuse.writes import Writes
+from ploopfs.device.turn import Turn
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.made_write import Made
 from ploopfs.engine.ring import Ring
@@ -33,6 +34,18 @@ class Transfers:
     ) -> None:
         self._device, self._files, self._sender, self._writes = device, files, sender, writes
         self._wrote, self._start, self._bug = wrote, start, bug
+        self._turn: Turn | None = None
+
+    def end_turn(self) -> None:
+        """Before anything else may happen: in whatever thread it was begun, or in the event loop, which goes on without
+        that."""
+        if self._turn is not None:
+            turn, self._turn = self._turn, None
+            turn.settle()
+
+    def _begin_turn(self) -> Turn | None:
+        self._turn = self._device.begin_turn()
+        return self._turn
 
     def answered(self, count: int, ring: Ring | None) -> int | None:
         """How many bytes were read or written for the request of `count` bytes; None if it is not for here. What is
@@ -41,11 +54,13 @@ class Transfers:
         length, opcode, unique, _node, pid, fh, offset, size = TRANSFER.unpack_from(BUFFERS.current)
         try:
             if opcode == READ and length == count == TRANSFER_BYTES:
-                body = self._device.read_nowait(offset, size)
+                turn = self._turn or self._begin_turn()
+                body = None if turn is None else turn.read(offset, size)
                 if body is None:
                     return None
                 self._sender.send(unique, body)
             elif opcode == WRITE and length == count == TRANSFER_BYTES + size and fh in self._files:
+                self.end_turn()
                 if ring is not None:
                     ring.gather()
                 file, data = self._files[fh], BUFFERS.kept(BUFFERS.current[TRANSFER_BYTES:count])
@@ -66,10 +81,11 @@ class Transfers:
         length, opcode, unique, _node, pid, fh, offset, size = TRANSFER.unpack_from(BUFFERS.current)
         if opcode != WRITE or not length == count == TRANSFER_BYTES + size or fh not in self._files:
             return None
-        if self._files[fh].fua:
-            return None
         try:
-            made = self._writes.made(unique, pid, offset, BUFFERS.current[TRANSFER_BYTES:count])
+            turn = self._turn or self._begin_turn()
+            if turn is None or self._files[fh].fua:
+                return None
+            made = self._writes.made(turn, unique, pid, offset, BUFFERS.current[TRANSFER_BYTES:count])
         except Exception:  # a bug, which `answered` meets again
             return None
         if made is not None:

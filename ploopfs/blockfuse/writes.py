@@ -50,7 +50,6 @@ class Writes:
         self._interrupted: dict[int, bool] = {}
         self._left: dict[int, Reply] = {}
         self._is_closed = False
-        self._turn: Turn | None = None
         self._void = _void()
         self._last_ended = trio.Event()
 
@@ -84,34 +83,17 @@ class Writes:
             self._left[unique] = reply
         return True
 
-    def made(self, unique: int, pid: int, offset: int, data: memoryview) -> Made | None:
-        """In a turn: it is made and answered before there is anything noted of it. `data` is a part of the buffer in
-        use. None: it is to `begin` as any."""
-        if self._turn is None:
+    def made(self, turn: Turn, unique: int, pid: int, offset: int, data: memoryview) -> Made | None:
+        """In the turn of a thread: it is made and answered before there is anything noted of it. `data` is a part of
+        the buffer in use. None: it is to `begin` as any."""
+        pieces = turn.aim(offset, data)
+        if pieces is None or turn.fd is None:
             return None
-        pieces = self._turn.aim(offset, data)
-        if pieces is None:
-            self._turn.settle()
-            return None
-        notes, enters = partial(self._note, offset, data), partial(self._enter, unique, pid, offset, data)
-        return Made(self._turn.fd, pieces, self._fd, replies.written(unique, len(data)), notes, enters)
+        notes, enters = partial(_note, turn, offset, data), partial(self._enter, turn, unique, pid, offset, data)
+        return Made(turn.fd, pieces, self._fd, replies.written(unique, len(data)), notes, enters)
 
-    def begin_turn(self) -> None:
-        """Of a thread that stands in for the event loop."""
-        self._turn = self._device.begin_turn()
-
-    def end_turn(self) -> None:
-        """In the thread, or in the loop, which goes on without it."""
-        turn, self._turn = self._turn, None
-        if turn is not None:
-            turn.settle()
-
-    def _note(self, offset: int, data: memoryview, made: Made) -> None:
-        assert self._turn is not None
-        self._turn.wrote(offset, BUFFERS.kept(data) if self._turn.is_kept else data, made.pieces, made.since_ns)
-
-    def _enter(self, unique: int, pid: int, offset: int, data: memoryview, made: Made, hangs: bool) -> None:
-        self.end_turn()
+    def _enter(self, turn: Turn, unique: int, pid: int, offset: int, data: memoryview, made: Made, hangs: bool) -> None:
+        turn.settle()
         kept = BUFFERS.kept(data)
         if hangs:
             BUFFERS.leave()  # the storage may yet take it from there
@@ -161,3 +143,7 @@ class Writes:
     def _close(self) -> None:
         if not self._left:
             os.close(self._fd)
+
+
+def _note(turn: Turn, offset: int, data: memoryview, made: Made) -> None:
+    turn.wrote(offset, BUFFERS.kept(data) if turn.is_kept else data, made.pieces, made.since_ns)

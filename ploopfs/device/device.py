@@ -21,10 +21,9 @@ from ploopfs.device.handover import marked_again, stand_by_without_lock
 from ploopfs.device.last_error import LastError
 from ploopfs.device.limits import QueueSettings, Tune
 from ploopfs.device.mapper import Mapper
-from ploopfs.device.nowait import Written, read_nowait
 from ploopfs.device.queue import Begun, RequestQueue
 from ploopfs.device.replace import Replacement
-from ploopfs.device.soon import SoonWrites
+from ploopfs.device.soon import SoonWrites, Written
 from ploopfs.device.standby import StandbyKey, State
 from ploopfs.device.stats import DiskStats, Op
 from ploopfs.device.turn import Turn
@@ -111,25 +110,17 @@ class Device:
     def released(self) -> None:
         self.open_count -= 1
 
-    def read_nowait(self, offset: int, length: int) -> Buffer | None:
-        """As `read` if the gate is open and everything is at hand, else None: what is in the way, `read` meets. The
-        bytes stay as they are until the next call, for whatever device."""
-        data = read_nowait(self.queue, self._in_stack(offset), self._clipped(offset, length))
-        if data is not None:
-            self.counters.bio_in += 1
-            self.counters.bio_out += 1
-        return data
-
     def begin_turn(self) -> Turn | None:
-        """For a thread that makes writes, and acknowledges them, while nothing else happens. What fails or hangs it has
-        `write_soon` begin. None if the gate is not open, or no thread is to."""
-        stack = self.stack
-        fd = stack.top.file.thread_fd()
-        if fd is None or self.read_only or not self.queue.is_free:
+        """For what waits for nothing, as long as nothing else happens; None if the gate is not open."""
+        if not self.queue.is_free:
             return None
-        disk = range(self._in_stack(0), self._in_stack(self.size_bytes))
-        room_bytes = self._soon.room_bytes if self._keeps_unflushed else None
-        return Turn(fd, stack, disk, self.stats, self.counters, room_bytes, self._recorded)
+        start, end = self._in_stack(0), self._in_stack(self.size_bytes)
+        return Turn(self.queue.stack, start, end, self.stats, self.counters, self._writing, self._recorded)
+
+    def _writing(self) -> tuple[int | None, int | None]:
+        """As `Turn` has it."""
+        fd = None if self.read_only else self.queue.stack.thread_fd()
+        return fd, self._soon.room_bytes if self._keeps_unflushed else None
 
     def write_soon(
         self, offset: int, data: Buffer, written: Written, reply: Reply | None = None, pieces: Pieces | None = None

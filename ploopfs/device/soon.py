@@ -7,7 +7,6 @@ told of it, and nobody is told before more is kept than the bound allows, but fo
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from ploopfs.device.nowait import Written
 from ploopfs.device.queue import Begun, RequestQueue
 from ploopfs.device.stats import Op
 from ploopfs.device.unflushed import CHANGE_BYTES, Unflushed
@@ -16,6 +15,10 @@ from ploopfs.engine.file import Buffer
 from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import BackendError
+
+Written = Callable[[Callable[[], Awaitable[None]] | None], None]
+"""Hears once how a write has ended, in the event loop: None, it is acknowledged; else when this has been awaited, or it
+is refused with what that raises. It raises nothing and waits for nothing, and hears of success as `Answered` does."""
 
 
 class SoonWrites:

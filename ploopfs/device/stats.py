@@ -71,15 +71,9 @@ class DiskStats:
         self._leave(op, now_ns)
         self._count(op, length_bytes, now_ns - started_ns)
 
-    def passed(self, op: Op, length_bytes: int, started_ns: int) -> None:
-        """A request has ended during which nothing else has happened: nobody has seen it in flight."""
-        now_ns = time.monotonic_ns()
-        if not self.in_flight:
-            self._busy_ns += now_ns - started_ns
-        self._count(op, length_bytes, now_ns - started_ns)
-
-    def passed_together(self, op: Op, length_bytes: int, durations_ns: Sequence[int]) -> None:
-        """Likewise, of several, one after the other, with so many bytes in all."""
+    def passed(self, op: Op, length_bytes: int, durations_ns: Sequence[int]) -> None:
+        """Requests have ended, one after the other and with so many bytes in all, during each of which nothing else has
+        happened: nobody has seen them in flight."""
         stats, duration_ns = self.by_op[op], sum(durations_ns)
         if not self.in_flight:
             self._busy_ns += duration_ns

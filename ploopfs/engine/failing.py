@@ -68,6 +68,9 @@ class Failing(Stack):
     def aim(self, offset: int, data: Buffer) -> None:
         """Nothing goes anywhere."""
 
+    def thread_fd(self) -> None:
+        """By nobody."""
+
     async def read(self, offset: int, length: int) -> NoReturn:  # noqa: ARG002 -- the signature of a stack
         raise self._failure()
 

@@ -200,6 +200,11 @@ class Ring:
             self._submit()
         self._is_submitting = False
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether there may be anybody to `deliver` to."""
+        return self._delivered != self._words[self._cq_tail] or bool(self.left_behind)
+
     def deliver(self) -> bool:
         """To everybody whose write has ended; whether there was anybody."""
         if self.left_behind:

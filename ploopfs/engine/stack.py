@@ -182,6 +182,10 @@ class Stack:
         unconfirmed.begun()
         return True
 
+    def thread_fd(self) -> int | None:
+        """The top's, as `File.thread_fd`."""
+        return self.top.file.thread_fd()
+
     def wrote(self, offset: int, pieces: Pieces) -> None:
         """That has been done as `aim` has said, and nobody else could look; `wrote_some` is to count it."""
         self._writer.wrote(offset, pieces)

@@ -13,8 +13,8 @@ from typing import Protocol
 import trio
 
 from ploopfs.device.events import Events
-from ploopfs.device.nowait import Written
 from ploopfs.device.signal import Signal
+from ploopfs.device.soon import Written
 from ploopfs.device.stats import Op
 from ploopfs.device.turn import Turn
 from ploopfs.engine.file import Buffer
@@ -114,13 +114,8 @@ class BlockDevice(Protocol):
     @property
     def read_only(self) -> bool: ...
 
-    def read_nowait(self, offset: int, length: int) -> Buffer | None:
-        """As `read` if that needs to wait for nothing, else None. The bytes stay as they are until the next call, for
-        whatever device."""
-
     def begin_turn(self) -> Turn | None:
-        """For a thread that makes writes, and acknowledges them, while nothing else happens. What fails or hangs it has
-        `write_soon` begin. None if no thread is to."""
+        """For what waits for nothing, as long as nothing else happens; None if all are to wait."""
 
     def write_soon(
         self, offset: int, data: Buffer, written: Written, reply: Reply | None = None, pieces: Pieces | None = None

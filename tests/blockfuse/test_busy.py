@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import trio
@@ -27,15 +27,19 @@ from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7
 from ploopfs.device.registry import Registry
+from ploopfs.device.soon import Written
 from ploopfs.device.standby import State
-from ploopfs.device.stats import Op
+from ploopfs.device.stats import DiskStats, Op
+from ploopfs.device.turn import Turn
 from ploopfs.device.unflushed import CHANGE_BYTES
 from ploopfs.engine import made_write
 from ploopfs.engine import stand_in as stand_in_module
+from ploopfs.engine.file import Buffer
 from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.made_write import Made
 from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.ring import Ring, hear
+from ploopfs.engine.ring_write import Reply
 from ploopfs.engine.stand_in import StandIn
 from tests.blockfuse import kernel as fuse
 from tests.blockfuse.kernel import U32, U64, Kernel, packed, transfer
@@ -517,6 +521,34 @@ async def test_what_a_thread_has_made_before_it_hangs_is_kept_and_counted(
         await until(lambda: device.stats.in_flight <= 1)
         acknowledged = 100 + len(kernel.answers)
         assert (len(device.unflushed), device.stats.by_op[Op.WRITE].ios) == (acknowledged, acknowledged)
+
+
+async def test_what_a_thread_has_made_before_it_hangs_is_recorded_before_that_is_begun(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrote: list[Turn] = []
+    unrecorded: list[int] = []
+    really_wrote, really_passed, really_soon = Turn.wrote, DiskStats.passed, Device.write_soon
+
+    def note(turn: Turn, *arguments: Any) -> None:  # noqa: ANN401
+        wrote.append(turn)
+        really_wrote(turn, *arguments)
+
+    def passed(stats: DiskStats, op: Op, length: int, durations_ns: Sequence[int]) -> None:
+        if op is Op.WRITE:
+            del wrote[-len(durations_ns) :]
+        really_passed(stats, op, length, durations_ns)
+
+    def write_soon(device: Device, offset: int, data: Buffer, written: Written, reply: Reply, *rest: Any) -> bool:  # noqa: ANN401
+        if reply.maker is not None:
+            unrecorded.append(len(wrote))
+        return really_soon(device, offset, data, written, reply, *rest)
+
+    monkeypatch.setattr(Turn, "wrote", note)
+    monkeypatch.setattr(DiskStats, "passed", passed)
+    monkeypatch.setattr(Device, "write_soon", write_soon)
+    async with left_behind(tmp_path, asks, made, monkeypatch, at_a_time=6, unanswered=3):
+        assert unrecorded == [0]
 
 
 async def test_what_is_written_to_it_meanwhile_is_the_kernels_to_write(

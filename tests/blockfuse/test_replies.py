@@ -16,7 +16,10 @@ from ploopfs.device.bounds import DEFAULT_BOUNDS, Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7
 from ploopfs.device.registry import Registry
+from ploopfs.device.stats import Op
+from ploopfs.device.turn import Turn
 from ploopfs.engine import os_file
+from ploopfs.engine.file import Buffer
 from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.ring import Ring, hear
 from ploopfs.engine.ring_write import Reply
@@ -192,13 +195,13 @@ async def test_what_the_kernel_has_acknowledged_is_kept_before_the_next_request_
     async with real(tmp_path) as kernel:
         device = kernel.connection._device
         assert isinstance(device, Device)
-        really = device.read_nowait
+        really = Turn.read
 
-        def read_nowait(offset: int, length: int) -> object:
+        def read(turn: Turn, offset: int, length: int) -> Buffer | None:
             seen.append([change.offset for change in device.unflushed])
-            return really(offset, length)
+            return really(turn, offset, length)
 
-        device.read_nowait = read_nowait  # type: ignore[method-assign, assignment]
+        monkeypatch.setattr(Turn, "read", read)
         for number in range(60):
             before = kernel.took_all()
             await kernel.ask(fuse.WRITE, transfer(1, OF_TOP + number, len(DATA)) + DATA)
@@ -214,6 +217,38 @@ async def test_what_the_kernel_has_acknowledged_is_kept_before_the_next_request_
         assert (await kernel.call(fuse.FSYNC, packed((U64, 1), (U32, 0), (U32, 0)))).errno == 0
         assert len(device.unflushed) == 0, "it is confirmed by the fsync that follows"
         await kernel.settled()
+
+
+async def test_what_is_answered_without_a_pause_shares_a_turn_which_is_over_with_what_the_ring_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(io_uring=True)
+    turns: list[Turn] = []
+    really = Turn.read
+
+    def read(turn: Turn, offset: int, length: int) -> Buffer | None:
+        turns.append(turn)
+        return really(turn, offset, length)
+
+    async def three_reads(kernel: Kernel) -> set[int]:
+        turns.clear()
+        kernel.answers.clear()
+        for unique in (2, 4, 6):
+            assert kernel.sent(fuse.request(fuse.READ, transfer(1, OF_TOP, 512), unique=unique))
+        for unique in (2, 4, 6):
+            assert (await kernel.answer(unique)).errno == 0
+        return {id(turn) for turn in turns}
+
+    async with real(tmp_path) as kernel:
+        device = kernel.connection._device
+        assert isinstance(device, Device)
+        await three_reads(kernel)  # the storage may have to be waited for
+        monkeypatch.setattr(Turn, "read", read)
+        assert len(await three_reads(kernel)) == 1
+        monkeypatch.setattr(Ring, "has_ended", property(lambda _ring: True))
+        assert len(await three_reads(kernel)) == 3
+        await kernel.settled()
+        assert device.stats.by_op[Op.READ].ios == 9, "and what was done is recorded when others can look"
 
 
 async def test_a_write_leaves_nothing_to_the_collector_of_cycles(tmp_path: Path) -> None:

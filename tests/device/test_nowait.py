@@ -2,7 +2,6 @@
 
 import errno
 from collections.abc import Callable
-from itertools import starmap
 
 import pytest
 import trio
@@ -12,6 +11,7 @@ from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.standby import State
 from ploopfs.engine.failing import error_disk
+from ploopfs.engine.file import Buffer
 from ploopfs.engine.inject.grammar import execute
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import InStandby
@@ -31,9 +31,18 @@ IN_TOP = 2 * CLUSTER
 HOLE = 3 * CLUSTER
 
 
+def read_nowait(device: Device, offset: int, length: int) -> Buffer | None:
+    """In a turn of its own."""
+    turn = device.begin_turn()
+    found = None if turn is None else turn.read(offset, length)
+    if turn is not None:
+        turn.settle()
+    return found
+
+
 def read(device: Device) -> object:
     """One that the storage could answer at once."""
-    return device.read_nowait(IN_TOP, 512)
+    return read_nowait(device, IN_TOP, 512)
 
 
 @pytest.fixture
@@ -52,23 +61,35 @@ def counted(rig: Rig) -> tuple[object, ...]:
 
 async def test_a_read_that_is_at_hand_is_what_a_read_gives(rig: Rig) -> None:
     ranges = [(0, DISK_BYTES), (10, 0), (CLUSTER - 3, 7), (HOLE, 9), (DISK_BYTES - 2, 9), (DISK_BYTES, 5)]
-    assert list(starmap(rig.device.read_nowait, ranges)) == [CONTENT[at : at + length] for at, length in ranges]
+    assert [read_nowait(rig.device, *each) for each in ranges] == [CONTENT[at : at + length] for at, length in ranges]
 
 
 @pytest.mark.parametrize("length", [0, 512, 2 * CLUSTER])
 async def test_it_is_counted_as_if_it_had_waited(length: int) -> None:
     """Both devices see the same requests."""
     quick, slow = [await rig_of(three_deltas(), storage=ReadyFiles) for _ in range(2)]
-    assert quick.device.read_nowait(IN_TOP, length) is not None
+    assert read_nowait(quick.device, IN_TOP, length) is not None
     await slow.device.read(IN_TOP, length)
     assert counted(quick) == counted(slow)
+
+
+async def test_a_turn_of_them_is_counted_as_one_after_the_other(rig: Rig) -> None:
+    other = await rig_of(three_deltas(), storage=ReadyFiles)
+    turn = rig.device.begin_turn()
+    assert turn is not None
+    for length in range(100):
+        assert turn.read(IN_TOP, length) == await other.device.read(IN_TOP, length)
+    turn.settle()
+    assert counted(rig) == counted(other)
+    turn.settle()
+    assert counted(rig) == counted(other)
 
 
 async def test_a_disk_that_answers_at_once_is_busy_meanwhile(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     now_ns = iter(range(0, 1000 * 10**6, 10**6))
     monkeypatch.setattr("time.monotonic_ns", lambda: next(now_ns))
     for _ in range(3):
-        rig.device.read_nowait(HOLE, 512)
+        read_nowait(rig.device, HOLE, 512)
     _in_flight, busy_ms, queue_ms = rig.device.stats.stat_columns()[8:11]
     assert (busy_ms, queue_ms) == (3, 3)
 

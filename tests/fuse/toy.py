@@ -13,8 +13,8 @@ from functools import partial
 
 import trio
 
-from ploopfs.device.nowait import Written
 from ploopfs.device.signal import Signal
+from ploopfs.device.soon import Written
 from ploopfs.device.stats import Op
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.ring_write import Pieces, Reply
@@ -47,9 +47,6 @@ class MemoryDisk:
             self.waiting += 1
             await self._gate.wait()
         return memoryview(self._data)[offset : offset + length]
-
-    def read_nowait(self, offset: int, length: int) -> memoryview | None:
-        return None if self._gate is not None else memoryview(self._data)[offset : offset + length]
 
     def begin_turn(self) -> None:
         return None

@@ -158,8 +158,15 @@ MUTANTS = (
         "test_an_answer_comes_though_the_next_of_its_lane_hangs",
     ),
     _bug(
-        "answer at once what standby refuses", "device/nowait.py", "    if not queue.is_free:", "    if queue.room:",
+        "answer at once what standby refuses", "device/device.py",
+        "        if not self.queue.is_free:\n            return None\n", "",
         "device/test_nowait.py", "test_in_standby_nobody_is_answered",
+    ),
+    _bug(
+        "answer by the gate as it was before the ring told of a write that failed", "blockfuse/connection.py",
+        "        self._end_turn()\n        return self._ring", "        return self._ring",
+        "blockfuse/test_replies.py",
+        "test_what_is_answered_without_a_pause_shares_a_turn_which_is_over_with_what_the_ring_tells",
     ),
     _bug(
         "acknowledge a write and keep nothing of it", "device/soon.py",
@@ -781,23 +788,23 @@ MUTANTS = (
     ),
     _bug(
         "keep nothing of what a thread has written and acknowledged", "device/turn.py",
-        "            self._record(self._written, self._length_bytes, self._stack)\n", "", "blockfuse/test_busy.py",
+        "            self._record(self._writes, self._written_bytes, self._stack)\n", "", "blockfuse/test_busy.py",
         "test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_with_his_last",
     ),
     _bug(
-        "forget what a thread made in its turn before the write that hangs", "blockfuse/writes.py",
-        "        self.end_turn()\n        kept", "        kept", "blockfuse/test_busy.py",
-        "test_what_a_thread_has_made_before_it_hangs_is_kept_and_counted",
+        "record what a thread has made after the write that hangs was begun", "blockfuse/writes.py",
+        "        turn.settle()\n        kept", "        kept", "blockfuse/test_busy.py",
+        "test_what_a_thread_has_made_before_it_hangs_is_recorded_before_that_is_begun",
     ),
     _bug(
         "forget what a thread made last in its turn", "blockfuse/busy.py",
-        "                self._turns.end_turn()\n", "", "blockfuse/test_busy.py",
+        "they are the loop's\n                self._settle()\n", "they are the loop's\n", "blockfuse/test_busy.py",
         "test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_with_his_last",
     ),
     _bug(
-        "let a thread write past the gate", "device/device.py",
-        "if fd is None or self.read_only or not self.queue.is_free:", "if fd is None or self.read_only:",
-        "device/test_made.py", "test_there_is_no_turn_with_a_gate_that_is_not_open_nor_for_what_is_read_only",
+        "let a thread write to a device that is read-only", "device/device.py",
+        "fd = None if self.read_only else self.queue.stack.thread_fd()", "fd = self.queue.stack.thread_fd()",
+        "device/test_made.py", "test_nothing_that_is_read_only_is_for_a_thread_to_write",
     ),
     _bug(
         "leave it open for a whole turn how much is kept", "device/turn.py",
@@ -806,7 +813,7 @@ MUTANTS = (
     ),
     _bug(
         "record what a thread makes when its turn ends, however long it is", "device/turn.py",
-        ">= _TOGETHER or self._length_bytes >= _TOGETHER_BYTES", "< 0", "device/test_made.py",
+        ">= _TOGETHER or self._written_bytes >= _TOGETHER_BYTES", "< 0", "device/test_made.py",
         "test_a_long_turn_is_noted_before_its_end",
     ),
     _bug(
@@ -876,7 +883,7 @@ MUTANTS = (
     ),
     _bug(
         "leave whose writes were made before one that hangs without their answers", "blockfuse/busy.py",
-        "                self.met_other()\n                self._answer()\n", "                self.met_other()\n",
+        "                self._answer()\n        return is_quick", "        return is_quick",
         "blockfuse/test_busy.py",
         "test_whose_writes_were_made_before_the_one_that_hangs_have_their_answers",
     ),
@@ -1011,7 +1018,7 @@ MUTANTS = (
     ),
     _bug(
         "look at the next request before what the kernel has acknowledged is kept", "blockfuse/connection.py",
-        "                    self._ring.deliver()\n            except", "                    pass\n            except",
+        "                self._hear()  # what", "                pass  # what",
         "blockfuse/test_replies.py",
         "test_what_the_kernel_has_acknowledged_is_kept_before_the_next_request_is_looked_at",
     ),

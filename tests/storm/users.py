@@ -132,10 +132,12 @@ async def _run(world: World, disk: Disk, request: Request) -> None:
     device, model = disk.device, disk.model
     if request.kind == "read":
         with model.reading() as mark:
-            found = device.read_nowait(request.offset, request.length)
-            if found is None:
+            turn = device.begin_turn()
+            found = None if turn is None else turn.read(request.offset, request.length)
+            if turn is None or found is None:
                 found = await device.read(request.offset, request.length)
             else:
+                turn.settle()
                 disk.counted.passed(Op.READ, request.length)
             found = bytes(found)
             difference = model.differs(mark, request.offset, found)
@@ -218,7 +220,7 @@ async def _write_soon(world: World, disk: Disk, request: Request, acknowledge: C
 
     turn = device.begin_turn()
     pieces = None if turn is None else turn.aim(offset, data)
-    if turn is not None and pieces is not None:
+    if turn is not None and turn.fd is not None and pieces is not None:
         made = _MadeAtOnce(world.stores.file(turn.fd), pieces, note, enter)
         made.make()
         if made.has_failed:
