@@ -141,6 +141,9 @@ POLL_US = Bound(
 POLL_MIB_US = Bound(
     300, "µs that a disk's own connection looks longer for each MiB that it has just read or written", "it waits"
 )
+POLL_DEEP_US = Bound(
+    400, "µs that a thread looks for the next request of a writer who has had several under way at a time", "it waits"
+)
 POLL_TURN_US = Bound(
     1000, "µs that a disk's own connection serves one quick request after the other", "the others have their turn"
 )

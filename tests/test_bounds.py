@@ -159,6 +159,7 @@ REACHED = {
         "engine/test_stand_in.py::test_the_loop_goes_on_without_who_hangs_and_hears_of_the_write_when_it_has_ended"
     ),
     "POLL_US": "blockfuse/test_soon.py::test_who_takes_longer_is_not_polled_for",
+    "POLL_DEEP_US": "blockfuse/test_busy.py::test_who_has_several_requests_under_way_is_looked_for_longer",
     "POLL_MIB_US": "blockfuse/test_soon.py::test_who_has_much_moved_is_looked_for_longer",
     "POLL_TURN_US": (
         "blockfuse/test_soon.py::"

@@ -9,7 +9,7 @@ import select
 import time
 from collections.abc import Callable
 
-from ploopfs.blockfuse.looking import look_ns
+from ploopfs.blockfuse.looking import deep_look_ns, look_ns
 from ploopfs.bounds import STAND_IN_US
 from ploopfs.engine.made_write import Made
 from ploopfs.engine.ring import Ring
@@ -106,7 +106,7 @@ class Busy:
 
     def _serve_by(self, stand_in: StandIn) -> bool | None:
         now_ns = time.monotonic_ns()
-        quick_ns = now_ns + look_ns(self._bytes)
+        quick_ns = now_ns + self._look_ns
         while now_ns < stand_in.until_ns:
             if self._asked.poll(0):
                 if not self._take(stand_in):
@@ -123,7 +123,7 @@ class Busy:
                 if stand_in.has_left or not self._writes:
                     return True
                 now_ns = time.monotonic_ns()
-                quick_ns = now_ns + look_ns(self._bytes)
+                quick_ns = now_ns + self._look_ns
             elif self._unanswered:
                 self._is_alone = len(self._unanswered) == 1
                 self._answer()
@@ -135,6 +135,10 @@ class Busy:
                 if now_ns >= quick_ns:
                     return False
         return None
+
+    @property
+    def _look_ns(self) -> int:
+        return look_ns(self._bytes) if self._is_alone else deep_look_ns(self._bytes)
 
     def _make(self, stand_in: StandIn) -> bool:
         """What has begun; False: the loop went on without this thread. Of one who asks for one thing at a time the

@@ -22,7 +22,7 @@ from ploopfs.blockfuse import looking as looking_module
 from ploopfs.blockfuse.busy import Busy
 from ploopfs.blockfuse.connection import Connection
 from ploopfs.blockfuse.writes import Rest
-from ploopfs.bounds import MIB, STAND_IN_US
+from ploopfs.bounds import MIB, POLL_DEEP_US, POLL_US, STAND_IN_US
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.device import Device
 from ploopfs.device.flavour import VZ7
@@ -180,6 +180,57 @@ async def test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_wi
         await kernel.settled()
         assert kernel.connection._busy._stand_in is None
         assert len(device_of(kernel).unflushed) == 100
+
+
+@pytest.mark.parametrize(("at_a_time", "looked_us"), [(1, POLL_US), (6, POLL_DEEP_US)])
+async def test_who_has_several_requests_under_way_is_looked_for_longer(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch, at_a_time: int, looked_us: int
+) -> None:
+    wrote_ns: list[int] = []
+    looked_ns: list[int] = []
+    really_serve, really_wrote = Busy._serve_by, Turn.wrote
+
+    def wrote(turn: Turn, *arguments: Any) -> None:  # noqa: ANN401
+        wrote_ns.append(asker.now_ns)
+        really_wrote(turn, *arguments)
+
+    def serve_by(busy: Busy, stand_in: StandIn) -> bool | None:
+        is_quick = really_serve(busy, stand_in)
+        if is_quick is False and wrote_ns:
+            looked_ns.append(asker.now_ns - wrote_ns[-1])
+        return is_quick
+
+    monkeypatch.setattr(Turn, "wrote", wrote)
+    monkeypatch.setattr(Busy, "_serve_by", serve_by)
+    async with real(tmp_path) as kernel:
+        asker = asks(kernel, at_a_time=at_a_time)
+        await asker.ask(blocks(100))
+        assert made
+        await until(lambda: looked_ns)
+        assert looked_us * 1000 <= looked_ns[0] < looked_us * 1000 + 20_000
+
+
+async def test_who_asks_while_the_thread_ends_goes_on_with_it(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = [2002, 2004, 2006]
+    made_late: list[int] = []
+    really = Busy.serve
+
+    async def serve(busy: Busy) -> bool:
+        is_quick = await really(busy)
+        if not is_quick and late:
+            made_late.append(len(made))
+            opcode, body = blocks(1)[0]
+            assert kernel.sent(fuse.request(opcode, body, unique=late.pop(0)))
+        return is_quick
+
+    monkeypatch.setattr(Busy, "serve", serve)
+    async with real(tmp_path) as kernel:
+        await asks(kernel).ask(blocks(100))
+        await until(lambda: 2006 in {answer.unique for answer in kernel.answers})
+        assert len(made) == made_late[0] + 3
+        assert {answer.errno for answer in kernel.answers} == {0}
 
 
 async def test_without_a_ring_nobody_stands_in(

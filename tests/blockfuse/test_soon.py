@@ -13,7 +13,7 @@ from ploopfs.blockfuse import connection as connection_module
 from ploopfs.blockfuse import looking as looking_module
 from ploopfs.blockfuse import replies, waiting
 from ploopfs.blockfuse.buffers import Buffers
-from ploopfs.bounds import MAX_TRANSFER_BYTES, POLL_US
+from ploopfs.bounds import MAX_TRANSFER_BYTES, POLL_TURN_US, POLL_US
 from ploopfs.device.waiting import OnStandby
 from tests.blockfuse import kernel as fuse
 from tests.blockfuse.kernel import U32, U64, Kernel, connected, packed, read_into, transfer
@@ -318,6 +318,24 @@ async def test_who_takes_longer_is_not_polled_for(rig: Rig, asking: Asking) -> N
         await kernel.ask(fuse.GETATTR, bytes(16))
         await kernel.settled()
         assert asker.now_ns - looked_ns - 10**9 <= 4 * TICK_NS
+
+
+@pytest.mark.parametrize(("waited_us", "is_polled_for"), [(POLL_TURN_US, True), (3 * POLL_TURN_US, False)])
+async def test_whose_write_is_under_way_has_made_no_pause_if_he_asks_again_soon(
+    rig: Rig, asking: Asking, waited_us: int, is_polled_for: bool
+) -> None:
+    async with serving(rig) as kernel:
+        asker = asking(kernel, 0)
+        _unique, released = await hung(rig, kernel)
+        asker.now_ns += 10**9
+        await kernel.ask(fuse.GETATTR, bytes(16))
+        await kernel.settled()
+        asker.now_ns += waited_us * 1000
+        before_ns = asker.now_ns
+        await kernel.ask(fuse.GETATTR, bytes(16))
+        await kernel.settled()
+        assert (asker.now_ns - before_ns > POLL_US * 1000) == is_polled_for
+        released.set()
 
 
 @pytest.mark.parametrize("length", [512, 8192])

@@ -163,6 +163,21 @@ MUTANTS = (
         "device/test_nowait.py", "test_in_standby_nobody_is_answered",
     ),
     _bug(
+        "leave to the ring what is asked while the thread ends", "blockfuse/connection.py",
+        "await self._busy.serve() or bool(self._asked.poll(0))", "await self._busy.serve()",
+        "blockfuse/test_busy.py", "test_who_asks_while_the_thread_ends_goes_on_with_it",
+    ),
+    _bug(
+        "take a slow storage for a pause of who writes", "blockfuse/looking.py",
+        "_TURN_NS if had_writes else look_ns(moved_bytes)", "look_ns(moved_bytes)",
+        "blockfuse/test_soon.py", "test_whose_write_is_under_way_has_made_no_pause_if_he_asks_again_soon",
+    ),
+    _bug(
+        "look for one who has many answers to look at no longer than for others", "blockfuse/busy.py",
+        "look_ns(self._bytes) if self._is_alone else deep_look_ns(self._bytes)", "look_ns(self._bytes)",
+        "blockfuse/test_busy.py", "test_who_has_several_requests_under_way_is_looked_for_longer",
+    ),
+    _bug(
         "answer by the gate as it was before the ring told of a write that failed", "blockfuse/connection.py",
         "        self._end_turn()\n        return self._ring", "        return self._ring",
         "blockfuse/test_replies.py",
