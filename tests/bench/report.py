@@ -4,8 +4,10 @@ Knows figures, and not how they were taken. Invariant: a ratio stands beside the
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import mean, median
 
 from tests.bench.cases import CHECK_COST, DEPTH_SPREAD, FULL, USING_UP
 from tests.bench.measure import Cost, Result, Results
@@ -71,7 +73,10 @@ class Figures:
                 for case, by_peer in of.items()
             ]
 
-        depths = [{"case": case, "depths": _as_dicts(of), "spread": spread(of)} for case, of in self.depths.items()]
+        depths = [
+            {"case": case, "depths": _as_dicts(of), "spread": spread(of), "doubt": doubt(of)}
+            for case, of in self.depths.items()
+        ]
         whole = {"conditions": self.conditions, "cases": results(self.compared), "stack_depths": depths}
         return json.dumps(whole | {"standby_check": _as_dicts(self.check)}, indent=2)
 
@@ -87,9 +92,27 @@ def ratio(of: dict[str, Result]) -> float | None:
 
 
 def spread(of: dict[str, Result]) -> float:
-    """Between the slowest depth and the fastest."""
-    rates = [result.rate for result in of.values()]
-    return (max(rates) - min(rates)) / max(rates)
+    """Between the slowest depth and the fastest, each by the median of what it makes of a round's mean: a minute in
+    which the machine is slow is the same for all of them."""
+    parts = [median(of_rounds) for of_rounds in _parts_of_rounds(of)]
+    return (max(parts) - min(parts)) / max(parts)
+
+
+def doubt(of: dict[str, Result]) -> float:
+    """By so much the spread may be another: 1.57 times the middle half of the rounds by the root of their number (the
+    notch of a box plot), of the depth of which it is the most."""
+    return max(1.57 * _middle_half(of_rounds) / math.sqrt(len(of_rounds)) for of_rounds in _parts_of_rounds(of))
+
+
+def _parts_of_rounds(of: dict[str, Result]) -> list[list[float]]:
+    rounds = zip(*([run.rate for run in result.runs] for result in of.values()), strict=True)
+    parts = ([rate / mean(rates) for rate in rates] for rates in rounds)
+    return [list(of_one) for of_one in zip(*parts, strict=True)]
+
+
+def _middle_half(parts: list[float]) -> float:
+    ordered = sorted(parts)
+    return ordered[-1 - len(ordered) // 4] - ordered[len(ordered) // 4]
 
 
 def _peers(results: Results) -> list[str]:
@@ -127,12 +150,12 @@ def _costs(results: Results) -> Table:
 
 def _depths(results: Results) -> Table:
     depths = _peers(results)
-    heads = ["case", *(f"{depth} deep" for depth in depths), "spread", "wanted"]
+    heads = ["case", *(f"{depth} deep" for depth in depths), "spread in a round", "wanted"]
     rows = [
         [
             case,
             *(_rate(of[depth]) for depth in depths),
-            f"{spread(of):.1%}",
+            f"{spread(of):.1%} ±{doubt(of):.1%}",
             f"{DEPTH_SPREAD:.0%}",
         ]
         for case, of in results.items()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from tests.bench.images import content, copy, empty_image, full_file, full_image
 from tests.bench.measure import Cost, Result, Sample, cost, measure, rounds
 from tests.bench.peers import FILE, QEMU, Peer, planes
 from tests.bench.profile import profile
-from tests.bench.report import Figures, ratio, spread
+from tests.bench.report import Figures, doubt, ratio, spread
 from tests.mounted.daemon import HANG_S, ROOT, until
 from tests.realparts import need
 
@@ -140,9 +141,24 @@ def test_a_table_says_the_ratio_to_qemu_and_what_is_not_there() -> None:
     assert [(case["ratio"], case["target"]) for case in cases] == [(1.5, 1.2), (None, 1)]
 
 
+def test_what_slows_a_whole_round_down_is_no_difference_of_depths() -> None:
+    machine = [100.0, 50.0, 200.0, 80.0, 120.0]
+    rates = {"1": machine, "10": [rate * 1.1 for rate in machine], "100": [*machine[:4], machine[4] * 3]}
+    depths = {depth: Result.of([sample(rate) for rate in of]) for depth, of in rates.items()}
+    assert spread(depths) == pytest.approx(0.1 / 1.1)
+    assert doubt(depths) == pytest.approx(0)
+
+
+def test_the_less_the_rounds_agree_the_more_doubt_there_is_of_a_spread() -> None:
+    other = [100.0, 120.0] * 4
+    depths = {"1": Result.of([sample(100)] * 8), "10": Result.of([sample(rate) for rate in other])}
+    assert doubt(depths) == pytest.approx(1.57 / 11 / math.sqrt(8))
+
+
 def test_depths_are_compared_with_the_fastest_and_the_check_with_both_sides() -> None:
     depths = {"1": Result.of([sample(100)]), "10": Result.of([sample(80)]), "100": Result.of([sample(90)])}
     assert spread(depths) == pytest.approx(0.2)
+    assert doubt(depths) == 0
     pairs = [(sample(100), sample(99)), (sample(100), sample(97)), (sample(100), sample(98))]
     text = Figures({}, depths={FULL[0].name: depths}, check={FULL[1].name: Cost.of(pairs)}).as_text()
     assert "20.0%" in text
