@@ -105,7 +105,7 @@ class Unflushed:
         self.wrote_together(((offset, length, data),), length)
 
     def wrote_together(self, writes: Writes, data_bytes: int) -> None:
-        """One after the other, so many bytes in all."""
+        """One after the other, so many bytes in all: they are large or small by what each has on average."""
         self._changes.extend(writes)
         self.data_bytes += data_bytes
         if data_bytes >= len(writes) * WORTH_WRITEBACK_BYTES:

@@ -98,10 +98,11 @@ class Cost:
         """Each pair is without and with."""
         rates = sorted(1 - with_it.rate / without.rate for without, with_it in pairs)
         times = sorted((with_it.cpu_us or 0) / (without.cpu_us or 1) - 1 for without, with_it in pairs)
-        return cls(median(rates), median(times), _middle_half(rates), _middle_half(times), len(pairs))
+        return cls(median(rates), median(times), middle_half(rates), middle_half(times), len(pairs))
 
 
-def _middle_half(ordered: Sequence[float]) -> tuple[float, float]:
+def middle_half(ordered: Sequence[float]) -> tuple[float, float]:
+    """The interval that it lies in."""
     return ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean, median
 
 from tests.bench.cases import CHECK_COST, DEPTH_SPREAD, FULL, USING_UP
-from tests.bench.measure import Cost, Result, Results
+from tests.bench.measure import Cost, Result, Results, middle_half
 from tests.bench.peers import NBDFUSE, QEMU
 
 TARGETS = {case.name: case.target for case in (*FULL, *USING_UP)}
@@ -101,18 +101,14 @@ def spread(of: dict[str, Result]) -> float:
 def doubt(of: dict[str, Result]) -> float:
     """By so much the spread may be another: 1.57 times the middle half of the rounds by the root of their number (the
     notch of a box plot), of the depth of which it is the most."""
-    return max(1.57 * _middle_half(of_rounds) / math.sqrt(len(of_rounds)) for of_rounds in _parts_of_rounds(of))
+    ordered = [sorted(of_rounds) for of_rounds in _parts_of_rounds(of)]
+    return max(1.57 * (high - low) / math.sqrt(len(each)) for each in ordered for low, high in [middle_half(each)])
 
 
 def _parts_of_rounds(of: dict[str, Result]) -> list[list[float]]:
     rounds = zip(*([run.rate for run in result.runs] for result in of.values()), strict=True)
     parts = ([rate / mean(rates) for rate in rates] for rates in rounds)
     return [list(of_one) for of_one in zip(*parts, strict=True)]
-
-
-def _middle_half(parts: list[float]) -> float:
-    ordered = sorted(parts)
-    return ordered[-1 - len(ordered) // 4] - ordered[len(ordered) // 4]
 
 
 def _peers(results: Results) -> list[str]:
