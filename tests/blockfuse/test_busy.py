@@ -574,12 +574,10 @@ async def test_what_a_thread_has_made_before_it_hangs_is_kept_and_counted(
         assert (len(device.unflushed), device.stats.by_op[Op.WRITE].ios) == (acknowledged, acknowledged)
 
 
-async def test_what_a_thread_has_made_before_it_hangs_is_recorded_before_that_is_begun(
-    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def unrecorded_by(monkeypatch: pytest.MonkeyPatch) -> list[Turn]:
+    """An entry for each write that was made in a turn and is not recorded yet."""
     wrote: list[Turn] = []
-    unrecorded: list[int] = []
-    really_wrote, really_passed, really_soon = Turn.wrote, DiskStats.passed, Device.write_soon
+    really_wrote, really_passed = Turn.wrote, DiskStats.passed
 
     def note(turn: Turn, *arguments: Any) -> None:  # noqa: ANN401
         wrote.append(turn)
@@ -590,13 +588,44 @@ async def test_what_a_thread_has_made_before_it_hangs_is_recorded_before_that_is
             del wrote[-len(durations_ns) :]
         really_passed(stats, op, length, durations_ns)
 
+    monkeypatch.setattr(Turn, "wrote", note)
+    monkeypatch.setattr(DiskStats, "passed", passed)
+    return wrote
+
+
+async def test_what_a_thread_has_made_is_recorded_when_it_ends_and_before_anybody_else_can_look(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrote = unrecorded_by(monkeypatch)
+    unrecorded: list[int] = []
+    really = Busy._serve
+
+    def serve(busy: Busy) -> bool | None:
+        try:
+            return really(busy)
+        finally:
+            unrecorded.append(len(wrote))
+
+    monkeypatch.setattr(Busy, "_serve", serve)
+    async with real(tmp_path) as kernel:
+        await asks(kernel).ask(blocks(60))  # or it would be recorded for being a long turn
+        await until(lambda: unrecorded)
+        assert made
+        assert set(unrecorded) == {0}
+
+
+async def test_what_a_thread_has_made_before_it_hangs_is_recorded_before_that_is_begun(
+    tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrote = unrecorded_by(monkeypatch)
+    unrecorded: list[int] = []
+    really_soon = Device.write_soon
+
     def write_soon(device: Device, offset: int, data: Buffer, written: Written, reply: Reply, *rest: Any) -> bool:  # noqa: ANN401
         if reply.maker is not None:
             unrecorded.append(len(wrote))
         return really_soon(device, offset, data, written, reply, *rest)
 
-    monkeypatch.setattr(Turn, "wrote", note)
-    monkeypatch.setattr(DiskStats, "passed", passed)
     monkeypatch.setattr(Device, "write_soon", write_soon)
     async with left_behind(tmp_path, asks, made, monkeypatch, at_a_time=6, unanswered=3):
         assert unrecorded == [0]

@@ -814,7 +814,7 @@ MUTANTS = (
     _bug(
         "forget what a thread made last in its turn", "blockfuse/busy.py",
         "they are the loop's\n                self._settle()\n", "they are the loop's\n", "blockfuse/test_busy.py",
-        "test_he_is_served_by_a_thread_after_some_writes_and_the_thread_ends_with_his_last",
+        "test_what_a_thread_has_made_is_recorded_when_it_ends_and_before_anybody_else_can_look",
     ),
     _bug(
         "let a thread write to a device that is read-only", "device/device.py",
