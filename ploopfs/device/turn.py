@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from ploopfs.device.stats import DiskStats, Op
 from ploopfs.device.unflushed import CHANGE_BYTES, Writes
+from ploopfs.engine.aims import Aims
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.ring_write import Pieces
@@ -29,7 +30,7 @@ class Turn:
     `is_kept`, or its bytes are nobody's any more."""
 
     __slots__ = (
-        *("_counters", "_end", "_has_aimed", "_is_tracked", "_read_bytes", "_reads_ns", "_record", "_room_bytes"),
+        *("_aims", "_counters", "_end", "_has_aimed", "_read_bytes", "_reads_ns", "_record", "_room_bytes"),
         *("_stack", "_start", "_stats", "_writes", "_writes_ns", "_writing", "_written_bytes", "fd", "is_kept"),
     )
 
@@ -47,7 +48,8 @@ class Turn:
         would have kept waits for a flush; None: nothing is kept. `record` is told of writes, and how many bytes they
         have in all."""
         self.fd: int | None = None
-        self.is_kept = self._is_tracked = self._has_aimed = False
+        self.is_kept = self._has_aimed = False
+        self._aims: Aims | None = None
         self._stack, self._stats, self._counters, self._record = stack, stats, counters, record
         self._start, self._end = start, end
         self._writing, self._room_bytes = writing, math.inf
@@ -78,9 +80,9 @@ class Turn:
         if not self._has_aimed:
             self._aim_first()
         start, length = self._start + offset, len(data)
-        if self.fd is None or not 0 < length <= self._end - start or length + CHANGE_BYTES >= self._room_bytes:
+        if self._aims is None or not 0 < length <= self._end - start or length + CHANGE_BYTES >= self._room_bytes:
             return None
-        return self._stack.aim(start, data)
+        return self._aims.at(start, data)
 
     def _aim_first(self) -> None:
         """Who only reads needs none of it."""
@@ -88,14 +90,14 @@ class Turn:
         self.fd, room_bytes = self._writing()
         self.is_kept = room_bytes is not None
         self._room_bytes = math.inf if room_bytes is None else room_bytes
-        self._is_tracked = self.fd is not None and self._stack.top.tracker is not None
+        self._aims = None if self.fd is None else self._stack.aims()
 
     def wrote(self, offset: int, data: Buffer, pieces: Pieces, since_ns: int) -> None:
         """That is written where `aim` has said, and was begun at that time of the monotonic clock. What `data` holds
         stays as it is for ever where it `is_kept`."""
         start, length = self._start + offset, len(data)
-        if len(pieces) > 1 or self._is_tracked:
-            self._stack.wrote(start, pieces)
+        assert self._aims is not None
+        self._aims.wrote(start, pieces)
         if self.is_kept:
             self._writes.append((start, length, data))
             self._room_bytes -= length + CHANGE_BYTES
@@ -112,10 +114,10 @@ class Turn:
             self._counters.bio_out += len(self._reads_ns)
             self._reads_ns.clear()
             self._read_bytes = 0
-        if self._writes_ns:
+        if self._writes_ns and self._aims is not None:
             self._counters.bio_in += len(self._writes_ns)
             self._stats.passed(Op.WRITE, self._written_bytes, self._writes_ns)
-            self._stack.wrote_some(len(self._writes_ns))
+            self._aims.settle(len(self._writes_ns))
             self._record(self._writes, self._written_bytes, self._stack)
             self._counters.bio_out += len(self._writes_ns)
             self._writes.clear()

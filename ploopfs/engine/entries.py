@@ -29,9 +29,13 @@ class Entries:
 
     def take(self, slot: int, cluster: int) -> None:
         """Into memory: the file has it."""
-        self._counters.map_single_writes += 1
-        self._top.take_entries({slot: cluster})
         self._map.assign(slot, cluster)
+        self.took({slot: cluster})
+
+    def took(self, entries: dict[int, int]) -> None:
+        """Likewise, each written by itself, where the map in memory has them."""
+        self._counters.map_single_writes += len(entries)
+        self._top.take_entries(entries)
 
     async def write(self, slot: int, cluster: int) -> None:
         """After a failure it is uncertain what the file has."""

@@ -6,6 +6,7 @@ map, so a request that has its stack cannot mix two images. Knows nothing of sta
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from ploopfs.engine.aims import Aims
 from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta
 from ploopfs.engine.epochs import Epochs
@@ -154,9 +155,12 @@ class Stack:
             self._epochs.leave(epoch)
 
     def aim(self, offset: int, data: Buffer) -> Pieces | None:
-        """What `write_soon` would write to the top's file, of bytes that lie together in one cluster of the top, or in
-        one that nobody has; None of others. Nothing is changed, and it counts until something is."""
-        return self._writer.aim(offset, data)
+        """What `write_soon` would write to the top's file, as `Aims.at`. It counts until something is changed."""
+        return self.aims().at(offset, data)
+
+    def aims(self) -> Aims:
+        """For one write after the other while nothing else happens."""
+        return self._writer.aims()
 
     def write_soon(
         self, offset: int, data: Buffer, answered: Answered, reply: Reply | None = None, pieces: Pieces | None = None
@@ -185,16 +189,6 @@ class Stack:
     def thread_fd(self) -> int | None:
         """The top's, as `File.thread_fd`."""
         return self.top.file.thread_fd()
-
-    def wrote(self, offset: int, pieces: Pieces) -> None:
-        """That has been done as `aim` has said, and nobody else could look; `wrote_some` is to count it."""
-        self._writer.wrote(offset, pieces)
-
-    def wrote_some(self, count: int) -> None:
-        """So many writes were made as `aim` has said. It knows of those of several pieces already, as it `wrote` them,
-        and of all of them if they are tracked."""
-        self.top.note_modified()
-        self._writer.unconfirmed.made(count)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False, check_zeros: bool = True) -> None:
         """Acknowledged means: data and then map are written; `fua` means that both are on stable storage as well."""

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import trio
 
+from ploopfs.engine.aims import Aims
 from ploopfs.engine.answers import SURELY_NOT_WRITTEN
 from ploopfs.engine.claims import Claims
 from ploopfs.engine.combine import Combiner
@@ -35,15 +36,12 @@ from ploopfs.image.plan import (
     Write,
     WriteMap,
     WritePlan,
-    is_zero,
-    place_in_top,
     plan_copy_up,
     plan_discard,
     plan_write,
     plan_zero,
     plan_zero_clusters,
     punches_of,
-    slot_of_hole,
     slots_to_allocate,
 )
 
@@ -88,25 +86,23 @@ class Writer:
         self._counters.bio_wzero += plan.zero_clusters
         await self.run(plan.steps, data)
 
-    def aim(self, offset: int, data: Buffer) -> Pieces | None:
-        """As `Stack.aim`: one piece, or the data and their new entry of the map. The cluster is then one at the end of
-        the file that nobody had before: nothing has to be durable before the entry, which is written right after the
-        data."""
+    def aims(self) -> Aims:
+        """Of this moment."""
         top = self._top
-        if top.uncertain_slots:
-            return None  # `write` sees to them first
-        at = place_in_top(self._map, offset, len(data))
-        if at is not None:
-            return ((at, data),)
-        slot = slot_of_hole(self._map, offset, len(data))
-        if slot is None or slot in self.claims.clusters or not self._may_allocate_soon or is_zero(data):
-            return None
-        size = self._map.cluster_bytes
-        cluster = self._allocator.next_clean(min(top.file_size, top.durable_size) // size)
-        if cluster is None:
-            return None
-        assert top.bat is not None
-        return (cluster * size + offset % size, data), top.bat.entry(slot, cluster)
+        durable_end = min(top.file_size, top.durable_size) // self._map.cluster_bytes
+        clean = self._allocator.clean(durable_end) if self._may_allocate_soon else range(0)
+        return Aims(top, self._map, clean, self.claims.clusters, self._wrote)
+
+    def _wrote(self, count: int, taken: dict[int, int], whole: int) -> None:
+        """As `Aims` has it. Nobody else could look, so that no sync can have been beside them."""
+        self._top.note_modified()
+        self.unconfirmed.made(count)
+        if taken:
+            self._allocator.take_clean(len(taken))
+            self._counters.bio_alloc += len(taken)
+            self._counters.bio_alloc_whole += whole
+            self._entries.took(taken)
+            self.room.look()
 
     def write_soon(self, offset: int, pieces: Pieces, answered: Answered, reply: Reply | None) -> bool:
         """As `Stack.write_soon`."""
@@ -134,25 +130,12 @@ class Writer:
 
         if not top.write_soon(pieces, heard, reply):
             return False
-        self._take_end(len(data))
+        self._allocator.take_clean(1)
+        self._counters.bio_alloc += 1
+        self._counters.bio_alloc_whole += len(data) == size
         self.claims.take(slot, cluster)
         self._entries.begun()
         return True
-
-    def wrote(self, offset: int, pieces: Pieces) -> None:
-        """As `Stack.wrote`."""
-        self._top.wrote(pieces)
-        if len(pieces) > 1:
-            (start, data), size = pieces[0], self._map.cluster_bytes
-            self._take_end(len(data))
-            self._entries.take(offset // size, start // size)
-            self.room.look()
-
-    def _take_end(self, length: int) -> None:
-        """The cluster at the end of the file, for a write of so many bytes."""
-        self._allocator.allocate()
-        self._counters.bio_alloc += 1
-        self._counters.bio_alloc_whole += length == self._map.cluster_bytes
 
     @property
     def _may_allocate_soon(self) -> bool:

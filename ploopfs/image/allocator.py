@@ -52,10 +52,16 @@ class Allocator:
         self._next += 1
         return self._next - 1, False
 
-    def next_clean(self, end_cluster: int) -> int | None:
-        """What `allocate` would answer, if that lies before `end_cluster` and never held anything."""
-        is_clean = not self._released and not self._gaps and self._next <= self._limit
-        return self._next if is_clean and self._next < end_cluster else None
+    def clean(self, end_cluster: int) -> range:
+        """What `allocate` would answer, one time after the other, as far as that lies before `end_cluster` and never
+        held anything."""
+        if self._released or self._gaps:
+            return range(0)
+        return range(self._next, max(self._next, min(end_cluster, self._limit + 1)))
+
+    def take_clean(self, count: int) -> None:
+        """The first ones that were `clean`."""
+        self._next += count
 
     def reserve_below(self, cluster: int) -> None:
         """Nothing below is handed out any more: the map of the file grows to there."""

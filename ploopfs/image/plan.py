@@ -171,20 +171,6 @@ def slots_to_allocate(stack_map: Map, offset: int, length: int) -> list[int]:
     return [slot for slot in range(first, last + 1) if stack_map.levels[slot] != top]
 
 
-def place_in_top(stack_map: Map, offset: int, length: int) -> int | None:
-    """Where these bytes lie in the top's file, if all of them are in one cluster, and that is the top's."""
-    slot, within = divmod(offset, stack_map.cluster_bytes)
-    if within + length > stack_map.cluster_bytes or stack_map.levels[slot] != stack_map.top_level:
-        return None
-    return stack_map.clusters[slot] * stack_map.cluster_bytes + within
-
-
-def slot_of_hole(stack_map: Map, offset: int, length: int) -> int | None:
-    """The cluster of the disk that all these bytes are in, if nobody has it."""
-    slot, within = divmod(offset, stack_map.cluster_bytes)
-    return slot if within + length <= stack_map.cluster_bytes and stack_map.is_hole(slot) else None
-
-
 def plan_write(
     stack_map: Map, allocator: Allocator, offset: int, data: bytes | bytearray | memoryview, *, check_zeros: bool = True
 ) -> WritePlan:

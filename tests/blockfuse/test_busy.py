@@ -698,7 +698,7 @@ async def test_a_bug_that_a_thread_meets_before_it_writes_costs_an_eio(
         await asker.ask(blocks(50))
         made.clear()
         with monkeypatch.context() as patched:
-            patched.setattr(device_of(kernel).stack, "aim", bug)
+            patched.setattr(device_of(kernel).stack, "aims", bug)
             answers = await asker.ask(blocks(3))
         assert [answer.errno for answer in answers] == [errno.EIO] * 3
         assert "ZeroDivisionError" in caplog.text

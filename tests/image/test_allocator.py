@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ploopfs.errors import ImageFull
-from ploopfs.image.allocator import Allocator
+from ploopfs.image.allocator import MAX_ENTRY, Allocator
 from ploopfs.image.bat import Bat
 from ploopfs.image.header import V2, Header
 
@@ -158,3 +158,24 @@ def test_it_agrees_with_a_plain_set_of_free_clusters(
             source.release(cluster)
             free.add(cluster)
     assert source.end_cluster == following
+
+
+def test_clean_is_what_will_be_allocated_next_and_never_held_anything() -> None:
+    source = allocator([1, 2], file_clusters=3)
+    assert (source.clean(3), source.clean(7)) == (range(3, 3), range(3, 7))
+    assert [source.allocate() for _ in range(2)] == [(3, False), (4, False)]
+    assert source.clean(7) == range(5, 7)
+    source.take_clean(2)
+    assert source.end_cluster == 7
+    assert source.allocate() == (7, False)
+    source.release(5)
+    assert not source.clean(20), "the next one held something"
+    assert source.allocate() == (5, True)
+    assert source.clean(20) == range(8, 20)
+    assert not allocator([1, 3], file_clusters=4).clean(20), "there is a gap, with old bytes perhaps"
+
+
+def test_nothing_that_the_map_cannot_name_is_clean() -> None:
+    source = allocator(file_clusters=MAX_ENTRY - 2)
+    source.reserve_below(MAX_ENTRY - 2)
+    assert source.clean(MAX_ENTRY + 9) == range(MAX_ENTRY - 2, MAX_ENTRY + 1)

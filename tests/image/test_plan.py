@@ -32,7 +32,6 @@ from ploopfs.image.plan import (
     WriteMap,
     WritePlan,
     place,
-    place_in_top,
     plan_discard,
     plan_read,
     plan_write,
@@ -186,20 +185,6 @@ def steps_of(stack_map: Map, free: Allocator, offset: int, data: bytes) -> list[
 def test_a_cluster_of_the_top_is_written_in_place() -> None:
     steps = steps_of(stack(2, [1, 2], [0, 7]), allocator(7), C + 1, DATA[:2])
     assert steps == [Write(7 * C + 1, 0, 2)]
-
-
-@given(raw_layers | st.none(), small_deltas, st.data())
-def test_what_is_placed_in_the_top_is_what_a_write_to_one_of_its_clusters_does(
-    raw: RawLevel | None, deltas: list[list[int]], data: st.DataObject
-) -> None:
-    layers: list[Layer] = [*([raw] if raw else []), *deltas]
-    disk_clusters, start, length = drawn_range(data)
-    stack_map = stack(disk_clusters, *layers)
-    placed = place_in_top(stack_map, start, length)
-    slots = {start // C, (start + length - 1) // C}
-    assert (placed is not None) == (len(slots) == 1 and not slots_to_allocate(stack_map, start, length))
-    if placed is not None:
-        assert steps_of(stack_map, allocator(), start, bytes(length)) == [Write(placed, 0, length)]
 
 
 @pytest.mark.parametrize(

@@ -244,8 +244,8 @@ MUTANTS = (
         "test_a_write_to_a_cluster_whose_discard_failed_halfway_is_acknowledged_when_the_map_names_it_again",
     ),
     _bug(
-        "write soon to a cluster that the file may not name any more", "engine/writer.py",
-        "        if top.uncertain_slots:\n            return None", "        if False:\n            return None",
+        "write soon to a cluster that the file may not name any more", "engine/aims.py",
+        "self._is_certain = not top.uncertain_slots", "self._is_certain = True",
         "engine/test_order.py",
         "test_a_write_to_a_cluster_whose_discard_failed_halfway_is_acknowledged_when_the_map_names_it_again",
     ),
@@ -833,17 +833,42 @@ MUTANTS = (
     ),
     _bug(
         "forget the cluster that a thread has allocated", "engine/writer.py",
-        "            self._entries.take(offset // size, start // size)\n", "", "device/test_made.py",
+        "            self._entries.took(taken)\n", "", "device/test_made.py",
         "test_it_is_noted_as_any_write_and_so_is_what_follows",
     ),
     _bug(
-        "give the cluster that a thread has allocated to the next one, too", "engine/writer.py",
-        "            self._take_end(len(data))\n            self._entries", "            self._entries",
+        "give the cluster that a thread has allocated to the next one, too", "engine/aims.py",
+        "            self._next += 1\n", "", "engine/test_aims.py",
+        "test_one_hole_after_the_other_has_the_next_clean_cluster_as_long_as_there_are_some",
+    ),
+    _bug(
+        "give what a thread has allocated to whoever asks later", "engine/writer.py",
+        "            self._allocator.take_clean(len(taken))\n", "",
         "device/test_made.py", "test_it_is_noted_as_any_write_and_so_is_what_follows",
     ),
     _bug(
-        "call durable what a thread has written", "engine/stack.py",
-        "        self._writer.unconfirmed.made(count)\n", "",
+        "have a thread write to a hole beyond what the file durably has", "engine/aims.py",
+        "or self._next == self._clean_end or slot", "or slot", "engine/test_aims.py",
+        "test_one_hole_after_the_other_has_the_next_clean_cluster_as_long_as_there_are_some",
+    ),
+    _bug(
+        "have a thread give a cluster to a hole that somebody else is filling", "engine/aims.py",
+        " or slot in self._claimed", "", "engine/test_aims.py",
+        "test_who_fills_or_frees_a_cluster_has_it_to_himself",
+    ),
+    _bug(
+        "aim at a cluster of a lower level as if it were a hole", "engine/aims.py",
+        "if level != HOLE_LEVEL or", "if", "engine/test_aims.py",
+        "test_what_is_aimed_is_what_a_write_does_and_nothing_else_is",
+    ),
+    _bug(
+        "call clean what was freed, or a gap", "image/allocator.py",
+        "        if self._released or self._gaps:\n            return range(0)\n", "", "image/test_allocator.py",
+        "test_clean_is_what_will_be_allocated_next_and_never_held_anything",
+    ),
+    _bug(
+        "call durable what a thread has written", "engine/writer.py",
+        "        self.unconfirmed.made(count)\n", "",
         "device/test_made.py", "test_it_is_noted_as_any_write_and_so_is_what_follows",
     ),
     _bug(
