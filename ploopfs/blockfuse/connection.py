@@ -240,12 +240,12 @@ class Connection:
         self._is_alone = taken <= 1
         return taken
 
-    def _take_in_thread(self, stand_in: StandIn) -> bool:
+    def _take_in_thread(self, stand_in: StandIn) -> bool | None:
         """As `Busy` has it."""
         try:
             count = os.readv(self._fd, (BUFFERS.current,))
         except OSError as error:
-            return error.errno in _NOTHING  # else the event loop meets it again
+            return None if error.errno in _NOTHING else False  # the event loop meets it again
         if not count:
             return False
         made = self._transfers.made(count)

@@ -273,6 +273,24 @@ async def test_of_several_at_a_time_he_makes_all_and_sends_their_answers_togethe
             assert bytes(await device.read(offset, BLOCK)) == data, "what was noted last was not written last"
 
 
+async def test_of_several_at_a_time_he_reads_the_next_one_without_a_look_whether_it_is_there(
+    tmp_path: Path, asks: Ask, made: list[bool]
+) -> None:
+    class Asked:
+        def poll(self, timeout_ms: int) -> list[tuple[int, int]]:
+            looked_with.append(len(busy._unanswered))
+            return really.poll(timeout_ms)
+
+    looked_with: list[int] = []
+    async with real(tmp_path) as kernel:
+        busy = kernel.connection._busy
+        really, busy._asked = busy._asked, Asked()  # type: ignore[assignment]
+        answers = await asks(kernel, at_a_time=4).ask(blocks(100))
+        assert [answer.errno for answer in answers] == [0] * 100
+        assert made
+        assert set(looked_with) == {0}
+
+
 async def test_whose_writes_are_large_is_looked_for_longer_by_the_thread_too(
     tmp_path: Path, asks: Ask, made: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

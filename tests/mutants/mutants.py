@@ -168,6 +168,11 @@ MUTANTS = (
         "blockfuse/test_busy.py", "test_who_asks_while_the_thread_ends_goes_on_with_it",
     ),
     _bug(
+        "look before each of several requests whether it is there", "blockfuse/busy.py",
+        "if self._unanswered or self._asked.poll(0) else None", "if self._asked.poll(0) else None",
+        "blockfuse/test_busy.py", "test_of_several_at_a_time_he_reads_the_next_one_without_a_look_whether_it_is_there",
+    ),
+    _bug(
         "take a slow storage for a pause of who writes", "blockfuse/looking.py",
         "_TURN_NS if had_writes else look_ns(moved_bytes)", "look_ns(moved_bytes)",
         "blockfuse/test_soon.py", "test_whose_write_is_under_way_has_made_no_pause_if_he_asks_again_soon",
