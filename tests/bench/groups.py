@@ -15,7 +15,7 @@ from ploopfs.bounds import MIB, UNFLUSHED_MIB
 from tests.bench.cases import CHECKED, DEEP, FULL, STACK_DEPTHS, USING_UP, Case, Image, Plan
 from tests.bench.fio import deep_engine
 from tests.bench.images import Tell, copy, empty_image, full_file, full_image, stack, warm
-from tests.bench.measure import Cost, Results, by_fio, cost, measure
+from tests.bench.measure import Cost, Results, by_fio, cost, joined, measure
 from tests.bench.peers import DEVICE, FILE, QEMU, Peer, Start, all_peers, ours
 from tests.mounted.daemon import Daemon
 
@@ -43,7 +43,7 @@ def compare(image: Image, place: Path, plan: Plan, tell: Tell) -> Results:
             top = _file(own, image, size_bytes) if name == FILE else copy(made, own)
             peers.append(servers.enter_context(start(place / str(number), [*lower, top], size_bytes)))
         _warm(peers)
-        return measure(cases, peers, plan.runs, by_fio(plan, _deep_engine(peers)), tell)
+        return measure(cases, peers, range(plan.runs), by_fio(plan, _deep_engine(peers)), tell)
 
 
 def _file(path: Path, image: Image, size_bytes: int) -> Path:
@@ -65,17 +65,23 @@ def _deep_engine(peers: Sequence[Peer]) -> dict[str, str]:
 
 
 def compare_depths(place: Path, plan: Plan, tell: Tell) -> Results:
-    """One ploopfs each for stacks of these depths: the peers are called as deep as they are."""
+    """One ploopfs each for stacks of these depths, anew for each round, as two of the same depth differ by up to 16 %
+    for as long as they run. The peers are called as deep as they are."""
     place.mkdir()
-    with ExitStack() as servers:
-        peers = []
-        for depth in STACK_DEPTHS:
-            tell(f"making a stack of {depth}")
-            deltas = stack(place / f"stack{depth}", plan.size_bytes, depth)
-            peer = servers.enter_context(ours()(place / f"depth{depth}", deltas, plan.size_bytes))
-            peers.append(Peer(str(depth), peer.disk, peer.images, peer.pids))
-        _warm(peers)
-        return measure(DEEP, peers, plan.runs, by_fio(plan, _deep_engine(peers)), tell)
+    stacks = {}
+    for depth in STACK_DEPTHS:
+        tell(f"making a stack of {depth}")
+        stacks[depth] = stack(place / f"stack{depth}", plan.size_bytes, depth)
+    parts = []
+    for run in range(plan.runs):
+        with ExitStack() as servers:
+            peers = []
+            for depth, deltas in stacks.items():
+                peer = servers.enter_context(ours()(place / f"depth{depth}-{run}", deltas, plan.size_bytes))
+                peers.append(Peer(str(depth), peer.disk, peer.images, peer.pids))
+            _warm(peers)
+            parts.append(measure(DEEP, peers, range(run, run + 1), by_fio(plan, _deep_engine(peers)), tell))
+    return joined(parts)
 
 
 def cost_of_check(place: Path, plan: Plan, tell: Tell) -> dict[str, Cost]:

@@ -51,23 +51,31 @@ Once = Callable[[Case, Peer, int], Sample]
 """Measures a case on a peer, for the run of this number."""
 
 
-def rounds(peers: Sequence[Peer], first: int, runs: int) -> Iterator[tuple[int, Peer]]:
-    for run in range(runs):
+def rounds(peers: Sequence[Peer], first: int, runs: range) -> Iterator[tuple[int, Peer]]:
+    for run in runs:
         start = (first + run) % len(peers)
         yield from ((run, peer) for peer in (*peers[start:], *peers[:start]))
 
 
 def measure(
-    cases: Sequence[Case], peers: Sequence[Peer], runs: int, once: Once, tell: Callable[[str], None]
+    cases: Sequence[Case], peers: Sequence[Peer], runs: range, once: Once, tell: Callable[[str], None]
 ) -> Results:
     results: Results = {}
     for number, case in enumerate(cases):
         samples: dict[str, list[Sample]] = {peer.name: [] for peer in peers}
         for run, peer in rounds(peers, number, runs):
-            tell(f"{case.name}: {peer.name}, run {run + 1} of {runs}")
+            tell(f"{case.name}: {peer.name}, run {run + 1}")
             samples[peer.name].append(once(case, peer, run))
         results[case.name] = {name: Result.of(of) for name, of in samples.items()}
     return results
+
+
+def joined(parts: Sequence[Results]) -> Results:
+    """Of the same cases and peers, at different times."""
+    return {
+        case: {name: Result.of([run for part in parts for run in part[case][name].runs]) for name in of}
+        for case, of in parts[0].items()
+    }
 
 
 def by_fio(plan: Plan, deep: dict[str, str]) -> Once:

@@ -22,7 +22,7 @@ from tests.bench.__main__ import main
 from tests.bench.cases import CLUSTER_BYTES, FULL, MIB, USING_UP, Case, Image, Plan, fio_options
 from tests.bench.fio import BenchError, counted
 from tests.bench.images import content, copy, empty_image, full_file, full_image, stack
-from tests.bench.measure import Cost, Result, Sample, cost, measure, rounds
+from tests.bench.measure import Cost, Result, Results, Sample, cost, joined, measure, rounds
 from tests.bench.peers import FILE, QEMU, Peer, planes
 from tests.bench.profile import profile
 from tests.bench.report import Figures, doubt, ratio, spread
@@ -42,7 +42,7 @@ def sample(rate: float, cpu_us: float | None = 10) -> Sample:
 
 def test_every_peer_is_measured_once_in_each_round_and_another_one_is_first_each_time() -> None:
     peers = [peer(name) for name in "abc"]
-    order = list(rounds(peers, 1, 6))
+    order = list(rounds(peers, 1, range(6)))
     by_run = [[each.name for run, each in order if run == number] for number in range(6)]
     assert all(sorted(names) == ["a", "b", "c"] for names in by_run)
     assert [names[0] for names in by_run] == ["b", "c", "a", "b", "c", "a"]
@@ -61,9 +61,19 @@ def test_each_run_asks_the_peer_for_its_own_number() -> None:
         asked.append((case.name, of.name, run))
         return sample(run + 1)
 
-    results = measure(FULL[:2], [peer("a"), peer("b")], 3, once, lambda _text: None)
+    results = measure(FULL[:2], [peer("a"), peer("b")], range(3), once, lambda _text: None)
     assert {name: results[FULL[1].name][name].rate for name in "ab"} == {"a": 2, "b": 2}
     assert len(set(asked)) == len(asked) == 12
+
+
+def test_what_was_measured_at_different_times_is_one_result_with_all_runs_in_their_order() -> None:
+    def once(case: Case, of: Peer, run: int) -> Sample:
+        return sample(100 * FULL.index(case) + 10 * "ab".index(of.name) + run)
+
+    def measured(runs: range) -> Results:
+        return measure(FULL[:2], [peer("a"), peer("b")], runs, once, lambda _text: None)
+
+    assert joined([measured(range(run, run + 1)) for run in range(3)]) == measured(range(3))
 
 
 @pytest.mark.parametrize("plan", [Plan.quick(), Plan.full()], ids=["quick", "full"])
