@@ -25,7 +25,7 @@ from ploopfs.engine.ring_write import Ended
 from ploopfs.errors import BackendError, StorageTimeout
 from tests.realparts import need
 
-PATIENCE_S = 60
+PATIENCE_S = int(os.environ.get("PLOOPFS_TEST_PATIENCE_S", "60"))
 """Only a failing test waits that long."""
 
 

@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PRODUCT = "ploopfs"
 _PRELOADED = ["hypothesis", "hypothesis.stateful", "numpy", "pytest", "trio", "trio.testing", "yaml"]
 """What takes long to import, and is no part of the product: each process begins with it."""
+_PATIENCE_S = 15
+"""Most of these tests fail, and many by waiting: for as long as a slow machine may take, and no longer."""
 _NOT_OF_THE_PARENT = ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS")
 # What failed is all that counts. Beside it pytest explains a comparison that failed, and where CI is set it does so in
 # full: of two disks that takes minutes.
@@ -172,6 +174,7 @@ def _run(answer: Connection, copy: str, file: str | None, arguments: list[str], 
     assert PRODUCT not in sys.modules
     for name in _NOT_OF_THE_PARENT:
         os.environ.pop(name, None)
+    os.environ["PLOOPFS_TEST_PATIENCE_S"] = str(_PATIENCE_S)
     with open(output, "wb") as printed:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
