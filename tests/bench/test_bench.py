@@ -68,7 +68,7 @@ def test_each_run_asks_the_peer_for_its_own_number() -> None:
 
 def test_what_was_measured_at_different_times_is_one_result_with_all_runs_in_their_order() -> None:
     def once(case: Case, of: Peer, run: int) -> Sample:
-        return sample(100 * FULL.index(case) + 10 * "ab".index(of.name) + run)
+        return sample(1 + 100 * FULL.index(case) + 10 * "ab".index(of.name) + run)
 
     def measured(runs: range) -> Results:
         return measure(FULL[:2], [peer("a"), peer("b")], runs, once, lambda _text: None)
