@@ -114,7 +114,8 @@ class Turn:
             self._counters.bio_out += len(self._reads_ns)
             self._reads_ns.clear()
             self._read_bytes = 0
-        if self._writes_ns and self._aims is not None:
+        if self._writes_ns:
+            assert self._aims is not None
             self._counters.bio_in += len(self._writes_ns)
             self._stats.passed(Op.WRITE, self._written_bytes, self._writes_ns)
             self._aims.settle(len(self._writes_ns))

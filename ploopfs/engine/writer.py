@@ -114,6 +114,7 @@ class Writer:
     def _allocate_soon(self, offset: int, pieces: Pieces, answered: Answered, reply: Reply | None) -> bool:
         top, size, (start, data) = self._top, self._map.cluster_bytes, pieces[0]
         slot, cluster = offset // size, start // size
+        assert cluster == self._allocator.end_cluster, "it is not where it was aimed"
 
         def heard(error: BackendError | None) -> None:
             if error is None:
