@@ -42,6 +42,7 @@ RELOADING = signal.SIGHUP
 
 
 def mount(arguments: argparse.Namespace) -> int:
+    keep_freed_memory()  # before the log has a thread
     config = load(arguments.config)
     mountpoint = os.path.abspath(arguments.mountpoint)
     log_file = os.path.abspath(arguments.log_file) if arguments.log_file else None
@@ -62,7 +63,6 @@ def mount(arguments: argparse.Namespace) -> int:
     # From here to the exit signals end us only through `serve`: not before it listens, nor after the last image.
     for number in (*ENDING, RELOADING):
         signal.signal(number, signal.SIG_IGN)
-    keep_freed_memory()
     collect_seldom()
     APART.begin()
     own = (arguments.data_plane or config.data_plane) == DataPlane.OWN.value
