@@ -43,7 +43,12 @@ def compare(image: Image, place: Path, plan: Plan, tell: Tell) -> Results:
             top = _file(own, image, size_bytes) if name == FILE else copy(made, own)
             peers.append(servers.enter_context(start(place / str(number), [*lower, top], size_bytes)))
         _warm(peers)
-        return measure(cases, peers, range(plan.runs), by_fio(plan, _deep_engine(peers)), tell)
+        return measure(cases, peers, range(plan.runs), by_fio(plan, _deep_engine(peers)), _of_all(plan, tell))
+
+
+def _of_all(plan: Plan, tell: Tell) -> Tell:
+    """Behind which run it is: of how many."""
+    return lambda text: tell(f"{text} of {plan.runs}")
 
 
 def _file(path: Path, image: Image, size_bytes: int) -> Path:
@@ -80,7 +85,8 @@ def compare_depths(place: Path, plan: Plan, tell: Tell) -> Results:
                 peer = servers.enter_context(ours()(place / f"depth{depth}-{run}", deltas, plan.size_bytes))
                 peers.append(Peer(str(depth), peer.disk, peer.images, peer.pids))
             _warm(peers)
-            parts.append(measure(DEEP, peers, range(run, run + 1), by_fio(plan, _deep_engine(peers)), tell))
+            once = by_fio(plan, _deep_engine(peers))
+            parts.append(measure(DEEP, peers, range(run, run + 1), once, _of_all(plan, tell)))
     return joined(parts)
 
 

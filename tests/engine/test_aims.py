@@ -1,14 +1,21 @@
 """Where writes belong that nothing has to be done before: the same place as by a plan, and no other."""
 
 from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ploopfs.engine.aims import Aims
 from ploopfs.engine.ring_write import Pieces
 from ploopfs.engine.stack import Stack
-from ploopfs.image.plan import Write, plan_write
+from ploopfs.image.map import RawLevel
+from ploopfs.image.plan import Write, plan_write, slots_to_allocate
 from tests.engine.rig import BASE, CLUSTER, NEW, OLD, TOP, Rig
+from tests.image.test_plan import C, Layer, allocator, drawn_range, raw_layers, small_deltas, steps_of
+from tests.image.test_plan import stack as stack_of
 
 DISK_BYTES = 8 * CLUSTER
 IN_TOP, IN_LOWER, HOLES = 0, 1, range(2, 8)
@@ -54,6 +61,29 @@ async def test_what_is_aimed_is_what_a_write_does_and_nothing_else_is(rig: Rig, 
         assert pieces == planned(stack, offset, byte * length)
         found.add(len(pieces or ()))
     assert found == ({0, 1, 2} if byte == b"n" else {0, 1}) - ({1, 2} if length > CLUSTER else set())
+
+
+@given(raw_layers | st.none(), small_deltas, st.data())
+def test_of_any_stack_it_aims_at_the_tops_clusters_as_a_plan_does_and_at_holes_alone_beside(
+    raw: RawLevel | None, deltas: list[list[int]], data: st.DataObject
+) -> None:
+    layers: list[Layer] = [*([raw] if raw else []), *deltas]
+    disk_clusters, start, length = drawn_range(data)
+    stack_map = stack_of(disk_clusters, *layers)
+    bat = SimpleNamespace(entry=lambda slot, cluster: (slot, bytes([cluster])))
+    top: Any = SimpleNamespace(uncertain_slots=set(), tracker=None, bat=bat)
+    written = b"n" * length
+    pieces = Aims(top, stack_map, range(9, 10), {}, lambda *_made: None).at(start, written)
+    slot, is_one = start // C, start // C == (start + length - 1) // C
+    if is_one and stack_map.is_hole(slot):
+        assert pieces == ((9 * C + start % C, written), (slot, bytes([9])))
+    elif is_one and not slots_to_allocate(stack_map, start, length):
+        assert pieces is not None
+        ((placed, aimed),) = pieces
+        assert aimed == written
+        assert steps_of(stack_map, allocator(), start, written) == [Write(placed, 0, length)]
+    else:
+        assert pieces is None
 
 
 def aims_of(stack: Stack, clean: range) -> tuple[Aims, list[tuple[int, dict[int, int], int]]]:
