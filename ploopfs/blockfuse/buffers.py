@@ -3,6 +3,8 @@
 Knows nothing of what they say. Invariant: what was handed out is nobody's to write to any more.
 """
 
+import mmap
+
 import numpy as np
 
 from ploopfs.blockfuse.protocol import TRANSFER_BYTES
@@ -37,8 +39,11 @@ class Buffers:
 
 
 def _buffer() -> memoryview:
-    # Not of zeroes: to fill it with them takes 15 µs, a twentieth of a write of 1 MiB.
-    return np.empty(_BUFFER_BYTES, np.uint8).data
+    # Not of zeroes: to fill it with them takes 15 µs, a twentieth of a write of 1 MiB. And the data of a write begin
+    # with a page, else each page of whoever writes is copied into two of these: 6 % fewer writes of 1 MiB.
+    space = np.empty(_BUFFER_BYTES + mmap.PAGESIZE, np.uint8)
+    start = -(space.ctypes.data + TRANSFER_BYTES) % mmap.PAGESIZE
+    return space.data[start : start + _BUFFER_BYTES]
 
 
 BUFFERS = Buffers()

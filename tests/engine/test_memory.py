@@ -1,9 +1,22 @@
-"""Memory that is free again, seen from outside: how many pages the kernel had to give anew."""
+"""Memory that is free again, seen from outside: how many pages the kernel had to give anew, and of which size."""
 
+import ctypes
 import subprocess
 import sys
+from pathlib import Path
 
-from ploopfs.bounds import MIB
+from ploopfs.bounds import KEPT_MEMORY_MIB, MAX_TRANSFER_BYTES, MIB
+from ploopfs.engine.memory import READ_ROOM
+from tests.smaps import in_huge_pages
+
+LARGE = """
+import ctypes
+from ploopfs.engine.memory import keep_freed_memory
+keep_freed_memory()
+kept = [bytearray(1 << 20) for _ in range(64)]
+print(*(ctypes.addressof(ctypes.c_char.from_buffer(each)) for each in kept))
+print(open("/proc/self/smaps").read(), end="")
+"""
 
 SCRIPT = """
 import resource, sys, threading
@@ -45,3 +58,21 @@ def test_what_large_requests_have_used_is_used_again_up_to_the_bound() -> None:
 
 def test_what_one_thread_has_used_another_uses_again() -> None:
     assert faults("kept", 4096, 4096, "thread") < 4096 // 2
+
+
+def test_large_pieces_lie_in_huge_pages() -> None:
+    ended = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True, timeout=60)
+    where, smaps = ended.stdout.split("\n", 1)
+    spans = in_huge_pages(smaps)
+    huge = [address for address in map(int, where.split()) for span in spans if address in span]
+    assert len(huge) == 64
+    assert len({span for span in spans for address in huge if address in span}) == 1, "no page of it is in two pieces"
+    assert max(map(len, spans)) < KEPT_MEMORY_MIB * MIB, "what is free of it is not given back"
+
+
+def test_a_large_read_has_one_huge_page() -> None:
+    address = ctypes.addressof(ctypes.c_char.from_buffer(READ_ROOM))
+    assert address % (2 * MIB) == 0
+    assert len(READ_ROOM) == MAX_TRANSFER_BYTES
+    (span,) = (each for each in in_huge_pages(Path("/proc/self/smaps").read_text()) if address in each)
+    assert address + 2 * MIB <= span.stop

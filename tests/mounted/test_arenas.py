@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ploopfs.bounds import KEPT_MEMORY_MIB
 from tests.mounted.daemon import device, opened, serving
 from tests.mounted.disks import MIB, make_disk
+from tests.smaps import in_huge_pages
 
 pytestmark = pytest.mark.real
 
@@ -58,3 +60,11 @@ def test_all_threads_of_a_daemon_share_one_place_for_their_memory(tmp_path: Path
         maps = Path(f"/proc/{daemon.process.pid}/maps").read_text()
         assert len(list(Path(f"/proc/{daemon.process.pid}/task").iterdir())) > 1
         assert arenas(maps) == []
+
+
+def test_what_a_daemon_has_for_large_requests_lies_in_huge_pages(tmp_path: Path) -> None:
+    """Its heap beyond what it began with, and the room for a read."""
+    disk = make_disk(tmp_path / "disk", size_bytes=4 * MIB)
+    with serving(tmp_path, device(disk.directory)) as daemon:
+        spans = in_huge_pages(Path(f"/proc/{daemon.process.pid}/smaps").read_text())
+        assert max(map(len, spans)) > KEPT_MEMORY_MIB * MIB // 2
