@@ -36,8 +36,8 @@ class File(Protocol):
     vouched for."""
 
     def read_nowait(self, offset: int, length: int, room: memoryview | None = None) -> Buffer | None:
-        """All `length` bytes if they are at hand without waiting, else None. They may lie in `room`, which has as many,
-        until its owner uses it for something else."""
+        """All `length` bytes if they are at hand without waiting, else None. They lie in `room`, if there is one, which
+        has as many, until its owner uses it for something else. After None anything may lie there."""
 
     async def read(self, offset: int, length: int) -> bytearray:
         """Short only at the end of the file."""

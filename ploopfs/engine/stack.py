@@ -116,31 +116,33 @@ class Stack:
         meet again. They stay as they are until the next call, on whatever stack."""
         # No epoch: nothing that this reads can be given to anybody else before it has ended.
         placed = place(self.map, offset, length)
+        # What is made anew is filled with zeroes first: 20 % of the CPU time of a read of 1 MiB.
+        room = READ_ROOM[:length] if _LARGE_BYTES <= length <= len(READ_ROOM) else None
         try:
             if placed is not None:
                 level, start = placed
-                # What is made anew is filled with zeroes first: 20 % of the CPU time of a read of 1 MiB.
-                room = READ_ROOM[:length] if _LARGE_BYTES <= length <= len(READ_ROOM) else None
                 return self.deltas[level].file.read_nowait(start, length, room)
-            parts: list[Buffer] = []
-            holes = 0
-            for segment in plan_read(self.map, offset, length):
-                match segment:
-                    case Hole(part):
-                        holes += 1
-                        parts.append(bytes(part))
-                    case Run(level, start, part):
-                        data = self.deltas[level].file.read_nowait(start, part)
-                        if data is None:
-                            return None
-                        parts.append(data)
+            return self._read_parts_nowait(plan_read(self.map, offset, length), room or memoryview(bytearray(length)))
         except BackendError:
             return None
+
+    def _read_parts_nowait(self, segments: Sequence[Segment], room: memoryview) -> memoryview | None:
+        """Each where it belongs: to put them together afterwards would copy all of it once more, and without that there
+        are 23 % more reads of 1 MiB that lie in two clusters."""
+        done = holes = 0
+        for segment in segments:
+            part = room[done : done + segment.length]
+            match segment:
+                case Hole(length):
+                    holes += 1
+                    part[:] = bytes(length)
+                case Run(level, start, length):
+                    if self.deltas[level].file.read_nowait(start, length, part) is None:
+                        return None
+            done += segment.length
         self._counters.bio_rzero += holes
-        if len(parts) == 1:
-            return parts[0]
-        self._counters.bio_splits += 1
-        return bytearray().join(parts)
+        self._counters.bio_splits += len(segments) > 1
+        return room
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Exactly `length` bytes."""

@@ -13,6 +13,7 @@ from ploopfs.device.standby import State
 from ploopfs.engine.failing import error_disk
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.inject.grammar import execute
+from ploopfs.engine.memory import READ_ROOM
 from ploopfs.engine.stack import Stack
 from ploopfs.errors import InStandby
 from tests.device.ready import ReadyFiles
@@ -62,6 +63,13 @@ def counted(rig: Rig) -> tuple[object, ...]:
 async def test_a_read_that_is_at_hand_is_what_a_read_gives(rig: Rig) -> None:
     ranges = [(0, DISK_BYTES), (10, 0), (CLUSTER - 3, 7), (HOLE, 9), (DISK_BYTES - 2, 9), (DISK_BYTES, 5)]
     assert [read_nowait(rig.device, *each) for each in ranges] == [CONTENT[at : at + length] for at, length in ranges]
+
+
+async def test_a_large_one_has_zeroes_where_nobody_has_anything(rig: Rig) -> None:
+    READ_ROOM[:] = b"x" * len(READ_ROOM)
+    assert read_nowait(rig.device, 0, DISK_BYTES) == CONTENT
+    READ_ROOM[:] = b"x" * len(READ_ROOM)
+    assert read_nowait(rig.device, IN_TOP, 3 * CLUSTER) == CONTENT[IN_TOP : IN_TOP + 3 * CLUSTER]
 
 
 @pytest.mark.parametrize("length", [0, 512, 2 * CLUSTER])

@@ -66,6 +66,16 @@ async def test_a_read_without_waiting_gives_everything_or_none(place: Place, pat
     assert file.read_nowait(len(CONTENT) - 10, 100) is None
 
 
+async def test_what_a_read_without_waiting_gives_lies_where_it_was_told_to(place: Place, path: str) -> None:
+    file = await place.files.open(path, writable=False)
+    await file.read(0, len(CONTENT))
+    space = bytearray(b"." * 600)
+    given = file.read_nowait(5, 500, memoryview(space)[50:550])
+    if given is not None:
+        assert given == CONTENT[5:505]
+        assert space == b"." * 50 + CONTENT[5:505] + b"." * 50
+
+
 async def test_a_write_is_seen_by_another_open_file(place: Place, path: str) -> None:
     file, other = await open_both(place, path, writable=(True, False))
     await file.write(100, memoryview(b"0123456789")[2:7])

@@ -26,7 +26,7 @@ from ploopfs.engine.file import VOUCHING, Answered, Buffer
 from ploopfs.engine.probe import ProbedImage
 from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.errors import BackendError, ImageMismatch, StorageTimeout
-from ploopfs.testing.files import MemoryFile
+from ploopfs.testing.files import MemoryFile, in_room
 from tests.device.outage import passes
 from tests.storm.platter import Change, Platter
 
@@ -254,9 +254,9 @@ class StormFile:
         self.number = next(stores.numbers)
         self._soon: set[trio.CancelScope] = set()
 
-    def read_nowait(self, offset: int, length: int, room: object = None) -> bytearray | None:  # noqa: ARG002
+    def read_nowait(self, offset: int, length: int, room: memoryview | None = None) -> Buffer | None:
         data = self._stores.platter.seen(self.path)[offset : offset + length] if self._is_ready("read") else b""
-        return bytearray(data) if len(data) == length else None
+        return in_room(bytearray(data), room) if len(data) == length else None
 
     def _is_ready(self, operation: str) -> bool:
         """Whether it can answer at once. Its errors are heard by who waits."""
