@@ -98,9 +98,7 @@ class Writer:
         self._top.note_modified()
         self.unconfirmed.made(count)
         if taken:
-            self._allocator.take_clean(len(taken))
-            self._counters.bio_alloc += len(taken)
-            self._counters.bio_alloc_whole += whole
+            self._take_clean(len(taken), whole)
             self._entries.took(taken)
             self.room.look()
 
@@ -131,12 +129,16 @@ class Writer:
 
         if not top.write_soon(pieces, heard, reply):
             return False
-        self._allocator.take_clean(1)
-        self._counters.bio_alloc += 1
-        self._counters.bio_alloc_whole += len(data) == size
+        self._take_clean(1, len(data) == size)
         self.claims.take(slot, cluster)
         self._entries.begun()
         return True
+
+    def _take_clean(self, count: int, whole: int) -> None:
+        """So many clusters at the end of the file, some of them to be written whole."""
+        self._allocator.take_clean(count)
+        self._counters.bio_alloc += count
+        self._counters.bio_alloc_whole += whole
 
     @property
     def _may_allocate_soon(self) -> bool:

@@ -321,6 +321,11 @@ MUTANTS = (
         "test_a_file_with_an_operation_that_was_given_up_is_not_closed_cleanly",
     ),
     _bug(
+        "leave in a large read what was read before, where nobody has anything", "engine/stack.py",
+        "                    part[:] = bytes(length)\n", "", "device/test_nowait.py",
+        "test_a_large_one_has_zeroes_where_nobody_has_anything",
+    ),
+    _bug(
         "read zeroes where somebody has cut the file", "engine/stack.py",
         "        if offset + len(data) < delta.file_size or offset + length > delta.trusted_size:",
         "        if offset + length > delta.trusted_size:", "engine/test_order.py",
@@ -848,7 +853,7 @@ MUTANTS = (
     ),
     _bug(
         "give what a thread has allocated to whoever asks later", "engine/writer.py",
-        "            self._allocator.take_clean(len(taken))\n", "",
+        "            self._take_clean(len(taken), whole)\n", "",
         "device/test_made.py", "test_it_is_noted_as_any_write_and_so_is_what_follows",
     ),
     _bug(
