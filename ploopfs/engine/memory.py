@@ -40,6 +40,8 @@ def _mapped(length: int) -> memoryview:
 
 READ_ROOM = _mapped(MAX_TRANSFER_BYTES)
 """For the bytes of a read that is answered before anything else is read."""
+ZEROES = memoryview(mmap.mmap(-1, MAX_TRANSFER_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ))
+"""Nobody has ever written there, so that all of it is the kernel's one page of zeroes, which every cache has."""
 
 
 def keep_freed_memory() -> None:

@@ -11,7 +11,7 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.delta import Delta
 from ploopfs.engine.epochs import Epochs
 from ploopfs.engine.file import Answered, Buffer, File
-from ploopfs.engine.memory import READ_ROOM
+from ploopfs.engine.memory import READ_ROOM, ZEROES
 from ploopfs.engine.ring_write import Pieces, Reply
 from ploopfs.engine.room import Room
 from ploopfs.engine.writer import Writer
@@ -122,7 +122,12 @@ class Stack:
             if placed is not None:
                 level, start = placed
                 return self.deltas[level].file.read_nowait(start, length, room)
-            return self._read_parts_nowait(plan_read(self.map, offset, length), room or memoryview(bytearray(length)))
+            match plan_read(self.map, offset, length):
+                case [Hole()] if length <= len(ZEROES):
+                    self._counters.bio_rzero += 1
+                    return ZEROES[:length]
+                case segments:
+                    return self._read_parts_nowait(segments, room or memoryview(bytearray(length)))
         except BackendError:
             return None
 

@@ -72,6 +72,13 @@ async def test_a_large_one_has_zeroes_where_nobody_has_anything(rig: Rig) -> Non
     assert read_nowait(rig.device, IN_TOP, 3 * CLUSTER) == CONTENT[IN_TOP : IN_TOP + 3 * CLUSTER]
 
 
+async def test_nobody_can_write_to_the_zeroes_that_all_holes_have(rig: Rig) -> None:
+    for length in (512, 3 * CLUSTER):
+        zeroes = read_nowait(rig.device, HOLE, length)
+        assert zeroes == bytes(length)
+        assert memoryview(zeroes).readonly
+
+
 @pytest.mark.parametrize("length", [0, 512, 2 * CLUSTER])
 async def test_it_is_counted_as_if_it_had_waited(length: int) -> None:
     """Both devices see the same requests."""
