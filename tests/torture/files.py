@@ -96,7 +96,7 @@ class User:
         content = _content(self._place / name)
         if content is not None:
             with opened(self._place / name) as fd:
-                _sync(fd)
+                sync(fd)
         _sync_directory(self._place)
         return [content]
 
@@ -109,7 +109,7 @@ class User:
         def call() -> None:
             with opened(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as fd:
                 _write(fd, new, 0)
-                _sync(fd)
+                sync(fd)
             unfinished.rename(self._place / name)
             _sync_directory(self._place)
 
@@ -135,7 +135,7 @@ class User:
             with opened(self._place / name, os.O_RDWR | os.O_DIRECT) as fd, mmap.mmap(-1, len(data)) as buffer:
                 buffer[:] = data
                 assert os.pwritev(fd, [buffer], first * BLOCK_BYTES) == len(data)
-                _sync(fd)
+                sync(fd)
 
         return _overwriting("overwrite directly", old, first * BLOCK_BYTES, data, call)
 
@@ -157,7 +157,7 @@ class User:
         def call() -> None:
             with opened(self._place / name) as fd:
                 os.ftruncate(fd, len(new))
-                _sync(fd)
+                sync(fd)
 
         def may_be(found: Content) -> bool:
             """The rest of the last block is made zero before the size is changed. Of blocks that were not yet given
@@ -192,7 +192,7 @@ class User:
     def _written(self, name: str, data: bytes, offset: int) -> None:
         with opened(self._place / name) as fd:
             _write(fd, data, offset)
-            _sync(fd)
+            sync(fd)
 
 
 def _overwriting(name: str, old: bytes, start: int, data: bytes, call: Callable[[], None]) -> Operation:
@@ -220,16 +220,16 @@ def _content(path: Path) -> Content:
     return None
 
 
-def _sync(fd: int) -> None:
-    """Twice, with a change in between. An ext4 whose journal has just been aborted for somebody else has nothing left
-    to commit, and the fsync of a directory says that all is well (Linux 6.18, on any disk that fails: one unlink in
-    some hundred such ends is back afterwards). The next change finds out, and the fsync after it tells."""
+def sync(fd: int) -> None:
+    """An ext4 whose journal was aborted for somebody else has nothing left to commit, and the fsync of a directory says
+    that all is well. A change finds out, and the next one is told. Neither is a flush: what the first fsync has not
+    seen to must not be there by another one."""
     os.fsync(fd)
     os.utime(fd)
-    os.fsync(fd)
+    os.utime(fd)
 
 
 def _sync_directory(path: Path) -> None:
     with opened(path, os.O_RDONLY | os.O_DIRECTORY) as fd:
-        _sync(fd)
+        sync(fd)
 
