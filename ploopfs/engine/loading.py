@@ -10,7 +10,8 @@ import trio
 
 from ploopfs.bounds import CLOSE_TIMEOUT_S
 from ploopfs.engine.delta import Delta, ImageSpec
-from ploopfs.engine.file import File, Files
+from ploopfs.engine.file import Buffer, File, Files
+from ploopfs.engine.memory import READ_ROOM
 from ploopfs.errors import BackendError, ImageNotClosed
 from ploopfs.image.bat import Bat, check_map_size
 from ploopfs.image.check import Verdict, check_image
@@ -77,10 +78,16 @@ async def reread(delta: Delta, accept_mark: AcceptMark | None = None) -> Delta:
 
 async def _read_image(file: File, size: int, accept_mark: AcceptMark | None) -> Delta:
     path = file.path
-    header = Header.parse(bytes(await file.read(0, min(size, MUTABLE_START * 2))), path)
+    # At once what most maps are, so that the storage is asked once.
+    start = await _start_of(file, min(size, len(READ_ROOM)))
+    header = Header.parse(bytes(start[: MUTABLE_START * 2]), path)
     check_map_size(header, path)
-    area = bytes(await file.read(0, min(size, header.bat_area_bytes)))
-    report = check_image(header, area, size, path, await read_extension(file, header, size))
+    extension = await read_extension(file, header, size)
+    if extension or header.bat_area_bytes > len(start):
+        start = await _start_of(file, min(size, header.bat_area_bytes))
+    # From here on nothing is waited for: others may be given the same room.
+    area = memoryview(start)[: header.bat_area_bytes]
+    report = check_image(header, area, size, path, extension)
     match report.verdict:
         case Verdict.BROKEN | Verdict.CONVERTING:
             for problem in report.problems[1:]:
@@ -95,6 +102,13 @@ async def _read_image(file: File, size: int, accept_mark: AcceptMark | None) -> 
     # An image that was not closed may end inside a cluster; what the interrupted growth did not write reads as zeroes.
     whole = -(-size // header.cluster_bytes) * header.cluster_bytes
     return Delta(file, header=header, bat=Bat(header, area), file_size=size, trusted_size=whole)
+
+
+async def _start_of(file: File, length: int) -> Buffer:
+    """So many bytes, or all that there are. They stay as they are until something else is read."""
+    if length <= len(READ_ROOM) and (at_hand := file.read_nowait(0, length, READ_ROOM[:length])) is not None:
+        return at_hand
+    return await file.read(0, length)
 
 
 async def read_extension(file: File, header: Header, size: int) -> bytes:

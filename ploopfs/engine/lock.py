@@ -84,6 +84,17 @@ def claim(fd: int, path: str, *, writable: bool) -> None:
         time.sleep(_LOOK_AGAIN_S)
 
 
+def claim_free(fd: int, *, writable: bool) -> bool:
+    """Take the locks if nobody is in the way, else leave nothing locked, and wait for nobody: whether they were."""
+    try:
+        is_free = _taken(fd, writable=writable) is None
+        if not is_free:
+            release(fd)
+    except OSError:  # which `claim` meets again
+        return False
+    return is_free
+
+
 def _taken(fd: int, *, writable: bool) -> tuple[Permission, int] | None:
     """A conflict, and the byte of the other lock; None if there is none."""
     uses = _WRITER_USES if writable else _READER_USES

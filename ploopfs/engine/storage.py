@@ -9,6 +9,9 @@ from dataclasses import dataclass
 _LOCAL_LOCKS = frozenset({"nolock", "local_lock=all", "local_lock=posix"})
 """Of a mount of NFS: what is locked here is locked on this machine."""
 
+_ANSWERS_FROM_MEMORY = frozenset({"btrfs", "ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs", "zfs"})
+"""Of a file that is open: no disk is asked how long it is or who has locked it, and no other host."""
+
 _FENCED = frozenset({"fuse.vstorage"})
 """Their server keeps two writers of one file apart itself: who loses the lease of an image is answered EBUSY."""
 
@@ -42,6 +45,11 @@ class Storage:
         """A store behind a client (FUSE, NFS): its pages here may be read long after the mount is gone or the lease is
         somebody else's, and the kernel's engines for it (kaio, nfs) go past the page cache for that reason."""
         return _is_remote(self.filesystem)
+
+    @property
+    def answers_from_memory(self) -> bool:
+        """Nobody waits who asks for the size of an open file, or for a lock that is free."""
+        return self.filesystem in _ANSWERS_FROM_MEMORY
 
     @property
     def is_behind_client(self) -> bool:

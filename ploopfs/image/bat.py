@@ -17,6 +17,8 @@ from ploopfs.errors import BadImage
 from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, SECTOR_BYTES, Header
 
 Entries = npt.NDArray[np.uint32]
+Area = bytes | bytearray | memoryview
+"""A file's start, up to its first data cluster: header and map."""
 
 PAGE_BYTES = 4096
 """The BAT is written in pages of this size, as the kernel does; the first one shares its page with the header."""
@@ -33,7 +35,7 @@ class PageWrite:
     data: bytes
 
 
-def decode_area(area: bytes) -> Entries:
+def decode_area(area: Area) -> Entries:
     """All entries of the BAT area (bytes 0 up to the first data cluster), in the units of the disk format."""
     return np.frombuffer(area, dtype="<u4", offset=HEADER_BYTES)
 
@@ -46,7 +48,7 @@ class Bat:
 
     __slots__ = ("_past_end", "_unit", "clusters")
 
-    def __init__(self, header: Header, area: bytes) -> None:
+    def __init__(self, header: Header, area: Area) -> None:
         """`area` has passed the check, so every entry is a whole number of units."""
         self._unit = header.entry_unit
         numbers = decode_area(area).astype(np.uint32, copy=False)

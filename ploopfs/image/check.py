@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ploopfs.errors import BadImage, ImageConverting, PloopError
+from ploopfs.image.bat import Area
 from ploopfs.image.extension import extension_problems
 from ploopfs.image.header import BAT_ENTRY_BYTES, HEADER_BYTES, SECTOR_BYTES, Header
 from ploopfs.image.survey import Fault, Survey, entries_of, pieces
@@ -52,7 +53,7 @@ class Report:
 
 
 def check_image(
-    header: Header, area: bytes, file_size_bytes: int, path: str, extension: bytes = b"", *, mode: Mode = FULL
+    header: Header, area: Area, file_size_bytes: int, path: str, extension: bytes = b"", *, mode: Mode = FULL
 ) -> Report:
     """Judge one image.
 
@@ -62,7 +63,7 @@ def check_image(
     return judge(surveyed(header, area, file_size_bytes), path, extension, mode=mode)
 
 
-def surveyed(header: Header, area: bytes, file_size_bytes: int) -> Survey:
+def surveyed(header: Header, area: Area, file_size_bytes: int) -> Survey:
     """A map that is not all there is not taken in, and the file is as short as that map."""
     if len(area) < header.bat_area_bytes:
         return Survey(header, min(len(area), file_size_bytes))

@@ -86,7 +86,7 @@ class Survey:
 
     def feed(self, entries: Entries) -> None:
         """The next entries of the map."""
-        places = np.flatnonzero(entries)
+        places = np.flatnonzero(entries != 0)  # of numbers it takes up to 16 times as long
         slots, values = (places + self._slot).astype(np.uint32), entries[places]
         self._slot += len(entries)
         if not len(slots):

@@ -24,5 +24,6 @@ def chain() -> Rig:
 
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where there is no ring, writes are made by threads."""
+    """As where there is no ring, and nothing but the page cache in memory: threads ask the storage."""
     monkeypatch.setattr("ploopfs.engine.os_file.ring_of_loop", lambda: None)
+    monkeypatch.setattr("ploopfs.engine.storage.Storage.answers_from_memory", False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import trio
 
 from ploopfs.bounds import MAX_DESCRIPTOR_BYTES
 from ploopfs.engine import lock
@@ -16,6 +17,7 @@ from ploopfs.engine.counters import Counters
 from ploopfs.engine.create import create_disk
 from ploopfs.engine.delta import ImageSpec
 from ploopfs.engine.inspect import inspect_stack
+from ploopfs.engine.loading import load_delta
 from ploopfs.engine.opening import StackSpec, open_stack, resolve
 from ploopfs.engine.os_file import OsFiles
 from ploopfs.engine.stack import Stack
@@ -35,6 +37,7 @@ from ploopfs.image.header import HEADER_BYTES, IN_USE, V1, V2
 from ploopfs.testing.faulty import Faults, FaultyFiles
 from ploopfs.testing.files import MemoryFiles
 from ploopfs.testing.images import ImageBuilder
+from tests.engine.bitmaps import with_bitmap
 from tests.engine.disk import verdict
 from tests.engine.places import MemoryPlace, OsPlace, Place
 
@@ -216,6 +219,27 @@ async def test_who_comes_before_an_unclosed_image_is_closed_keeps_it_from_being_
         await close_unclosed(files, ImageSpec("used"))
     assert files.bytes_of("used") == before
     await reader.aclose()
+
+
+async def test_images_that_are_opened_beside_each_other_have_a_map_each() -> None:
+    """They are read into the same room, one with something to wait for after its header, one without."""
+    files, images = MemoryFiles(), {}
+    for number in range(6):
+        data = ImageBuilder(disk_clusters=6, clusters={number: b"x" * CLUSTER}).build()
+        images[f"image{number}"] = with_bitmap(data) if number % 2 else data
+        files.put(f"image{number}", images[f"image{number}"])
+    found: dict[str, list[int]] = {}
+
+    async def open_one(name: str) -> None:
+        file = await files.open(name, writable=True)
+        bat = (await load_delta(file, raw=False)).bat
+        assert bat is not None
+        found[name] = [slot for slot, cluster in enumerate(bat.clusters) if cluster]
+
+    async with trio.open_nursery() as nursery:
+        for name in images:
+            nursery.start_soon(open_one, name)
+    assert found == {f"image{number}": [number] for number in range(6)}
 
 
 async def test_an_unclosed_image_that_breaks_a_rule_is_not_repaired_unasked(files: MemoryFiles) -> None:

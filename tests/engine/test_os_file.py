@@ -18,6 +18,8 @@ from ploopfs.engine.file import File
 from ploopfs.engine.late import Hop, Opening
 from ploopfs.engine.loading import dismiss
 from ploopfs.engine.os_file import OsFiles
+from ploopfs.engine.storage import Storage
+from ploopfs.engine.workers import Lane, Workers
 from ploopfs.errors import BackendError, BadImage, ImageLocked, StorageTimeout
 from tests.realparts import real_or_skip
 
@@ -173,6 +175,56 @@ async def test_the_identity_names_the_file_system(path: str) -> None:
     assert (file.identity.device_number, file.identity.inode) == (status.st_dev, status.st_ino)
     listed = Path("/proc/self/mountinfo").read_text()
     assert not file.identity.filesystem or f" {file.identity.filesystem} " in listed
+
+
+@pytest.mark.parametrize(
+    ("filesystem", "is_asked_at_once"),
+    [
+        *((name, True) for name in ("ext4", "xfs", "btrfs", "tmpfs")),
+        *((name, False) for name in ("fuse.bindfs", "nfs4", "cifs", "ceph", "gfs2", "overlay", "")),
+    ],
+)
+async def test_a_size_and_a_free_lock_take_no_thread_where_no_disk_and_no_host_is_asked_for_them(
+    path: str, filesystem: str, is_asked_at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ploopfs.engine.os_file.storage_of", lambda _number: Storage(filesystem, frozenset()))
+    first, second = await OsFiles().open(path, writable=True), await OsFiles().open(path, writable=True)
+    hops: list[object] = []
+    really = Workers.run
+
+    async def run(
+        self: Workers, work: Callable[[], object], lane: Lane | None = None, *, stays: bool = False
+    ) -> object:
+        hops.append(work)
+        return await really(self, work, lane, stays=stays)
+
+    monkeypatch.setattr(Workers, "run", run)
+    assert await first.size() == len(CONTENT)
+    await first.lock()
+    assert len(hops) == (0 if is_asked_at_once else 2)
+    with pytest.raises(ImageLocked, match=f"pid {os.getpid()}"):
+        await second.lock()
+    await first.unlock()
+    await second.lock()  # nothing of the first attempt is left that would be in anybody's way
+    with pytest.raises(ImageLocked):
+        await first.lock()
+    await first.aclose()
+    with pytest.raises(BackendError, match="EBADF"):
+        await first.size()
+    await second.aclose()
+
+
+async def test_an_error_of_what_takes_no_thread_is_a_backend_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ploopfs.engine.os_file.storage_of", lambda _number: Storage("ext4", frozenset()))
+    file = await OsFiles().open(path, writable=True)
+    monkeypatch.setattr(os, "fstat", failing(errno.EIO))
+    monkeypatch.setattr(fcntl, "fcntl", failing(errno.EIO))
+    with pytest.raises(BackendError, match="stat: EIO"):
+        await file.size()
+    with pytest.raises(BackendError, match="lock: EIO"):
+        await file.lock()
+    monkeypatch.undo()
+    await file.aclose()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -366,6 +366,25 @@ MUTANTS = (
         "test_a_repair_that_was_cut_off_tells_of_the_same_loss_when_it_is_begun_again",
     ),
     _bug(
+        "take a lock though one that was given up may yet go", "engine/os_file.py",
+        "        if not self._locking.acquire(blocking=False):\n            return False\n",
+        "        if not self._locking.acquire(blocking=False):\n            self._locking = threading.Lock()\n"
+        "            self._locking.acquire()\n",
+        "engine/test_os_file.py", "test_a_lock_is_taken_back_after_the_unlock_that_was_given_up_and_is_kept",
+    ),
+    _bug(
+        "ask a cluster's other hosts for a lock in the event loop", "engine/storage.py",
+        "return self.filesystem in _ANSWERS_FROM_MEMORY", "return not self.is_remote", "engine/test_os_file.py",
+        "test_a_size_and_a_free_lock_take_no_thread_where_no_disk_and_no_host_is_asked_for_them",
+    ),
+    _bug(
+        "wait for something between a map and its check", "engine/loading.py",
+        "    report = check_image(header, area, size, path, extension)",
+        "    extension = await read_extension(file, header, size)\n"
+        "    report = check_image(header, area, size, path, extension)",
+        "engine/test_opening.py", "test_images_that_are_opened_beside_each_other_have_a_map_each",
+    ),
+    _bug(
         "let an unlock that was given up take away a later lock", "engine/os_file.py",
         "            with self._locking:\n", "            if self._locking:\n", "engine/test_os_file.py",
         "test_a_lock_is_taken_back_after_the_unlock_that_was_given_up_and_is_kept",
