@@ -6,6 +6,7 @@ lower delta) has a part of the disk of its own for each run, so that every run o
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import takewhile
 
 from ploopfs.bounds import UNFLUSHED_MIB
 
@@ -71,14 +72,16 @@ FULL = (
     Case("randwrite", "4k", 16, flush_mib=int(UNFLUSHED_MIB)),
     Case("write", "1m", 1, flush_mib=int(UNFLUSHED_MIB)),
 )
-"""The last two make everybody keep the promise that ploopfs makes of a device with both fuses in by itself: of what was
+"""The last two have everybody keep the promise that ploopfs makes of a device with both fuses in by itself: of what was
 acknowledged no more is in nothing but a page cache."""
 USING_UP = (
     Case("write", "4k", 1, Image.EMPTY, target=1),
     Case("write", "4k", 16, Image.EMPTY, target=1),
     Case("write", "4k", 1, Image.OVER, target=1),
     Case("write", "4k", 16, Image.OVER, target=1),
+    Case("write", "4k", 16, Image.EMPTY, flush_mib=4),
 )
+"""The last one has everybody write his map: QEMU does so when it is asked to flush."""
 DEEP = (
     Case("randread", "4k", 1, Image.DEEP),
     Case("randread", "4k", 16, Image.DEEP),
@@ -90,6 +93,10 @@ CHECKED = (
 )
 """With both fuses in and out."""
 
+DEEP_TIMES = 4
+"""So many times as many of the writes that allocate where several are under way: 512 are over in 20 ms, in which memory
+and page cache are new to every server."""
+
 STACK_DEPTHS = (1, 10, 100)
 DEPTH_SPREAD = 0.05
 CHECK_COST = 0.02
@@ -97,8 +104,9 @@ CHECK_COST = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How often and how long; with `io_bytes` so much instead. `clusters` is how many a run uses up of holes, `copied`
-    of a lower delta; `pairs` how many short runs with the fuses in, each beside one with them out."""
+    """How often and how long; with `io_bytes` so much instead. `clusters` is how many a run at depth 1 uses up of
+    holes, `copied` any run of a lower delta; `pairs` how many short runs with the fuses in, each beside one with them
+    out."""
 
     runs: int
     seconds: int
@@ -118,19 +126,23 @@ class Plan:
 
     def used_up(self, case: Case) -> int:
         """Clusters of one run."""
-        return self.clusters if case.image is Image.EMPTY else self.copied
+        if case.image is Image.OVER:
+            return self.copied
+        return self.clusters if case.depth == 1 else self.clusters * DEEP_TIMES
 
     def disk_bytes(self, image: Image) -> int:
         """A region for each run of each case that uses it up."""
         cases = [case for case in USING_UP if case.image is image]
-        return sum(self.used_up(case) for case in cases) * self.runs * CLUSTER_BYTES if cases else self.size_bytes
+        return self._region_start(cases[-1], self.runs) if cases else self.size_bytes
 
     def region(self, case: Case, run: int) -> range:
         """The bytes of the disk that this run uses up."""
-        cases = [each for each in USING_UP if each.image is case.image]
-        length = self.used_up(case) * CLUSTER_BYTES
-        start = (cases.index(case) * self.runs + run) * length
-        return range(start, start + length)
+        return range(self._region_start(case, run), self._region_start(case, run + 1))
+
+    def _region_start(self, case: Case, run: int) -> int:
+        before = takewhile(lambda each: each != case, (each for each in USING_UP if each.image is case.image))
+        clusters = sum(self.used_up(each) for each in before) * self.runs + self.used_up(case) * run
+        return clusters * CLUSTER_BYTES
 
 
 def fio_options(case: Case, plan: Plan, run: int, deep: dict[str, str]) -> dict[str, str]:

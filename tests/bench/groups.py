@@ -60,8 +60,7 @@ def _file(path: Path, image: Image, size_bytes: int) -> Path:
 
 
 def _warm(peers: Sequence[Peer]) -> None:
-    for image in {image for peer in peers for image in peer.images}:
-        warm(image)
+    warm(list(dict.fromkeys(image for peer in peers for image in peer.images)))
 
 
 def _deep_engine(peers: Sequence[Peer]) -> dict[str, str]:
@@ -71,7 +70,8 @@ def _deep_engine(peers: Sequence[Peer]) -> dict[str, str]:
 
 def compare_depths(place: Path, plan: Plan, tell: Tell) -> Results:
     """One ploopfs each for stacks of these depths, anew for each round, as two of the same depth differ by up to 16 %
-    for as long as they run. The peers are called as deep as they are."""
+    for as long as they run, by what pages of memory they have; and another depth has the first choice of them in each.
+    The peers are called as deep as they are."""
     place.mkdir()
     stacks = {}
     for depth in STACK_DEPTHS:
@@ -81,7 +81,9 @@ def compare_depths(place: Path, plan: Plan, tell: Tell) -> Results:
     for run in range(plan.runs):
         with ExitStack() as servers:
             peers = []
-            for depth, deltas in stacks.items():
+            first = run % len(stacks)
+            for depth in (*STACK_DEPTHS[first:], *STACK_DEPTHS[:first]):
+                deltas = stacks[depth]
                 peer = servers.enter_context(ours()(place / f"depth{depth}-{run}", deltas, plan.size_bytes))
                 peers.append(Peer(str(depth), peer.disk, peer.images, peer.pids))
             _warm(peers)

@@ -86,11 +86,20 @@ def test_no_two_runs_use_up_the_same_clusters_and_all_lie_on_the_disk(plan: Plan
 
 
 def test_a_case_that_uses_up_writes_once_to_each_cluster_of_its_region() -> None:
-    case, plan = USING_UP[0], Plan.quick()
-    options = fio_options(case, plan, 0, LIBAIO)
-    step = 4096 + int(options["rw"].partition(":")[2])
-    assert step == CLUSTER_BYTES
-    assert int(options["io_size"]) // 4096 * step == int(options["size"]) == plan.clusters * CLUSTER_BYTES
+    plan, clusters = Plan.quick(), {}
+    for case in USING_UP:
+        options = fio_options(case, plan, 0, LIBAIO)
+        step = 4096 + int(options["rw"].partition(":")[2])
+        assert step == CLUSTER_BYTES
+        clusters[case.name] = int(options["size"]) // CLUSTER_BYTES
+        assert int(options["io_size"]) // 4096 == clusters[case.name]
+    assert clusters == {
+        "4 KiB allocating write, QD 1": plan.clusters,
+        "4 KiB allocating write, QD 16": 4 * plan.clusters,
+        "4 KiB copy-up write, QD 1": plan.copied,
+        "4 KiB copy-up write, QD 16": plan.copied,
+        "4 KiB allocating write, QD 16, a flush for each 4 MiB": 4 * plan.clusters,
+    }
 
 
 def test_so_many_requests_are_under_way_as_the_case_says() -> None:
