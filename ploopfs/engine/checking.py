@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ploopfs.engine.file import File
-from ploopfs.errors import BadImage, TruncatedImage
+from ploopfs.engine.loading import read_whole
+from ploopfs.errors import BadImage
 from ploopfs.image.bat import Entries, check_map_size
 from ploopfs.image.check import MODES, Report, area_problems, judge
 from ploopfs.image.extension import extension_clusters, extension_offset_bytes, extension_problems
@@ -63,12 +64,12 @@ async def examine(file: File, progress: Progress = no_progress) -> Examined:
     if any(area_problems(header, size, path)):
         return Examined(path, header, size, judge(survey, path, b""), _codes(survey, path, b""))
     for offset, length in pieces(header.bat_area_bytes):
-        survey.feed(entries_of(await _read(file, offset, length)))
+        survey.feed(entries_of(await read_whole(file, offset, length)))
         progress("reading the map", offset + length, header.bat_area_bytes)
     offset = extension_offset_bytes(header)
     extension = b""
     if offset and offset + header.cluster_bytes <= size:
-        extension = await _read(file, offset, header.cluster_bytes)
+        extension = await read_whole(file, offset, header.cluster_bytes)
     report, codes = judge(survey, path, extension), _codes(survey, path, extension)
     last = max(survey.used.end, header.first_cluster) - 1
     problem = next(extension_problems(header, size, path, extension, last_data_cluster=last), None)
@@ -81,10 +82,3 @@ async def examine(file: File, progress: Progress = no_progress) -> Examined:
 
 def _codes(survey: Survey, path: str, extension: bytes) -> dict[str, int]:
     return {name: judge(survey, path, extension, mode=mode).verdict.value for name, mode in MODES.items()}
-
-
-async def _read(file: File, offset: int, length: int) -> bytes:
-    data = await file.read(offset, length)
-    if len(data) < length:
-        raise TruncatedImage(f"{file.path}: ends at {offset + len(data)}, expected {length} bytes at {offset}")
-    return bytes(data)

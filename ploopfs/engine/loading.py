@@ -12,7 +12,7 @@ from ploopfs.bounds import CLOSE_TIMEOUT_S
 from ploopfs.engine.delta import Delta, ImageSpec
 from ploopfs.engine.file import Buffer, File, Files
 from ploopfs.engine.memory import READ_ROOM
-from ploopfs.errors import BackendError, ImageNotClosed
+from ploopfs.errors import BackendError, ImageNotClosed, TruncatedImage
 from ploopfs.image.bat import Bat, check_map_size
 from ploopfs.image.check import Verdict, check_image
 from ploopfs.image.extension import extension_offset_bytes
@@ -40,8 +40,8 @@ async def load_delta(
     """Lock, read and check the image in an open file, which whoever opened it closes if that fails. `locks_as_writer`:
     the image is written, through another open file of ours.
 
-    Raises BackendError, ImageLocked, BadImage, ImageConverting, and ImageNotClosed for an image whose mark is set and
-    that is to be written, unless `accept_mark` says that the mark is ours."""
+    Raises BackendError, ImageLocked, BadImage, ImageConverting, TruncatedImage, and ImageNotClosed for an image whose
+    mark is set and that is to be written, unless `accept_mark` says that the mark is ours."""
     locks_as_writer |= file.writable
     await file.lock(as_writer=locks_as_writer)
     size = await file.size()
@@ -116,4 +116,12 @@ async def read_extension(file: File, header: Header, size: int) -> bytes:
     offset = extension_offset_bytes(header)
     if not offset or offset + header.cluster_bytes > size:
         return b""
-    return bytes(await file.read(offset, header.cluster_bytes))
+    return await read_whole(file, offset, header.cluster_bytes)
+
+
+async def read_whole(file: File, offset: int, length: int) -> bytes:
+    """So many bytes. Raises TruncatedImage where the file has become shorter since it was looked at."""
+    data = await file.read(offset, length)
+    if len(data) < length:
+        raise TruncatedImage(f"{file.path}: ends at {offset + len(data)}, expected {length} bytes at {offset}")
+    return bytes(data)

@@ -31,11 +31,12 @@ from ploopfs.errors import (
     ImageMismatch,
     ImageNotClosed,
     PloopError,
+    TruncatedImage,
 )
 from ploopfs.image.check import Verdict
 from ploopfs.image.header import HEADER_BYTES, IN_USE, V1, V2
 from ploopfs.testing.faulty import Faults, FaultyFiles
-from ploopfs.testing.files import MemoryFiles
+from ploopfs.testing.files import MemoryFile, MemoryFiles
 from ploopfs.testing.images import ImageBuilder
 from tests.engine.bitmaps import with_bitmap
 from tests.engine.disk import verdict
@@ -240,6 +241,24 @@ async def test_images_that_are_opened_beside_each_other_have_a_map_each() -> Non
         for name in images:
             nursery.start_soon(open_one, name)
     assert found == {f"image{number}": [number] for number in range(6)}
+
+
+async def test_an_image_that_gets_shorter_while_its_extension_is_read_is_not_opened(
+    files: MemoryFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = with_bitmap(ImageBuilder(clusters={0: b"b" * CLUSTER}).build())
+    files.put("shorter", data)
+    really = MemoryFile.size
+
+    async def size(self: MemoryFile) -> int:
+        found = await really(self)
+        del files.images["shorter"].data[-CLUSTER:]
+        return found
+
+    monkeypatch.setattr(MemoryFile, "size", size)
+    with pytest.raises(TruncatedImage, match=f"shorter: ends at {len(data) - CLUSTER}, expected {CLUSTER} bytes"):
+        await open_images(files, "shorter")
+    assert files.bytes_of("shorter") == data[:-CLUSTER]
 
 
 async def test_an_unclosed_image_that_breaks_a_rule_is_not_repaired_unasked(files: MemoryFiles) -> None:
