@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ploopfs.device.signal import Signal
 from ploopfs.engine.file import Buffer
 from ploopfs.engine.left_to_loop import leave_to_loop
+from ploopfs.engine.memory import expect
 from ploopfs.engine.stack import Stack
 
 _SLOTS_AT_ONCE = 1024
@@ -25,6 +26,8 @@ CHANGE_BYTES = 200
 WORTH_WRITEBACK_BYTES = 64 << 10
 """Of smaller writes, which lie anywhere, the storage makes the fewer requests the more of them come together: begun
 early they cost 10 % of the CPU time of 4 KiB writes."""
+_EXPECTED_PARTS = 64
+"""Of the limit: who keeps one of them is expected to fill the others, too."""
 
 
 class Change(NamedTuple):
@@ -64,7 +67,8 @@ class Unflushed:
         self.data_bytes = 0
         self.memory_bytes = 0
         self.times_given_up = 0
-        self._tell_at_bytes: float = self.due_bytes
+        self._is_expected = False
+        self._look_at_bytes: float = limit_bytes // _EXPECTED_PARTS
         self._changes: _Changes = deque()
         self._sealed: deque[_Sealed] = deque()
         self._first_number = 0
@@ -147,13 +151,23 @@ class Unflushed:
 
     def _took(self, memory_bytes: int) -> None:
         self.memory_bytes += memory_bytes
-        if self.memory_bytes >= self._tell_at_bytes:
-            self._tell_at_bytes = math.inf
+        if self.memory_bytes >= self._look_at_bytes:
+            self._look()
+
+    def _look(self) -> None:
+        """Whether there is so much that somebody has to do something."""
+        if not self._is_expected:
+            self._is_expected = True
+            expect(self.limit_bytes)
+            self._look_at_bytes = self.due_bytes
+        if self.is_due:
+            self._look_at_bytes = math.inf
             leave_to_loop(self.due.fire)
 
     def tell_again(self) -> None:
         """Who was told can do nothing about it at present: the next change tells him again."""
-        self._tell_at_bytes = self.due_bytes
+        if self._is_expected:
+            self._look_at_bytes = self.due_bytes
 
     def mark(self) -> int:
         """To be taken before a flush starts, and given to `flushed` when it has succeeded."""

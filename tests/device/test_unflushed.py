@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ploopfs.device import unflushed as unflushed_module
 from ploopfs.device.bounds import Bounds
 from ploopfs.device.standby import State
 from ploopfs.device.unflushed import CHANGE_BYTES, WORTH_WRITEBACK_BYTES, Change, Unflushed, _last_changes
@@ -56,6 +57,36 @@ async def test_an_acknowledged_write_is_kept_until_a_flush_has_succeeded(rig: Ri
     await rig.device.flush()
     assert kept(rig) == []
     assert rig.device.unflushed.data_bytes == 0
+
+
+def test_memory_for_all_of_the_bound_is_expected_once_when_a_part_of_it_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = 10 + CHANGE_BYTES
+    unflushed, expected, due = Unflushed(256 * size), list[tuple[int, int]](), list[int]()
+    monkeypatch.setattr(unflushed_module, "expect", lambda length: expected.append((len(unflushed), length)))
+    unflushed.due.subscribe(lambda: due.append(len(unflushed)))
+    for _ in range(3):
+        unflushed.wrote(0, bytes(10))
+    unflushed.forget()
+    unflushed.tell_again()
+    assert expected == []
+    for _ in range(200):
+        unflushed.wrote(0, bytes(10))
+    assert (expected, due) == ([(4, 256 * size)], [128])
+    unflushed.forget()
+    for _ in range(200):
+        unflushed.wrote(0, bytes(10))
+    assert (len(expected), due) == (1, [128, 128])
+
+
+def test_memory_is_expected_though_the_first_of_it_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    unflushed, told = Unflushed(100), list[str]()
+    monkeypatch.setattr(unflushed_module, "expect", lambda length: told.append(f"expect {length}"))
+    unflushed.due.subscribe(lambda: told.append("due"))
+    unflushed.wrote(0, bytes(10))
+    unflushed.wrote(0, bytes(10))
+    assert told == ["expect 100", "due"]
 
 
 async def test_with_each_eighth_of_the_bound_in_large_writes_the_storage_is_asked_to_begin(

@@ -1,11 +1,16 @@
 """Memory that is free again, seen from outside: how many pages the kernel had to give anew, and of which size."""
 
+import ast
 import ctypes
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import pytest
+
 from ploopfs.bounds import KEPT_MEMORY_MIB, MAX_TRANSFER_BYTES, MIB
+from ploopfs.engine import memory
 from ploopfs.engine.memory import READ_ROOM
 from tests.smaps import in_huge_pages
 
@@ -44,6 +49,31 @@ else:
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+EXPECTED = """
+import os
+from ploopfs.engine.memory import expect, keep_freed_memory
+
+def memory():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def growth(work):
+    before = memory()
+    work()
+    return memory() - before
+
+def all_that_is_left():
+    expect(1 << 40).join()
+
+kept = []
+found = [expect(1)]
+keep_freed_memory()
+found.append(growth(lambda: expect((16 << 20) - 1).join()))
+found.append(growth(lambda: kept.extend(bytes([1]) * 4096 for _ in range(2048))))
+found.append(growth(all_that_is_left))
+found.append(expect(1))
+print(found)
+"""
+
 
 def faults(how: str, count: int, size: int, where: str = "main") -> int:
     """In ten rounds of taking so many pieces of that size, and giving them back."""
@@ -69,6 +99,27 @@ def test_large_pieces_lie_in_huge_pages() -> None:
     before = [address for address in addresses if address < heap.start]
     assert len(before) < 16, "these have what was free of the heap as it was"
     assert addresses[-1] + MIB <= heap.stop
+
+
+def test_memory_that_is_expected_is_there_before_it_is_used() -> None:
+    ended = subprocess.run([sys.executable, "-c", EXPECTED], capture_output=True, text=True, check=True, timeout=60)
+    of_none, found, used, rest, beyond = ast.literal_eval(ended.stdout)
+    assert of_none is None, "nothing is the process's own to use"
+    assert 15 * MIB < found < 18 * MIB
+    assert used < 2 * MIB, "8 MiB in pieces of a page"
+    assert KEPT_MEMORY_MIB * MIB // 2 < found + rest < KEPT_MEMORY_MIB * MIB
+    assert beyond is None, "there is no more than what is kept"
+
+
+def test_no_thread_for_memory_that_is_expected_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    unused = memory._Span(4 * MIB, 8 * MIB)
+    monkeypatch.setattr(memory, "_UNUSED", unused)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    memory.expect(1)
+    assert (unused.start, unused.stop) == (6 * MIB, 8 * MIB)
 
 
 def test_a_large_read_has_one_huge_page() -> None:

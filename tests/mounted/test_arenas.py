@@ -1,5 +1,6 @@
 """The memory of a daemon that serves, as the kernel has it mapped: one place for all threads."""
 
+import mmap
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ploopfs.bounds import KEPT_MEMORY_MIB
-from tests.mounted.daemon import device, opened, serving
+from tests.mounted.daemon import device, opened, serving, until
 from tests.mounted.disks import MIB, make_disk
 from tests.smaps import in_huge_pages
 
@@ -68,3 +69,21 @@ def test_what_a_daemon_has_for_large_requests_lies_in_huge_pages(tmp_path: Path)
     with serving(tmp_path, device(disk.directory)) as daemon:
         spans = in_huge_pages(Path(f"/proc/{daemon.process.pid}/smaps").read_text())
         assert max(map(len, spans)) > KEPT_MEMORY_MIB * MIB // 2
+
+
+def test_who_keeps_writes_has_the_memory_for_all_that_he_may_keep(tmp_path: Path) -> None:
+    """But not with the first write: who makes no more has no use for it."""
+    disk = make_disk(tmp_path / "disk", size_bytes=4 * MIB)
+    with serving(tmp_path, device(disk.directory), limits={"unflushed_mib": 32}) as daemon:
+
+        def resident() -> int:
+            fields = Path(f"/proc/{daemon.process.pid}/statm").read_text().split()
+            return int(fields[1]) * mmap.PAGESIZE
+
+        with opened(daemon.disk()) as fd:
+            os.pwrite(fd, bytes([1]) * 4096, 0)
+            before = resident()
+            for number in range(200):
+                os.pwrite(fd, bytes([number]) * 4096, 4096 * number)
+            assert int(daemon.attribute("ploopfs/unflushed_bytes").read_text()) < 1 * MIB
+            until(lambda: resident() > before + 30 * MIB, "the memory is there")
