@@ -12,3 +12,16 @@ def in_huge_pages(smaps: str) -> list[range]:
             start, end = (int(number, 16) for number in first.split("-"))
             span = range(start, end)
     return spans
+
+
+def resident_bytes(smaps: str, span: range) -> int:
+    """So much of what is mapped there is in memory."""
+    is_there, total_kib = False, 0
+    for line in smaps.splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            start, end = (int(number, 16) for number in first.split("-"))
+            is_there = start in span and end <= span.stop
+        elif first == "Rss:" and is_there:
+            total_kib += int(rest[0])
+    return total_kib << 10

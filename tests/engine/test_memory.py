@@ -105,7 +105,7 @@ def test_memory_that_is_expected_is_there_before_it_is_used() -> None:
     ended = subprocess.run([sys.executable, "-c", EXPECTED], capture_output=True, text=True, check=True, timeout=60)
     of_none, found, used, rest, beyond = ast.literal_eval(ended.stdout)
     assert of_none is None, "nothing is the process's own to use"
-    assert 15 * MIB < found < 18 * MIB
+    assert 13 * MIB < found < 18 * MIB, "some of it may have been in use"
     assert used < 2 * MIB, "8 MiB in pieces of a page"
     assert KEPT_MEMORY_MIB * MIB // 2 < found + rest < KEPT_MEMORY_MIB * MIB
     assert beyond is None, "there is no more than what is kept"
