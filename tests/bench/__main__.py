@@ -22,6 +22,7 @@ from tests.bench.images import Tell
 from tests.bench.peers import QEMU_EXPORT, QEMU_FILE, command, lacks, planes
 from tests.bench.profile import profile
 from tests.bench.report import Figures
+from tests.idle import halt_poll_us
 from tests.mounted.daemon import ROOT, unmount
 
 GROUPS = ("one", "holes", "copy-up", "depth", "check")
@@ -139,7 +140,7 @@ def _mounts_below(directory: Path) -> list[Path]:
 def conditions(plan: Plan, scratch: Path) -> dict[str, str]:
     sizes = f"{plan.size_bytes // MIB} MiB, clusters of 1 MiB"
     return {
-        "machine": f"Linux {platform.release()}, {os.cpu_count()} CPUs, {busy():.0%} busy before the first run",
+        "machine": f"Linux {platform.release()}, {_cpus()}, {busy():.0%} busy before the first run",
         "versions": ", ".join(map(_first_line, (command(), ("qemu-storage-daemon",), ("nbdfuse",), ("fio",)))),
         "images": f"{sizes}, on {_filesystem(scratch)}, through the page cache; a copy for each server",
         "ploopfs": f"a vz7 device attached to SCST, both fuses in; {' and '.join(planes())}",
@@ -147,6 +148,12 @@ def conditions(plan: Plan, scratch: Path) -> dict[str, str]:
         "fio": f"direct=1 (but for the plain file); medians of {plan.runs} x {plan.seconds} s, in turn; ± is half of "
         "the way from the slowest run to the fastest",
     }
+
+
+def _cpus() -> str:
+    poll_us = halt_poll_us()
+    idle = "" if poll_us is None else f" (an idle one looks for work for {poll_us} us before it halts)"
+    return f"{os.cpu_count()} CPUs{idle}"
 
 
 def busy() -> float:

@@ -14,18 +14,19 @@ from pathlib import Path
 from ploopfs.bounds import MAX_DEVICES
 from ploopfs.cli.exits import end_on_signals
 from ploopfs.cli.text import TerminalLine
+from tests.idle import halt_poll_us
 from tests.mounted.daemon import ROOT
 from tests.scale.large import MapMemory, Replaced, measure_map, measure_replace
-from tests.scale.many import Tree, make_images, measure_tree
+from tests.scale.many import Beside, Tree, make_images, measure_tree
 
 MIB = 1 << 20
 PARTS = ("devices", "map", "replace")
 
 DESCRIPTION = """\
 Measure what grows with the number of devices of a tree, and with the size of one: how long it takes until all serve,
-memory for each, reading the tree beside the kernel's own sysfs in the same run, memory for each cluster of a map, and
-how long requests wait while a top with a large map is replaced. A number is read, not passed: the exit code says
-nothing about speed.
+memory for each, reading the tree beside the kernel's own sysfs, and beside that behind bindfs, in the same run, memory
+for each cluster of a map, and how long requests wait while a top with a large map is replaced. A number is read, not
+passed: the exit code says nothing about speed.
 """
 EPILOG = """\
 exit codes:
@@ -113,14 +114,25 @@ def _of_tree(one: Tree, many: Tree, size_mib: int) -> list[Figure]:
         Figure("reading all files of a device", many.walk_s / many.walked * 1000, "ms"),
         Figure("ls -l of sys/block and dev", many.ls_s, "s", digits=2),
         Figure("lsblk --sysroot", many.lsblk_s, "s", digits=2),
-        Figure("cat of all queue/standby, each file", many.cat_file_s * 1e6, "us"),
-        Figure("the same of the kernel's own sysfs", many.kernel_cat_file_s * 1e6, "us", digits=1),
-        Figure("  times as long", many.cat_file_s / many.kernel_cat_file_s, wanted=10, digits=1),
-        Figure("open, read and close of a queue/standby", many.read_s * 1e6, "us"),
-        Figure("the same of the kernel's own sysfs", many.kernel_read_s * 1e6, "us", digits=1),
-        Figure("  times as long", many.read_s / many.kernel_read_s, wanted=10, digits=1),
+        *_beside("cat of all queue/standby, each file", many.cat),
+        *_beside("open, read and close of a queue/standby", many.read),
+        *_idle(),
         Figure(f"{each}: until all are closed", many.end_s, "s", digits=2),
     ]
+
+
+def _beside(name: str, found: Beside) -> list[Figure]:
+    return [
+        Figure(name, found.ours_s * 1e6, "us"),
+        Figure("  of the kernel's own sysfs", found.kernel_s * 1e6, "us", digits=1),
+        Figure("  of that behind bindfs, a FUSE file system in C", found.bindfs_s * 1e6, "us"),
+        Figure("  times as long as the kernel's own", found.ours_s / found.kernel_s, wanted=10, digits=1),
+    ]
+
+
+def _idle() -> list[Figure]:
+    poll_us = halt_poll_us()
+    return [] if poll_us is None else [Figure("an idle CPU looks for work before it halts", poll_us, "us")]
 
 
 def _of_map(found: MapMemory) -> list[Figure]:

@@ -1,15 +1,16 @@
 """Many devices in one tree: how long it takes until all serve, what each costs in memory, how fast the tree is read.
 
-Measured from outside, on a real mount. Invariant: what is compared with the kernel's own sysfs is read by the same
-program in the same minute, as many files, so that the machine is the same for both.
+Measured from outside, on a real mount. Invariant: what is compared with the kernel's own sysfs, and with what a FUSE
+file system in C makes of that, is read by the same program in the same minute, as many files, so that the machine is
+the same for all.
 """
 
 import glob
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -19,6 +20,7 @@ from ploopfs.engine.create import create_image
 from ploopfs.image.header import DEFAULT_CLUSTER_SECTORS, SECTOR_BYTES, V2
 from tests.bench.images import settle
 from tests.mounted.daemon import HANG_S, Daemon, device, opened, serving
+from tests.mounted.storage import Bindfs
 from tests.soak.measure import private_bytes
 
 Tell = Callable[[str], None]
@@ -51,13 +53,21 @@ class Tree:
     walk_s: float
     ls_s: float
     lsblk_s: float
-    cat_file_s: float
+    cat: "Beside"
     """Of one `queue/standby` among all, by one cat(1)."""
-    kernel_cat_file_s: float
-    read_s: float
+    read: "Beside"
     """The same by open(2), read(2) and close(2) alone."""
-    kernel_read_s: float
     end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Seconds per file: of our tree, of the kernel's own sysfs, and of that behind bindfs, which is a FUSE file system
+    too, and in C."""
+
+    ours_s: float
+    kernel_s: float
+    bindfs_s: float
 
 
 def make_images(place: Path, count: int, size_bytes: int, tell: Tell) -> list[Path]:
@@ -96,13 +106,15 @@ def measure_tree(place: Path, images: Sequence[Path], tell: Tell, options: Seque
         ls_s, _ = _timed(lambda: _run("ls", "-l", str(daemon.mountpoint / "sys/block"), str(daemon.mountpoint / "dev")))
         lsblk_s, listed = _timed(lambda: _run("lsblk", "--sysroot", str(daemon.mountpoint), "--noheadings", "--raw"))
         assert len(listed.splitlines()) == count, listed
-        cats = _by_turns(_cat, ours, kernels_own(len(ours)))
-        reads = _by_turns(_read_each, ours, kernels_own(len(ours)))
+        theirs = kernels_own(count)
+        with _behind_bindfs(place / "bindfs", theirs) as behind:
+            cat = _by_turns(_cat, ours, theirs, behind)
+            read = _by_turns(_read_each, ours, theirs, behind)
         ending_s = time.perf_counter()
         assert daemon.end() == 0, daemon.log
         end_s = time.perf_counter() - ending_s
     return Tree(
-        count, ready_s, serving_s, start_bytes, walked_bytes, walked, walk_s, ls_s, lsblk_s, *cats, *reads, end_s
+        count, ready_s, serving_s, start_bytes, walked_bytes, walked, walk_s, ls_s, lsblk_s, cat, read, end_s
     )
 
 
@@ -112,17 +124,29 @@ def kernels_own(count: int) -> list[str]:
     return (found * (count // len(found) + 1))[:count]
 
 
+@contextmanager
+def _behind_bindfs(place: Path, paths: Sequence[str]) -> Iterator[list[str]]:
+    """The same files of /sys, as it shows them."""
+    place.mkdir()
+    sysfs = Bindfs(Path("/sys"), place)
+    try:
+        sysfs.mount()
+        yield [str(place / os.path.relpath(path, sysfs.bricks)) for path in paths]
+    finally:
+        sysfs.close()
+
+
 Read = Callable[[Sequence[str]], object]
 
 
-def _by_turns(read: Read, ours: Sequence[str], theirs: Sequence[str]) -> tuple[float, float]:
-    """Seconds per file, of the fastest time: what is slower was held up by something else."""
-    fastest = [float("inf"), float("inf")]
+def _by_turns(read: Read, *sides: Sequence[str]) -> Beside:
+    """The fastest time of each: what is slower was held up by something else."""
+    fastest = [float("inf")] * len(sides)
     for _ in range(REPEATS):
-        for side, paths in enumerate((ours, theirs)):
+        for side, paths in enumerate(sides):
             taken_s, _ = _timed(lambda paths=paths: read(paths))  # type: ignore[misc]
             fastest[side] = min(fastest[side], taken_s / len(paths))
-    return fastest[0], fastest[1]
+    return Beside(*fastest)
 
 
 def _read_all_disks(daemon: Daemon, count: int) -> None:
