@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+
+_COUNTED = ("troubles", "errors", "calls", "bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +22,21 @@ class Report:
         told = ", ".join(f"{count} {name}" for name, count in sorted(self.errors.items())) or "none"
         return f"{self.setting}: {self.calls.total()} calls, {self.troubles.total()} troubles, errors: {told}"
 
-    def document(self) -> dict[str, object]:
-        return asdict(self)
+    def document(self) -> dict[str, dict[str, int]]:
+        """What was counted, as JSON has it."""
+        return {name: dict(getattr(self, name)) for name in _COUNTED}
 
 
 def total(reports: Iterable[Report]) -> Report:
     whole = Report()
     for report in reports:
-        for name in ("calls", "bytes", "errors", "troubles"):
+        for name in _COUNTED:
             getattr(whole, name).update(getattr(report, name))
     return whole
 
 
 def table(report: Report) -> str:
-    rows = [(name, *row) for name in ("troubles", "errors", "calls", "bytes") for row in _rows(getattr(report, name))]
+    rows = [(name, *row) for name in _COUNTED for row in _rows(getattr(report, name))]
     return "\n".join(f"{name:<9} {what:<40} {count:>14,}" for name, what, count in rows)
 
 
