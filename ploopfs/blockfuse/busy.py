@@ -49,6 +49,11 @@ class Busy:
         self._unanswered: list[Made] = []
         self._stand_in: StandIn | None = None
 
+    def begin(self, ring: Ring | None) -> None:
+        """To be called in the event loop."""
+        self.ring = ring
+        StandIn.prepare()
+
     def wrote(self, length: int) -> None:
         """A write of so many bytes was begun."""
         self._writes += 1

@@ -129,7 +129,7 @@ class Connection:
 
     async def _serve(self) -> None:
         self._ring = ring_of_loop()
-        self._busy.ring = self._ring
+        self._busy.begin(self._ring)
         is_quick = False
         with suppress(trio.ClosedResourceError):
             while self._fd >= 0 and not self._is_ending:

@@ -95,6 +95,11 @@ class StandIn:
         trio.lowlevel.start_thread_soon(self._serve, _ended, "stand-in")
 
     @staticmethod
+    def prepare() -> None:
+        """What all of a loop's have in common is there from now on, whoever of its disks is busy first, and when."""
+        _place_of_loop()
+
+    @staticmethod
     def may_begin(ring: Ring) -> bool:
         """Not while so many threads hang in writes already."""
         return len(ring.left_behind) < LEFT_BEHIND

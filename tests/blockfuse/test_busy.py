@@ -233,6 +233,15 @@ async def test_who_asks_while_the_thread_ends_goes_on_with_it(
         assert {answer.errno for answer in kernel.answers} == {0}
 
 
+async def test_what_all_who_stand_in_have_in_common_is_there_before_anybody_is_busy(tmp_path: Path) -> None:
+    """Else who looks for what operations leave behind would find it, whenever a disk happened to be busy first."""
+    with pytest.raises(LookupError):
+        stand_in_module._PLACE.get()
+    async with real(tmp_path):
+        place = stand_in_module._PLACE.get()
+        assert stand_in_module._place_of_loop() is place
+
+
 async def test_without_a_ring_nobody_stands_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[bool]
 ) -> None:
